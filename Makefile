@@ -1,0 +1,43 @@
+# Everything lives in the clone: .venv holds the packages, runs/ the outputs. Nothing global is touched.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+
+export RAY_USAGE_STATS_ENABLED = 0
+export MLFLOW_DISABLE_TELEMETRY = true
+export GIT_PYTHON_REFRESH = quiet
+
+.PHONY: train test test-all lint ui clean
+.DEFAULT_GOAL := help
+
+help:  ## show this list
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+# The interpreter's version is checked before gigabytes are installed; torch is named with its version so that pip
+# cannot pick a newer build with CUDA libraries that this project has not been tested on.
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; ok = (3, 11) <= sys.version_info[:2] < (3, 13); \
+	  sys.exit(0 if ok else f"Python 3.11 or 3.12 is needed, {sys.executable} is {sys.version.split()[0]}: make PYTHON=python3.11")'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "setting up $(VENV) (a few minutes, once) ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[dev]'
+	@touch $@
+
+train: $(STAMP)  ## the main job: train INDM and its linear counterpart on digits, measure both, print the table
+	@$(BIN)/python pipelines/train.py $(ARGS)
+
+test: $(STAMP)  ## everything that CI runs (under 15 minutes on 2 cores)
+	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+test-all: $(STAMP)  ## the slow checks too
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP)  ## ruff and pyright
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+ui: $(STAMP)  ## browse the experiments at http://127.0.0.1:5000
+	@$(BIN)/python -m pipelines.tracking
+
+clean:  ## remove the environment (runs/ stays)
+	rm -rf $(VENV)

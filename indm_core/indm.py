@@ -1,0 +1,175 @@
+r"""INDM: a flow h and a linear diffusion in its latent space, trained together by maximum likelihood.
+
+    z_0 = h(x),  u_t = psi(t, 0) embed(z_0) + R_t eps,  d = eps_hat(u_t, t) - eps,
+
+    NELBO(x) = -log|det dh/dx| - E[log pi(u_T)] + int_{t_min}^{T} E[1/2 d^T M_t d] dt - [log det R]_{t_min}^{T}   (nats)
+
+bounds -log p at t_min of the generative SDE (the last term is the part of E|G^T grad log p_0t|^2 / 2 and of div F that does
+not depend on the networks); `LinearSDE.residual` carries the bound to discrete or continuous data at time 0. With h = identity
+this is the linear diffusion that INDM generalises.
+
+NLL mode minimises the NELBO in both networks. FID mode trains the flow by the NELBO and the score by the variance-weighted
+loss 1/2 |d|^2, with one flow pass and one score evaluation: the variance-weighted loss is back-propagated, and the gradient
+is turned into that of the NELBO at u_t, before u_t enters the score network. Where M is a multiple of I that is a factor
+M_t per sample, exactly; otherwise a second vector-Jacobian product through the same evaluation.
+
+References:
+    Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Theorem 1, Eq. 2
+    and Algorithm 1; Song et al. 2021, "Maximum likelihood training of score-based diffusion models", Theorem 3.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from indm_core.flow import Flow
+from indm_core.model import GenerativeModel, Losses
+from indm_core.noise import Noise, randn_like
+from indm_core.score import ScoreModel, importance_times, likelihood_error, stratified
+from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det
+
+__all__ = ["INDM"]
+
+
+@final
+class INDM(GenerativeModel):
+    """Flow, score and linear SDE.
+
+    Args:
+        flow: h; `Identity()` gives the linear diffusion.
+        backbone: Predicts eps in the basis R: backbone(x, t, y) -> like x.
+        sde: The latent diffusion.
+        shape: Event of the data.
+        mode: 'nll' trains both networks by the NELBO; 'fid' weights the score's loss by the variance.
+        pretrain_steps: Optimiser steps at the start in which the flow is the identity and only the score is trained.
+
+    References: Kim et al. 2022, Algorithm 1 and section 7.2 (pre-training).
+    """
+
+    def __init__(
+        self,
+        flow: Flow,
+        backbone: nn.Module,
+        sde: LinearSDE,
+        *,
+        shape: tuple[int, ...],
+        mode: Literal["nll", "fid"] = "nll",
+        pretrain_steps: int = 0,
+    ) -> None:
+        super().__init__()
+        if mode not in ("nll", "fid"):
+            raise ValueError(f"mode={mode!r} is neither 'nll' nor 'fid'")
+        if pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
+        self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde), sde
+        self.shape, self.mode, self.pretrain_steps = tuple(shape), mode, pretrain_steps
+        self.t_start = sde.t_max
+        self.pretraining: bool | None = None
+
+    def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
+        """One draw of (t, eps) per sample: `objective` as `mode` says, and the terms of the NELBO in nats."""
+        if self.pretraining:
+            u_0, log_det = self.sde.embed(x), x.new_zeros(x.shape[0])
+        else:
+            u_0, log_det = self.encode(x, generator)
+        q = stratified(x.shape[0], x, generator)
+        t, density = importance_times(self.sde, q, self.sde.t_min, self.t_start)
+        t, weight = t.reshape(-1, *[1] * (x.ndim - 1)), density.reciprocal().to(x.dtype)
+        eps = randn_like(u_0, generator)
+        u_t = self.sde.perturb(u_0, t, eps)
+        prior = -self.expected_log_prob_start(u_0, eps)
+        if self.mode == "nll":
+            d = self.score_model.eps(u_t, t, y) - eps
+            denoising = objective = weight * likelihood_error(self.sde, d, t)
+        else:
+            objective, denoising = self._variance_weighted(u_t, t, eps, weight, y)
+        objective = objective + prior - log_det
+        constant = entropy_production(self.sde, u_0, self.t_start)
+        nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
+        terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
+        return Losses(objective, {name: term.detach() for name, term in terms.items()})
+
+    def _variance_weighted(
+        self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, y: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """The variance-weighted loss, whose gradient at u_t is the likelihood-weighted one, and the latter's value."""
+        M = self.sde.M(t)
+        if M.shape == (*t.shape, 1, 1):
+            d = self.score_model.eps(_scale_gradient(u_t, M[..., 0].to(u_t.dtype)), t, y) - eps
+            likelihood = weight * likelihood_error(self.sde, d, t)
+            return weight * 0.5 * d.square().flatten(1).sum(1), likelihood
+        u_leaf = u_t.detach().requires_grad_()
+        d = self.score_model.eps(u_leaf, t, y) - eps
+        likelihood = weight * likelihood_error(self.sde, d, t)
+        variance = weight * 0.5 * d.square().flatten(1).sum(1)
+        if u_t.requires_grad:
+            (gradient,) = torch.autograd.grad(likelihood.sum(), u_leaf, retain_graph=True)
+            path = ((u_t - u_t.detach()) * gradient).flatten(1).sum(1)  # zero, with the NELBO's gradient at u_t
+            variance = variance + path
+        return variance, likelihood
+
+    def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        z, log_det = self.flow(x, generator)
+        return self.sde.embed(z), log_det
+
+    def decode(self, u: Tensor) -> Tensor:
+        return self.flow.inverse(self.sde.project(u))
+
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.score_model(u, t, y)
+
+    def sample_start(self, like: Tensor, generator: Noise = None) -> Tensor:
+        return self.sde.sample_prior(like, generator)
+
+    def log_prob_start(self, u: Tensor) -> Tensor:
+        return self.sde.log_prior(u)
+
+    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor) -> Tensor:
+        """E[log pi(u_T) | u_0] in closed form: the Gaussian cross-entropy."""
+        T = torch.tensor(self.t_start, dtype=torch.float64, device=u_0.device)
+        spread = inverse(self.sde.prior_cov().to(u_0.device)) @ self.sde.cov(T)
+        trace = event_sum(spread.diagonal(dim1=-2, dim2=-1).sum(-1), u_0).to(u_0.dtype)
+        return self.sde.log_prior(apply(self.sde.psi0(T), u_0)) - 0.5 * trace
+
+    def networks(self) -> dict[str, nn.Module]:
+        """`score` and, where it has parameters, `flow`."""
+        networks: dict[str, nn.Module] = {"score": self.score_model}
+        if any(True for _ in self.flow.parameters()):
+            networks["flow"] = self.flow
+        return networks
+
+    def begin_step(self, step: int) -> bool:
+        """The flow rests for the first `pretrain_steps` steps."""
+        pretraining = step < self.pretrain_steps
+        changed = pretraining != self.pretraining
+        self.pretraining = pretraining
+        self.flow.requires_grad_(not pretraining)
+        return changed
+
+
+def entropy_production(sde: LinearSDE, u: Tensor, t_start: float) -> Tensor:
+    """[log det R] at t_start minus that at t_min, summed over the event of u: the NELBO's constant, nats (b,)."""
+    ends = [torch.tensor(t, dtype=torch.float64, device=u.device) for t in (sde.t_min, t_start)]
+    low, high = (event_sum(log_abs_det(sde.R(t)), u) for t in ends)
+    return (high - low).to(u.dtype)
+
+
+class _ScaleGradient(torch.autograd.Function):
+    """The identity, whose gradient is multiplied by a factor."""
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, u: Tensor, factor: Tensor) -> Tensor:
+        ctx.save_for_backward(factor)
+        return u.view_as(u)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:  # pyright: ignore
+        (factor,) = ctx.saved_tensors  # pyright: ignore[reportAttributeAccessIssue]
+        return gradient * factor, None
+
+
+def _scale_gradient(u: Tensor, factor: Tensor) -> Tensor:
+    return _ScaleGradient.apply(u, factor)  # pyright: ignore[reportReturnType]

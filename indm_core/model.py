@@ -1,0 +1,82 @@
+r"""What trainers, samplers and likelihoods see of a model.
+
+A generative model maps data x to a state u = encode(x), diffuses it by its SDE from t_min to t_start, and knows the law of u
+there. Sampling runs the other way: a draw at t_start, a sampler down to t_min, decode.
+
+    -log p(x) = -log_det - log p_{t_min}(u),         p_{t_min} transported from the law at t_start by the ODE or the SDE.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from indm_core.noise import Noise
+from indm_core.sde import LinearSDE
+from indm_core.shapes import Float
+
+__all__ = ["GenerativeModel", "Losses"]
+
+
+class Losses(NamedTuple):
+    """Per-sample losses.
+
+    Args:
+        objective: What is minimised, (b,); its unit is the model's own.
+        terms: Detached figures in nats, (b,) each; `nelbo` is the bound that progress is read from.
+    """
+
+    objective: Tensor
+    terms: dict[str, Tensor]
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A model of data x of shape (b, *shape), levels scaled to the card's range and dequantised."""
+
+    sde: LinearSDE
+    t_start: float
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def forward(
+        self, x: Float[Tensor, b *event], y: Tensor | None = None, generator: Noise = None
+    ) -> Losses:
+        """The training losses; they are `forward` because DistributedDataParallel averages gradients only through it."""
+
+    @abstractmethod
+    def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        """The state's mean u (b, *event, k) at time 0 and log_det (b,), nats."""
+
+    @abstractmethod
+    def decode(self, u: Tensor) -> Tensor:
+        """x from a state at time 0 (or t_min)."""
+
+    @abstractmethod
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """grad log p_t(u), like u."""
+
+    @abstractmethod
+    def sample_start(self, like: Tensor, generator: Noise = None) -> Tensor:
+        """A draw of u at t_start, like the state `like`."""
+
+    @abstractmethod
+    def log_prob_start(self, u: Tensor) -> Tensor:
+        """log p(u) at t_start, nats (b,)."""
+
+    @abstractmethod
+    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor) -> Tensor:
+        """E[log p(u at t_start) | u_0]: closed where the law allows, else the value at the noise eps, which is unbiased."""
+
+    @abstractmethod
+    def networks(self) -> dict[str, nn.Module]:
+        """The networks that are optimised, by name; each has its own optimiser settings and gradient clip."""
+
+    @abstractmethod
+    def begin_step(self, step: int) -> bool:
+        """Announces optimiser step `step`; True where the set of trained parameters has changed since the last call."""
+
+    def state_like(self, num: int, like: Tensor) -> Tensor:
+        """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""
+        return self.sde.embed(like.new_zeros(num, *self.shape))

@@ -1,0 +1,227 @@
+r"""Samplers: from a state at ts[0] down to ts[-1], for any SDE and any score.
+
+Every sampler has the form  sample_x(sde, score, u, ts, *, generator=None, ...) -> u  with ts a decreasing 1-D float64 tensor
+inside [t_min, t_max]. Noise comes from `generator`; a sequence of generators, one per sample, makes each sample independent of
+its batch.
+
+    EM      u_s = u_t - h [drift - GG^T score] + sqrt(h) G z,   h = t - s                    (weak order 1)
+    PC      Langevin steps at t, then EM to s                                                 (Song et al. 2021, Alg. 2-5)
+    ODE     the probability-flow ODE by an adaptive Dormand-Prince 5(4), a step size per sample
+
+References:
+    Song et al. 2021, "Score-based generative modeling through SDEs"; Karras et al. 2022 (EDM grid).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from indm_core.model import GenerativeModel
+from indm_core.noise import Noise, randn_like
+from indm_core.ode import State, rk45
+from indm_core.sde import SDE, LinearSDE, apply, sqrt_psd
+from indm_core.shapes import Float
+
+__all__ = [
+    "Score",
+    "draw",
+    "edm_times",
+    "log_rho_times",
+    "power_times",
+    "sample_em",
+    "sample_ode",
+    "sample_pc",
+    "uniform_times",
+]
+
+Sampler = Callable[[SDE, "Score", Tensor, Tensor, Noise], Tensor]
+
+
+class Score(Protocol):
+    """grad log p_t(u), like u; t is 0-d or (b, 1, ..., 1), y a label or another condition."""
+
+    def __call__(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
+
+
+def uniform_times(sde: SDE, num_steps: int) -> Float[Tensor, n]:
+    """num_steps + 1 equally spaced times from t_max down to t_min, float64."""
+    return power_times(sde, num_steps, 1.0)
+
+
+def power_times(sde: SDE, num_steps: int, power: float) -> Float[Tensor, n]:
+    """Times equally spaced in t^(1/power): power 2 is the quadratic grid, dense at small t."""
+    if power <= 0:
+        raise ValueError(f"power={power} must be positive")
+    share = _descending(num_steps)
+    low, high = sde.t_min ** (1 / power), sde.t_max ** (1 / power)
+    return ((low + share * (high - low)) ** power).clamp(sde.t_min, sde.t_max)
+
+
+def log_rho_times(sde: LinearSDE, num_steps: int) -> Float[Tensor, n]:
+    """Times equally spaced in log rho, rho = (det Sigma)^(1/2)/det psi: the noise in units of the signal."""
+    low, high = _log_rho_range(sde)
+    return sde.time_at(2 * (low + _descending(num_steps) * (high - low))).clamp(sde.t_min, sde.t_max)
+
+
+def edm_times(sde: LinearSDE, num_steps: int, power: float = 7.0) -> Float[Tensor, n]:
+    """Times equally spaced in rho^(1/power) (Karras et al. 2022, Eq. 5)."""
+    if power <= 0:
+        raise ValueError(f"power={power} must be positive")
+    low, high = (torch.exp(v / power) for v in _log_rho_range(sde))
+    rho = low + _descending(num_steps) * (high - low)
+    return sde.time_at(2 * power * torch.log(rho)).clamp(sde.t_min, sde.t_max)
+
+
+def _descending(num_steps: int) -> Tensor:
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+
+def _log_rho_range(sde: LinearSDE) -> tuple[Tensor, Tensor]:
+    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    low, high = (0.5 * sde.log_importance(ends)).flatten()
+    return low, high
+
+
+def check_times(sde: SDE, ts: Tensor) -> None:
+    """Refuses a grid that is not strictly decreasing or leaves [t_min, t_max]."""
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"ts: a grid needs at least two times in one dimension, got shape {tuple(ts.shape)}")
+    steps = ts[1:] - ts[:-1]
+    if not bool((steps < 0).all()):
+        i = int((steps >= 0).nonzero()[0])
+        raise ValueError(f"ts must decrease: ts[{i}]={float(ts[i]):g} is followed by ts[{i + 1}]={float(ts[i + 1]):g}")
+    sde.check_time("ts[0]", float(ts[0]))
+    sde.check_time("ts[-1]", float(ts[-1]))
+
+
+@torch.no_grad()
+def sample_em(sde: SDE, score: Score, u: Tensor, ts: Tensor, *, generator: Noise = None, lam: float = 1.0) -> Tensor:
+    """Euler-Maruyama for the reverse SDE (lam = 1) or any process of the same marginals (0 <= lam).
+
+    Args:
+        u: State at ts[0], (b, *event, K).
+        ts: Decreasing times.
+        lam: Stochasticity; 0 is Euler's method for the ODE.
+
+    Returns:
+        The state at ts[-1]; len(ts) - 1 evaluations of the score.
+    """
+    check_times(sde, ts)
+    if lam < 0:
+        raise ValueError(f"lam={lam} must not be negative")
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        u = _em_step(sde, score, u, t, s, lam, generator)
+    return u
+
+
+def _em_step(sde: SDE, score: Score, u: Tensor, t: Tensor, s: Tensor, lam: float, generator: Noise) -> Tensor:
+    h = t - s
+    mean = u - h.to(u.dtype) * sde.reverse_drift(u, t, score(u, t), lam)
+    if lam == 0:
+        return mean
+    return mean + apply(lam * sqrt_psd(h * sde.GG(t)), randn_like(u, generator))
+
+
+@torch.no_grad()
+def sample_pc(
+    sde: LinearSDE,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    *,
+    generator: Noise = None,
+    snr: float = 0.16,
+    corrector_steps: int = 1,
+) -> Tensor:
+    """Predictor-corrector: at each time `corrector_steps` Langevin steps, then Euler-Maruyama.
+
+    A Langevin step is u + a score + sqrt(2 a) z with a = 2 (snr |z| / |score|)^2, the norms taken per sample.
+
+    Args:
+        snr: Signal-to-noise ratio of the corrector (0.16 for CIFAR-10 with VE).
+        corrector_steps: Langevin steps per time.
+
+    Returns:
+        The state at ts[-1]; (corrector_steps + 1) (len(ts) - 1) evaluations of the score.
+    """
+    check_times(sde, ts)
+    if snr <= 0:
+        raise ValueError(f"snr={snr} must be positive")
+    if corrector_steps < 0:
+        raise ValueError(f"corrector_steps={corrector_steps} must not be negative")
+    for t, s in zip(ts[:-1], ts[1:], strict=True):
+        for _ in range(corrector_steps):
+            u = _langevin_step(u, score(u, t), snr, generator)
+        u = _em_step(sde, score, u, t, s, 1.0, generator)
+    return u
+
+
+def _langevin_step(u: Tensor, score: Tensor, snr: float, generator: Noise) -> Tensor:
+    z = randn_like(u, generator)
+    ratio = z.flatten(1).norm(dim=1) / score.flatten(1).norm(dim=1).clamp(min=1e-12)
+    a = (2 * (snr * ratio).square()).reshape(-1, *[1] * (u.ndim - 1))
+    return u + a * score + (2 * a).sqrt() * z
+
+
+@torch.no_grad()
+def sample_ode(
+    sde: SDE,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    *,
+    generator: Noise = None,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+) -> Tensor:
+    """The probability-flow ODE from ts[0] to ts[-1] by RK45 (the times between are not used, nor is the generator).
+
+    Args:
+        rtol, atol: Tolerances per sample.
+
+    Raises:
+        ConvergenceError: the tolerance is not reached.
+    """
+    check_times(sde, ts)
+
+    def field(t: Tensor, state: State, rows: Tensor) -> State:
+        t = t.reshape(-1, *[1] * (u.ndim - 2))
+        return (sde.reverse_drift(state[0], t, score(state[0], t), lam=0.0),)
+
+    (u,), _ = rk45(field, (u,), float(ts[0]), float(ts[-1]), rtol=rtol, atol=atol)
+    return u
+
+
+@torch.no_grad()
+def draw(
+    model: GenerativeModel,
+    sampler: Sampler,
+    ts: Tensor,
+    like: Tensor,
+    num: int,
+    *,
+    generator: Noise = None,
+    denoise: bool = True,
+) -> Tensor:
+    """Samples x of a model: its law at t_start, a sampler down to t_min, optionally Tweedie's mean there, one decode.
+
+    Args:
+        sampler: sampler(sde, score, u, ts, generator) -> u.
+        ts: Decreasing times from the model's t_start.
+        like: Gives dtype and device.
+        num: Number of samples.
+        generator: One generator per sample makes the samples independent of `num` and of their order.
+        denoise: Whether E[u_0 | u at ts[-1]] replaces the state there.
+    """
+    u = model.sample_start(model.state_like(num, like), generator)
+    u = sampler(model.sde, model.score, u, ts, generator)
+    if denoise:
+        t = ts[-1]
+        u = model.sde.denoise(u, t, model.score(u, t))
+    return model.decode(u)

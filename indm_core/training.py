@@ -1,0 +1,222 @@
+r"""One optimisation step and its state.
+
+A step averages the objective over a global batch (several micro-batches, several ranks), clips the gradient of each network by
+its own norm, takes an AdamW step and moves the exponential moving average
+
+    ema <- d ema + (1 - d) theta,     d = min(decay, (1 + n)/(10 + n)) after n steps  (or d = decay, as published).
+
+A step whose loss or gradient is not finite is skipped and counted: the gradients that the ranks share carry the fault to all
+of them, so that all skip it together. Noise is a function of (seed, step, rank), so that nothing of a random generator needs to
+be stored: a resumed run draws what it would have drawn.
+
+References:
+    Loshchilov and Hutter 2019 (AdamW); Kim et al. 2022, appendix F (clip per network, EMA).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
+
+from indm_core.model import GenerativeModel, Losses
+
+__all__ = ["AdamW", "NonFiniteLossError", "StepReport", "Trainer", "step_seed"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdamW:
+    """Optimiser settings of one network.
+
+    Args:
+        lr: Learning rate.
+        beta_1, beta_2: Decay of the first and second moments.
+        weight_decay: Decoupled weight decay.
+        clip: Largest norm of the network's gradient.
+    """
+
+    lr: float = 2e-4
+    beta_1: float = 0.9
+    beta_2: float = 0.99
+    weight_decay: float = 0.01
+    clip: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0:
+            raise ValueError(f"lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} >= 0")
+
+
+class NonFiniteLossError(RuntimeError):
+    """Too many steps in a row had a loss or gradient that is not finite."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What a step measured: mean terms in nats (of this rank), gradient norms before clipping, and whether it was taken."""
+
+    terms: dict[str, Tensor]
+    gradient_norms: dict[str, float]
+    skipped: bool
+
+
+def step_seed(seed: int, step: int, rank: int) -> int:
+    """A 63-bit seed for the noise of one step on one rank, statistically independent of every other."""
+    words = np.random.SeedSequence([seed, step, rank]).generate_state(1, np.uint64)
+    return int(words[0] >> np.uint64(1))
+
+
+class Trainer:
+    """Model, optimisers and EMA.
+
+    Args:
+        model: Trained in place.
+        optimisers: Settings by network name; every network of `model.networks()` needs one.
+        ema_decay: Decay of the average, in [0, 1).
+        ema_ramp: Whether the decay is min(decay, (1 + n)/(10 + n)).
+        max_skipped: Consecutive steps that may be skipped before the run stops.
+        wrap: Wraps the model for several ranks; called anew where the trained parameters change.
+        autocast: Context of the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        optimisers: dict[str, AdamW],
+        *,
+        ema_decay: float = 0.9999,
+        ema_ramp: bool = True,
+        max_skipped: int = 10,
+        wrap: Callable[[GenerativeModel], nn.Module] = lambda model: model,
+        autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
+        missing = set(model.networks()) - set(optimisers)
+        if missing:
+            raise ValueError(f"optimisers: no settings for {sorted(missing)}; given are {sorted(optimisers)}")
+        if not 0 <= ema_decay < 1:
+            raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1)")
+        self.model, self.settings = model, {name: optimisers[name] for name in model.networks()}
+        self.optimisers = {
+            name: torch.optim.AdamW(
+                network.parameters(),
+                lr=self.settings[name].lr,
+                betas=(self.settings[name].beta_1, self.settings[name].beta_2),
+                weight_decay=self.settings[name].weight_decay,
+            )
+            for name, network in model.networks().items()
+        }
+        self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
+        self.ema = AveragedModel(model, multi_avg_fn=self._average)
+        self.wrap, self.autocast = wrap, autocast
+        self.wrapped: nn.Module = model
+        self.step_count, self.skipped, self.skipped_in_a_row = 0, 0, 0
+        self.model.begin_step(0)
+        self._fresh = True
+
+    @torch.no_grad()
+    def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+        n = self.step_count
+        decay = min(self.ema_decay, (1 + n) / (10 + n)) if self.ema_ramp else self.ema_decay
+        torch._foreach_lerp_(averaged, current, 1 - decay)
+
+    def step(self, batches: Iterable[tuple[Tensor, Tensor | None]], generator: torch.Generator) -> StepReport:
+        """One step over the micro-batches (x, y) of this rank, all of one size.
+
+        Raises:
+            NonFiniteLossError: `max_skipped` steps in a row were not finite; the parameters are those of the last good one.
+        """
+        if self.model.begin_step(self.step_count) or self._fresh:
+            self.wrapped, self._fresh = self.wrap(self.model), False
+        self.model.train()
+        batches = list(batches)
+        totals: dict[str, Tensor] = {}
+        for i, (x, y) in enumerate(batches):
+            with self._synchronise(last=i + 1 == len(batches)):
+                with self.autocast():
+                    losses: Losses = self.wrapped(x, y, generator)
+                (losses.objective.mean() / len(batches)).backward()
+            for name, term in losses.terms.items():
+                totals[name] = totals.get(name, 0.0) + term.mean() / len(batches)
+        norms = self._clip()
+        finite = all(np.isfinite(norm) for norm in norms.values())
+        self._apply(finite)
+        return StepReport(totals, norms, skipped=not finite)
+
+    def _synchronise(self, last: bool) -> AbstractContextManager[Any]:
+        """Ranks exchange gradients once a step, with the last micro-batch."""
+        no_sync = getattr(self.wrapped, "no_sync", None)
+        return nullcontext() if last or no_sync is None else no_sync()
+
+    def _clip(self) -> dict[str, float]:
+        networks = self.model.networks()
+        norms = {
+            name: torch.nn.utils.clip_grad_norm_([p for p in networks[name].parameters() if p.grad is not None], s.clip)
+            for name, s in self.settings.items()
+        }
+        return dict(zip(norms, torch.stack([n.float() for n in norms.values()]).tolist(), strict=True))
+
+    def _apply(self, finite: bool) -> None:
+        if finite:
+            for optimiser in self.optimisers.values():
+                optimiser.step()
+            self.ema.update_parameters(self.model)
+            self.skipped_in_a_row = 0
+        else:
+            self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
+        for optimiser in self.optimisers.values():
+            optimiser.zero_grad(set_to_none=True)
+        self.step_count += 1
+        if self.skipped_in_a_row >= self.max_skipped:
+            raise NonFiniteLossError(
+                f"the loss was not finite {self.skipped_in_a_row} steps in a row (steps "
+                f"{self.step_count - self.skipped_in_a_row} to {self.step_count - 1}); lower lr or look at the data"
+            )
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and plain numbers that `load` restores bit for bit."""
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        for name, optimiser in self.optimisers.items():
+            for index, slots in optimiser.state_dict()["state"].items():
+                tensors |= {f"optimiser.{name}.{index}.{slot}": value for slot, value in slots.items()}
+        return tensors, {"step": self.step_count, "skipped": self.skipped, "averaged": int(self.ema.n_averaged)}
+
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+        """Restores `state`; the optimisers' settings stay those of this trainer.
+
+        Raises:
+            ValueError: tensors of another architecture.
+        """
+        load_tensors(self.model, _under(tensors, "model."))
+        load_tensors(self.ema.module, _under(tensors, "ema."))
+        for name, optimiser in self.optimisers.items():
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in _under(tensors, f"optimiser.{name}.").items():
+                index, slot = key.split(".", 1)
+                state.setdefault(int(index), {})[slot] = value
+            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+        self.step_count, self.skipped = numbers["step"], numbers["skipped"]
+        self.ema.n_averaged.fill_(numbers["averaged"])
+        self._fresh = True
+
+
+def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def load_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """`load_state_dict` that says in one line which tensor does not fit."""
+    own = module.state_dict()
+    for key in sorted(own.keys() | tensors.keys()):
+        if key not in own or key not in tensors:
+            side = "model" if key not in own else "checkpoint"
+            raise ValueError(f"checkpoint of another architecture: the {side} has no tensor {key!r}")
+        if own[key].shape != tensors[key].shape:
+            shapes = f"{tuple(tensors[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model"
+            raise ValueError(f"checkpoint of another architecture: {key!r} has shape {shapes}")
+    module.load_state_dict(tensors)
