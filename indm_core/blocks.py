@@ -76,7 +76,7 @@ class Down(nn.Module):
 
     def __init__(self, *, fir: bool) -> None:
         super().__init__()
-        self.filter = FIR(stride=2, padding=1) if fir else nn.AvgPool2d(2, ceil_mode=True, count_include_pad=False)
+        self.filter = FIR(stride=2, padding=1) if fir else nn.AvgPool2d(2, ceil_mode=True)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h2 w2"]:
         return self.filter(x)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Literal, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +35,7 @@ from indm_core.shapes import Float, Int
 __all__ = ["NEAR_ZERO", "ConditionEmbedding", "FourierEmbedding", "PositionalEmbedding", "initialised"]
 
 NEAR_ZERO = 1e-10
-Layer = TypeVar("Layer", nn.Linear, nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
 
 def initialised(layer: Layer, *, scale: float = 1.0, generator: torch.Generator | None = None) -> Layer:
@@ -91,7 +91,7 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("ticks", (f * 2**16).round().to(torch.int32))
 
     def forward(self, s: Float[Tensor, " b"]) -> Float[Tensor, "b n"]:
-        phase = s[:, None] * (self.ticks * (2 * math.pi * 2**-16))
+        phase = s[:, None] * self.ticks * (2 * math.pi * 2**-16)  # s first: integers times a float would be float32
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
@@ -116,7 +116,7 @@ class ConditionEmbedding(nn.Module):
         *,
         time_feature: Callable[[Tensor], Tensor],
         num_classes: int = 0,
-        embedding: Literal["positional", "fourier"] = "positional",
+        embedding: str = "positional",
         fourier_scale: float = 16.0,
         generator: torch.Generator | None = None,
     ) -> None:

@@ -28,12 +28,12 @@ class Flow(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Float[Tensor, b *event], generator: Noise = None
-    ) -> tuple[Float[Tensor, b *event], Float[Tensor, b]]:
+        self, x: Float[Tensor, " b *event"], generator: Noise = None
+    ) -> tuple[Float[Tensor, " b *event"], Float[Tensor, " b"]]:
         """z = h(x) and log|det dz/dx| in nats; the generator drives the log-det's estimator where it has one."""
 
     @abstractmethod
-    def inverse(self, z: Float[Tensor, b *event]) -> Float[Tensor, b *event]:
+    def inverse(self, z: Float[Tensor, " b *event"]) -> Float[Tensor, " b *event"]:
         """x = h^-1(z)."""
 
 

@@ -67,7 +67,7 @@ class INDM(GenerativeModel):
         self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde), sde
         self.shape, self.mode, self.pretrain_steps = tuple(shape), mode, pretrain_steps
         self.t_start = sde.t_max
-        self.pretraining: bool | None = None
+        self.pretraining = False
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """One draw of (t, eps) per sample: `objective` as `mode` says, and the terms of the NELBO in nats."""
@@ -141,13 +141,13 @@ class INDM(GenerativeModel):
             networks["flow"] = self.flow
         return networks
 
-    def begin_step(self, step: int) -> bool:
-        """The flow rests for the first `pretrain_steps` steps."""
-        pretraining = step < self.pretrain_steps
-        changed = pretraining != self.pretraining
-        self.pretraining = pretraining
-        self.flow.requires_grad_(not pretraining)
-        return changed
+    def phase(self, step: int) -> str:
+        """'pretraining' (the flow rests at the identity) for the first `pretrain_steps` steps, then 'joint'."""
+        return "pretraining" if step < self.pretrain_steps else "joint"
+
+    def begin_phase(self, phase: str) -> None:
+        self.pretraining = phase == "pretraining"
+        self.flow.requires_grad_(not self.pretraining)
 
 
 def entropy_production(sde: LinearSDE, u: Tensor, t_start: float) -> Tensor:

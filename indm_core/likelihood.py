@@ -20,7 +20,7 @@ zero, is subtracted, c fitted on the other half of the draws (so that the estima
 draws and images, and draws come in antithetic pairs (eps, -eps).
 
 References:
-    Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM), section 7.1 and appendix E.
+    Theis et al. 2016 (dequantisation); Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM), section 7.1 and appendix E.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ from torch import Tensor
 
 from indm_core.indm import entropy_production
 from indm_core.model import GenerativeModel
-from indm_core.noise import Noise, rademacher_like, randn_like
+from indm_core.noise import Noise, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, rk45
 from indm_core.score import importance_times, likelihood_error, stratified
 from indm_core.sde import SDE, event_sum
 from indm_core.shapes import Float
 
-__all__ = ["Node", "bits_per_dim", "log_prob_u", "nelbo", "nll"]
+__all__ = ["Node", "bits_per_dim", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
 
 Node = tuple[Tensor, Tensor, float | Tensor]
 """t (0-d or (b, 1, ..., 1)), eps like u, and the weight, a number or (b,)."""
@@ -62,9 +62,29 @@ def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: flo
     return nats / (num_dims * math.log(2)) + math.log2(levels / (high - low))
 
 
+def dequantise(k: Tensor, levels: int, low: float, high: float, generator: Noise = None) -> Tensor:
+    """x = low + (high - low) (k + u)/levels with u uniform on [0, 1): continuous data whose density integrates over a cell
+    to the probability of a level (Theis et al. 2016).
+
+    Args:
+        k: Levels 0, ..., levels - 1, (b, *event), any dtype.
+        levels: L; 0 says that the data are continuous already, and they are returned as float32.
+        low, high: Range of x.
+    """
+    x = k.float()
+    if levels == 0:
+        return x
+    return low + (high - low) * (x + rand_like(x, generator)) / levels
+
+
+def quantise(x: Tensor, levels: int, low: float, high: float) -> Tensor:
+    """The level of each x, the inverse of `dequantise`; x outside [low, high) goes to the nearest level. int64."""
+    return ((x - low) / (high - low) * levels).floor().clamp(0, levels - 1).long()
+
+
 def nll(
     model: GenerativeModel,
-    x: Float[Tensor, b *event],
+    x: Float[Tensor, " b *event"],
     *,
     residual: bool = True,
     num_probes: int = 1,
@@ -73,7 +93,7 @@ def nll(
     atol: float = 1e-5,
     generator: Noise = None,
     y: Tensor | None = None,
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """-log p(x) by the probability-flow ODE.
 
     Args:
@@ -112,7 +132,7 @@ def log_prob_u(
     atol: float = 1e-5,
     generator: Noise = None,
     y: Tensor | None = None,
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """log p_t(u) of the probability-flow ODE that starts from the model's law at t_start, nats.
 
     Raises:
@@ -159,14 +179,14 @@ def _velocity_and_divergence(
 @torch.no_grad()
 def nelbo(
     model: GenerativeModel,
-    x: Float[Tensor, b *event],
+    x: Float[Tensor, " b *event"],
     *,
     residual: bool = True,
     num_draws: int = 1,
     nodes: Sequence[Node] | None = None,
     generator: Noise = None,
     y: Tensor | None = None,
-) -> Float[Tensor, b]:
+) -> Float[Tensor, " b"]:
     """The variational bound on -log p(x) of the generative SDE.
 
     Args:

@@ -1,30 +1,30 @@
 r"""Distances between two sets of samples, from the features that a network makes of them.
 
-A feature network f is the caller's (`pipelines.features`); here a sample is a row f(x) of a matrix (n, d). With a for the
-generated samples and b for the data,
+A feature network f is the caller's (`pipelines.features`); here a sample is a row f(x) of a matrix (n, d). With a for
+the generated samples and b for the data,
 
     Frechet distance   |m_a - m_b|^2 + tr(C_a + C_b) - 2 tr (C_a^1/2 C_b C_a^1/2)^1/2,
     kernel distance    MMD^2 = E k(a, a') + E k(b, b') - 2 E k(a, b),    k(x, y) = (gamma x.y + c)^3,
     Inception Score    exp E_x KL(p(y|x) || p(y)),
 
-m the mean and C the covariance of the features. The Frechet distance is the squared 2-Wasserstein distance of N(m_a, C_a) and
-N(m_b, C_b). With any factors C = A A^T its last term is a nuclear norm,
+m the mean and C the covariance of the features. The Frechet distance is the squared 2-Wasserstein distance of
+N(m_a, C_a) and N(m_b, C_b). With any factors C_a = A A^T, C_b = B B^T its last term is a nuclear norm,
 
     tr (C_a^1/2 C_b C_a^1/2)^1/2 = |A^T B|_* = sum of the singular values of A^T B,
 
-which is what is computed: real by construction, and exact to rounding for singular C, where the square roots of rounding
-errors in the eigenvalues of C_a C_b would cost half of the digits.
+which is what is computed: real by construction, and exact to rounding for singular C, where the square roots of
+rounding errors in the eigenvalues of C_a C_b would cost half of the digits.
 
 What is biased, and in which direction:
 
-    Frechet distance   put in for n samples it is too large by O(1/n) (the estimated C_a has spread-out eigenvalues), and by
-                       an amount that depends on the law of a: compare values at equal n, never across different n.
+    Frechet distance   with the moments of n samples put in for a it is too large, by O(1/n) times a number that depends
+                       on the law of a: compare values at equal n, never across different n.
     kernel distance    unbiased at every n; hence slightly negative at times.
     Inception Score    too small (the entropy of an estimated p(y) is): compare at equal n / splits.
 
 References:
     Heusel et al. 2017, "GANs trained by a two time-scale update rule", Eq. 6 (the Frechet distance).
-    Binkowski et al. 2018, "Demystifying MMD GANs", Eq. 4 and section 4 (the kernel distance; the bias of the Frechet distance).
+    Binkowski et al. 2018, "Demystifying MMD GANs", Eq. 4 and section 4 (kernel distance; bias of the Frechet distance).
     Salimans et al. 2016, "Improved techniques for training GANs", section 4 (the Inception Score).
     Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1 (pairwise update of moments).
 """
@@ -73,7 +73,7 @@ class Moments:
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
     @property
-    def mean(self) -> Float[Tensor, d]:
+    def mean(self) -> Float[Tensor, " d"]:
         """Sample mean. Raises: ValueError before the first sample."""
         if self.count < 1:
             raise ValueError("count=0: a mean needs at least 1 sample")
@@ -86,7 +86,7 @@ class Moments:
             raise ValueError(f"count={self.count}: a covariance needs at least 2 samples")
         return self._scatter / (self.count - 1)
 
-    def update(self, features: Float[Tensor, ...]) -> Moments:
+    def update(self, features: Float[Tensor, "*_"]) -> Moments:
         """Take in a batch.
 
         Args:
@@ -119,9 +119,7 @@ class Moments:
             self.count, self._mean, self._scatter = count, mean.clone(), scatter.clone()
             return self
         if mean.shape != self._mean.shape:
-            raise ValueError(
-                f"{argument}: {len(mean)} features a sample, but the samples so far have {len(self._mean)}"
-            )
+            raise ValueError(f"{argument}: {len(mean)} features a sample, but those so far have {len(self._mean)}")
         total = self.count + count
         delta = mean.to(self._mean) - self._mean
         self._mean = self._mean + delta * (count / total)
@@ -143,17 +141,17 @@ class Moments:
 
 
 def frechet_distance(
-    mean_a: Float[Tensor, "*shape_a"],
-    cov_a: Float[Tensor, "*shape_aa"],
-    mean_b: Float[Tensor, "*shape_b"],
-    cov_b: Float[Tensor, "*shape_bb"],
+    mean_a: Float[Tensor, "*_"],
+    cov_a: Float[Tensor, "*_"],
+    mean_b: Float[Tensor, "*_"],
+    cov_b: Float[Tensor, "*_"],
 ) -> Float[Tensor, ""]:
     r"""Squared 2-Wasserstein distance of two Gaussian laws, in float64.
 
         |m_a - m_b|^2 + tr C_a + tr C_b - 2 |C_a^1/2 C_b^1/2|_*
 
-    Symmetric in a and b. Covariances may be singular: eigenvalues below d * 2.2e-16 of the largest are rounding errors and
-    count as 0. The distance of equal laws comes out as +-1e-15 of the traces; a negative value is returned as 0.
+    Symmetric in a and b. Covariances may be singular: eigenvalues below d * 2.2e-16 of the largest are rounding errors
+    and count as 0. The distance of equal laws comes out as +-1e-15 of the traces; a negative value is returned as 0.
 
     Args:
         mean_a, mean_b: Means (d,).
@@ -170,9 +168,7 @@ def frechet_distance(
     mean_b, factor_b = _as_gaussian("b", mean_b, cov_b)
     if mean_a.shape != mean_b.shape:
         raise ValueError(f"mean_b: {len(mean_b)} features, but mean_a has {len(mean_a)}")
-    cross = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
-    distance = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum() - 2 * cross
-    return distance.clamp(min=0)
+    return _distance(mean_a, factor_a, mean_b, factor_b)
 
 
 @final
@@ -186,37 +182,37 @@ class FrechetDistance:
 
 
 def frechet_bootstrap(
-    features: Float[Tensor, ...],
-    mean_ref: Float[Tensor, "*shape_r"],
-    cov_ref: Float[Tensor, "*shape_rr"],
+    features: Float[Tensor, "*_"],
+    mean_ref: Float[Tensor, "*_"],
+    cov_ref: Float[Tensor, "*_"],
     *,
     num_resamples: int = 100,
     generator: torch.Generator | None = None,
 ) -> FrechetDistance:
     r"""Frechet distance of samples from a reference law, with its standard error by the bootstrap.
 
-    The n samples are drawn n times with replacement; the standard deviation of the distance over `num_resamples` such sets
-    is the standard error. A set is a vector of weights w (how often each sample was drawn), so that with C_ref = B B^T
+    The n samples are drawn n times with replacement; the standard deviation of the distance over `num_resamples` such
+    sets is the standard error. A set is a vector of weights w (how often each sample was drawn); with C_ref = B B^T
 
         tr (C_w^1/2 C_ref C_w^1/2)^1/2 = |diag(w/(n-1))^1/2 (X - 1 m_w^T) B|_*
 
     needs one Gram matrix and one symmetric eigenvalue problem of size min(n, d) and no matrix root.
 
-    `value` is biased upward in n (see the module): compare values at equal n only. The resampled distances lie higher still,
-    by about the same bias once more, which is why their spread is used and not their position. The reference is held fixed:
-    its own sampling error is common to all models compared with it.
+    `value` is biased upward, by O(1/n) (see the module): compare values at equal n only. The resampled distances lie
+    higher still, by about the same bias once more, which is why their spread is used and not their position. The
+    reference is held fixed: its own sampling error is common to all models compared with it.
 
     Args:
         features: One sample per row (n, d), n >= 2.
         mean_ref, cov_ref: The reference law, (d,) and (d, d).
-        num_resamples: R >= 2; the standard error is itself good to 1/sqrt(2 (R - 1)): 7 % for 100, 16 % for 20. A resample
-            takes 1-2 seconds on one core for n = 5000 and the 2048 features of Inception-v3: there use 20.
+        num_resamples: R >= 2; the standard error is itself good to 1/sqrt(2 (R - 1)): 7 % for 100, 16 % for 20. A
+            resample takes 2 seconds on one core for n = 5000 and the 2048 features of Inception-v3: there use 20.
         generator: Draws the resamples.
 
     Raises: ValueError as `frechet_distance` and for fewer than 2 samples or resamples.
     """
     x = _as_samples("features", features, at_least=2)
-    mean_ref, factor_ref = _as_gaussian("ref", mean_ref, cov_ref)
+    mean_ref, factor_ref = _as_gaussian("ref", mean_ref.to(x.device), cov_ref.to(x.device))
     num_samples, num_features = x.shape
     if num_features != len(mean_ref):
         raise ValueError(f"mean_ref: {len(mean_ref)} features, but the samples have {num_features}")
@@ -224,7 +220,7 @@ def frechet_bootstrap(
         raise ValueError(f"num_resamples={num_resamples}: a standard error needs at least 2")
 
     moments = Moments().update(x)
-    value = frechet_distance(moments.mean, moments.cov, mean_ref, cov_ref)
+    value = _distance(*_as_gaussian("features", moments.mean, moments.cov), mean_ref, factor_ref)
     projected, trace_ref = x @ factor_ref, factor_ref.square().sum()
     resampled = []
     for _ in range(num_resamples):
@@ -253,8 +249,8 @@ class KernelDistance:
 
 
 def kernel_distance(
-    features_a: Float[Tensor, ...],
-    features_b: Float[Tensor, ...],
+    features_a: Float[Tensor, "*_"],
+    features_b: Float[Tensor, "*_"],
     *,
     degree: int = 3,
     gamma: float | None = None,
@@ -270,14 +266,14 @@ def kernel_distance(
         MMD^2 = sum_{i!=j} [k(x_i, x_j) + k(y_i, y_j)] / (m (m - 1)) - 2 sum_{ij} k(x_i, y_j) / m^2,
 
     and the mean over `num_subsets` subsets, drawn without replacement, is the published estimator (KID for Inception-v3
-    features). Subsets of the same samples are not independent, so that their spread / sqrt(num_subsets) leaves out the sampling
+    features). Subsets of the same samples are not independent: their spread / sqrt(num_subsets) leaves out the sampling
     error of the two sets themselves. Here
 
-        standard_error^2 = V_a m/n_a + V_b m/n_b + Var_subsets / num_subsets,
+        standard_error^2 = V_a [m/n_a + (1 - m/n_a) / num_subsets] + V_b [m/n_b + (1 - m/n_b) / num_subsets],
         V_a = Var_i g(x_i) / m,   g(x_i) = 2 [mean_{j!=i} k(x_i, x_j) - mean_j k(x_i, y_j)],
 
-    the first two terms being the delta method for m samples scaled to all n: exact to first order where the laws differ, and
-    too large (at least sqrt 2 times) where they agree.
+    V the delta method for m samples, its first share what more subsets cannot reduce: exact to first order where the
+    laws differ, and too large (sqrt 2 times or more) where they agree.
 
     Args:
         features_a, features_b: One sample per row, (n_a, d) and (n_b, d), at least 2 each.
@@ -287,7 +283,8 @@ def kernel_distance(
         subset_size: m, clipped to the smaller of n_a and n_b.
         generator: Draws the subsets.
 
-    Raises: ValueError for fewer than 2 samples, mismatched d, values that are not finite, num_subsets < 1, subset_size < 2.
+    Raises: ValueError for fewer than 2 samples, mismatched d, values that are not finite, num_subsets < 1 and
+        subset_size < 2.
 
     References: Gretton et al. 2012, Lemma 6; Binkowski et al. 2018, Eq. 4.
     """
@@ -311,6 +308,9 @@ def kernel_distance(
         k = kernel(x, x)
         return (k.sum(dim=1) - k.diagonal()) / (size - 1)
 
+    def share(num: int) -> float:
+        return size / num + (1 - size / num) / num_subsets
+
     estimates, variances = [], []
     for _ in range(num_subsets):
         x = a[_choice(len(a), size, generator).to(a.device)]
@@ -318,10 +318,9 @@ def kernel_distance(
         k_xy = kernel(x, y)
         g_x, g_y = within(x) - k_xy.mean(dim=1), within(y) - k_xy.mean(dim=0)
         estimates.append(g_x.mean() + g_y.mean())
-        variances.append(4 * (g_x.var() / len(a) + g_y.var() / len(b)))
-    estimate = torch.stack(estimates)
-    variance = torch.stack(variances).mean() + estimate.var(correction=min(1, num_subsets - 1)) / num_subsets
-    return KernelDistance(mean=float(estimate.mean()), standard_error=float(variance.sqrt()), subset_size=size)
+        variances.append(4 / size * (share(len(a)) * g_x.var() + share(len(b)) * g_y.var()))
+    mean, variance = torch.stack(estimates).mean(), torch.stack(variances).mean()
+    return KernelDistance(mean=float(mean), standard_error=float(variance.sqrt()), subset_size=size)
 
 
 @final
@@ -334,11 +333,11 @@ class InceptionScore:
     num_samples: int
 
 
-def inception_score(logits: Float[Tensor, ...], *, splits: int = 10) -> InceptionScore:
+def inception_score(logits: Float[Tensor, "*_"], *, splits: int = 10) -> InceptionScore:
     r"""exp of the mean KL(p(y|x) || p(y)) over each split of the samples, averaged over the splits.
 
-    Between 1 and the number of classes. p(y) is estimated on n/splits samples, which makes the score too small. Split i takes the
-    samples i, i + splits, ..., so that samples ordered by class do no harm.
+    Between 1 and the number of classes. p(y) is estimated on n/splits samples, which makes the score too small. Split i
+    takes the samples i, i + splits, ..., so that samples ordered by class do no harm.
 
     Args:
         logits: (n, classes), n >= 2 splits; p(y|x) is their softmax (of probabilities give the logarithm).
@@ -391,12 +390,19 @@ def _as_gaussian(label: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]
     return mean, vectors[:, keep] * values[keep].sqrt()
 
 
+def _distance(mean_a: Tensor, factor_a: Tensor, mean_b: Tensor, factor_b: Tensor) -> Tensor:
+    """The Frechet distance of two laws given by mean and factor; rounding below 0 is clipped."""
+    cross = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
+    distance = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum() - 2 * cross
+    return distance.clamp(min=0)
+
+
 def _describe(x: Tensor) -> str:
     return f"shape {tuple(x.shape)} with {int((~x.isfinite()).sum())} values that are not finite"
 
 
 def _nuclear_norm(A: Tensor) -> Tensor:
-    """Sum of the singular values from the smaller Gram matrix: to 1e-8 of the largest, three times as fast as the SVD."""
+    """Sum of singular values by the smaller Gram matrix: to 1e-8 of the largest, and three times as fast as the SVD."""
     gram = A @ A.T if A.shape[0] < A.shape[1] else A.T @ A
     return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
 

@@ -41,7 +41,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def forward(
-        self, x: Float[Tensor, b *event], y: Tensor | None = None, generator: Noise = None
+        self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None
     ) -> Losses:
         """The training losses; they are `forward` because DistributedDataParallel averages gradients only through it."""
 
@@ -74,8 +74,12 @@ class GenerativeModel(nn.Module, ABC):
         """The networks that are optimised, by name; each has its own optimiser settings and gradient clip."""
 
     @abstractmethod
-    def begin_step(self, step: int) -> bool:
-        """Announces optimiser step `step`; True where the set of trained parameters has changed since the last call."""
+    def phase(self, step: int) -> str:
+        """The name of the training phase that optimiser step `step` belongs to."""
+
+    @abstractmethod
+    def begin_phase(self, phase: str) -> None:
+        """Enters a phase: sets what is trained (`requires_grad`) and how the loss is formed."""
 
     def state_like(self, num: int, like: Tensor) -> Tensor:
         """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""

@@ -15,7 +15,7 @@ constructor. It has no notion of score or noise either; `ScoreModel` reads its o
 `UNet` is for images (see `unet`); `MLP`, here, for vectors. With h_0 = W x + b and temb the embedding of time and
 label, one of its blocks is
 
-    h_{k+1} = (h_k + W'_k swish((1 + a_k) * (W_k h_k + b_k) + c_k) + b'_k) / sqrt 2,    (a_k, c_k) = V_k temb + d_k,
+  h_{k+1} = (h_k + W'_k swish((1 + a_k) * (W_k h_k + b_k) + c_k) + b'_k) / sqrt 2,  (a_k, c_k) = V_k swish(temb) + d_k,
 
 and out = W_out swish(h_depth) + b_out, W_out ~ 0. The scale a_k is there because the eps of even a Gaussian is x times
 a function of t.

@@ -10,12 +10,12 @@ A generator argument is one of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "rademacher_like", "rand", "randn_like", "seeded"]
+__all__ = ["Noise", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
 
 Noise = torch.Generator | Sequence[torch.Generator] | None
 
@@ -32,22 +32,29 @@ def seeded(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[tor
 
 def randn_like(u: Tensor, generator: Noise = None) -> Tensor:
     """Standard normal noise of u's shape (b, ...), dtype and device."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.randn(u.shape, dtype=u.dtype, device=u.device, generator=generator)
-    if len(generator) != u.shape[0]:
-        raise ValueError(f"generator: {len(generator)} generators for a batch of {u.shape[0]}; give one per sample")
-    rows = [torch.randn(u.shape[1:], dtype=u.dtype, device=u.device, generator=g) for g in generator]
-    return torch.stack(rows)
+    return _drawn(torch.randn, u.shape, u.dtype, u.device, generator)
+
+
+def rand_like(u: Tensor, generator: Noise = None) -> Tensor:
+    """Uniform noise on [0, 1) of u's shape (b, ...), dtype and device."""
+    return _drawn(torch.rand, u.shape, u.dtype, u.device, generator)
 
 
 def rand(num: int, like: Tensor, generator: Noise = None) -> Tensor:
     """`num` float64 uniforms on [0, 1) on the device of `like`."""
-    if generator is None or isinstance(generator, torch.Generator):
-        return torch.rand(num, dtype=torch.float64, device=like.device, generator=generator)
-    rows = [torch.rand((), dtype=torch.float64, device=like.device, generator=g) for g in generator]
-    return torch.stack(rows)
+    return _drawn(torch.rand, (num,), torch.float64, like.device, generator)
 
 
 def rademacher_like(u: Tensor, generator: Noise = None) -> Tensor:
     """Independent signs of u's shape: the Hutchinson probe of least variance with independent entries."""
     return torch.where(randn_like(u, generator) < 0, -1.0, 1.0).to(u.dtype)
+
+
+def _drawn(
+    law: Callable[..., Tensor], shape: Sequence[int], dtype: torch.dtype, device: torch.device, generator: Noise
+) -> Tensor:
+    if generator is None or isinstance(generator, torch.Generator):
+        return law(tuple(shape), dtype=dtype, device=device, generator=generator)
+    if len(generator) != shape[0]:
+        raise ValueError(f"generator: {len(generator)} generators for a batch of {shape[0]}; give one per sample")
+    return torch.stack([law(tuple(shape[1:]), dtype=dtype, device=device, generator=g) for g in generator])

@@ -326,8 +326,8 @@ class ResFlow(Flow):
 
     @torch.no_grad()
     def inverse(
-        self, z: Float[Tensor, b *event], *, tolerance: float = 1e-6, max_iterations: int = 1000
-    ) -> Float[Tensor, b *event]:
+        self, z: Float[Tensor, " b *event"], *, tolerance: float = 1e-6, max_iterations: int = 1000
+    ) -> Float[Tensor, " b *event"]:
         """h^-1(z), block by block by the fixed point x <- z - g(x).
 
         Args:

@@ -47,12 +47,12 @@ class Score(Protocol):
     def __call__(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
 
 
-def uniform_times(sde: SDE, num_steps: int) -> Float[Tensor, n]:
+def uniform_times(sde: SDE, num_steps: int) -> Float[Tensor, " n"]:
     """num_steps + 1 equally spaced times from t_max down to t_min, float64."""
     return power_times(sde, num_steps, 1.0)
 
 
-def power_times(sde: SDE, num_steps: int, power: float) -> Float[Tensor, n]:
+def power_times(sde: SDE, num_steps: int, power: float) -> Float[Tensor, " n"]:
     """Times equally spaced in t^(1/power): power 2 is the quadratic grid, dense at small t."""
     if power <= 0:
         raise ValueError(f"power={power} must be positive")
@@ -61,13 +61,13 @@ def power_times(sde: SDE, num_steps: int, power: float) -> Float[Tensor, n]:
     return ((low + share * (high - low)) ** power).clamp(sde.t_min, sde.t_max)
 
 
-def log_rho_times(sde: LinearSDE, num_steps: int) -> Float[Tensor, n]:
+def log_rho_times(sde: LinearSDE, num_steps: int) -> Float[Tensor, " n"]:
     """Times equally spaced in log rho, rho = (det Sigma)^(1/2)/det psi: the noise in units of the signal."""
     low, high = _log_rho_range(sde)
     return sde.time_at(2 * (low + _descending(num_steps) * (high - low))).clamp(sde.t_min, sde.t_max)
 
 
-def edm_times(sde: LinearSDE, num_steps: int, power: float = 7.0) -> Float[Tensor, n]:
+def edm_times(sde: LinearSDE, num_steps: int, power: float = 7.0) -> Float[Tensor, " n"]:
     """Times equally spaced in rho^(1/power) (Karras et al. 2022, Eq. 5)."""
     if power <= 0:
         raise ValueError(f"power={power} must be positive")

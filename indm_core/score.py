@@ -48,7 +48,7 @@ class ScoreModel(nn.Module):
         return self.sde.score_from_eps(self.eps(u, t, y), t)
 
 
-def stratified(num: int, like: Tensor, generator: Noise = None) -> Float[Tensor, num]:
+def stratified(num: int, like: Tensor, generator: Noise = None) -> Float[Tensor, " num"]:
     """Uniforms on [0, 1), one in each of `num` equal strata, in an order drawn anew: each alone is uniform.
 
     Without the random order the first images of a batch would always get the small times, a bias per image.
@@ -57,7 +57,7 @@ def stratified(num: int, like: Tensor, generator: Noise = None) -> Float[Tensor,
     return (order + rand(num, like, generator)) / num
 
 
-def importance_times(sde: LinearSDE, q: Float[Tensor, n], t_low: float, t_high: float) -> tuple[Tensor, Tensor]:
+def importance_times(sde: LinearSDE, q: Float[Tensor, " n"], t_low: float, t_high: float) -> tuple[Tensor, Tensor]:
     """Quantiles of p(t) ~ tr(GG^T Sigma^-1) on [t_low, t_high].
 
     Args:
@@ -73,6 +73,6 @@ def importance_times(sde: LinearSDE, q: Float[Tensor, n], t_low: float, t_high: 
     return t, sde.trace_M(t.reshape(-1, 1, 1, 1)).flatten() / (high - low)
 
 
-def likelihood_error(sde: LinearSDE, d: Float[Tensor, "b *event k"], t: Tensor) -> Float[Tensor, b]:
+def likelihood_error(sde: LinearSDE, d: Float[Tensor, "b *event k"], t: Tensor) -> Float[Tensor, " b"]:
     """1/2 d^T M_t d, nats per unit time, for an error d = eps_hat - eps."""
     return 0.5 * (d * apply(sde.M(t), d)).flatten(1).sum(1)

@@ -88,12 +88,12 @@ def sqrt_psd(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
     return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
 
 
-def event_sum(value: Float[Tensor, "*t"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, b]:
+def event_sum(value: Float[Tensor, "*t"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b"]:
     """Sum of a per-position value, shape broadcast(t, *e), over the event of u."""
     return value.expand(u.shape[:-1]).flatten(1).sum(1)
 
 
-def gaussian_log_prob(u: Float[Tensor, "b *event k"], cov: Float[Tensor, "*t k k"]) -> Float[Tensor, b]:
+def gaussian_log_prob(u: Float[Tensor, "b *event k"], cov: Float[Tensor, "*t k k"]) -> Float[Tensor, " b"]:
     """log N(u; 0, cov), nats."""
     quadratic = (u * apply(inverse(cov), u)).flatten(1).sum(1)
     log_norm = u.shape[-1] * math.log(2 * math.pi) + log_abs_det(cov)
@@ -166,19 +166,19 @@ class LinearSDE(SDE):
         """Covariance of the law pi at t_max from which sampling starts, float64."""
 
     @abstractmethod
-    def embed(self, x: Float[Tensor, b *event]) -> Float[Tensor, "b *event k"]:
+    def embed(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, "b *event k"]:
         """The state's mean at time 0, deterministic; the law of u_0 is N(embed(x), cov(0))."""
 
     @abstractmethod
-    def project(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, b *event]:
+    def project(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *event"]:
         """project(embed(x)) = x."""
 
     @abstractmethod
-    def to_network(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, b *shape]:
+    def to_network(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *shape"]:
         """What a backbone sees, (b, c, h, w) or (b, d): an orthogonal map, so that its log-det is 0."""
 
     @abstractmethod
-    def from_network(self, out: Float[Tensor, b *shape]) -> Float[Tensor, "b *event k"]:
+    def from_network(self, out: Float[Tensor, " b *shape"]) -> Float[Tensor, "b *event k"]:
         """The inverse of `to_network`: a backbone's output as eps, like u."""
 
     def drift(self, u: Tensor, t: Tensor) -> Tensor:
@@ -227,7 +227,7 @@ class LinearSDE(SDE):
         """tr(GG^T Sigma^-1) averaged over *e: the derivative of `log_importance`, shape of t."""
         return _mean_over_event(self.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), t)
 
-    def time_at(self, importance: Float[Tensor, n]) -> Float[Tensor, n]:
+    def time_at(self, importance: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The times at which `log_importance` (increasing in t) takes the given values: a log-spaced table, then Newton.
 
         Args:
@@ -246,7 +246,7 @@ class LinearSDE(SDE):
             t = (t - step.flatten()).clamp(low, high)
         return t
 
-    def residual(self, t: Tensor, eps: Tensor, eps_hat: Tensor) -> Float[Tensor, b]:
+    def residual(self, t: Tensor, eps: Tensor, eps_hat: Tensor) -> Float[Tensor, " b"]:
         """log q(u_t | x) - log p(x | u_t) at u_t = psi(t, 0) embed(x) + R_t eps, nats: what turns -log p(u_t) into a bound
         on -log p(x).
 

@@ -15,7 +15,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -27,7 +27,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from indm_core.model import GenerativeModel, Losses
 
-__all__ = ["AdamW", "NonFiniteLossError", "StepReport", "Trainer", "step_seed"]
+__all__ = ["AdamW", "NonFiniteLossError", "StepReport", "Trainer", "load_networks", "network_tensors", "step_seed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,8 @@ class AdamW:
 
     def __post_init__(self) -> None:
         if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            raise ValueError(f"lr={self.lr} and clip={self.clip} must be positive, weight_decay={self.weight_decay} >= 0")
+            settings = f"lr={self.lr}, clip={self.clip}, weight_decay={self.weight_decay}"
+            raise ValueError(f"{settings}: lr and clip must be positive, weight_decay not negative")
 
 
 class NonFiniteLossError(RuntimeError):
@@ -58,7 +59,7 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step measured: mean terms in nats (of this rank), gradient norms before clipping, and whether it was taken."""
+    """What a step measured: mean terms in nats (this rank's), gradient norms before clipping, whether it was skipped."""
 
     terms: dict[str, Tensor]
     gradient_norms: dict[str, float]
@@ -80,7 +81,7 @@ class Trainer:
         ema_decay: Decay of the average, in [0, 1).
         ema_ramp: Whether the decay is min(decay, (1 + n)/(10 + n)).
         max_skipped: Consecutive steps that may be skipped before the run stops.
-        wrap: Wraps the model for several ranks; called anew where the trained parameters change.
+        wrap: Wraps the model for several ranks; called anew where a phase begins, because what is trained may change.
         autocast: Context of the forward pass.
     """
 
@@ -115,8 +116,7 @@ class Trainer:
         self.wrap, self.autocast = wrap, autocast
         self.wrapped: nn.Module = model
         self.step_count, self.skipped, self.skipped_in_a_row = 0, 0, 0
-        self.model.begin_step(0)
-        self._fresh = True
+        self._phase = ""
 
     @torch.no_grad()
     def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
@@ -128,10 +128,12 @@ class Trainer:
         """One step over the micro-batches (x, y) of this rank, all of one size.
 
         Raises:
-            NonFiniteLossError: `max_skipped` steps in a row were not finite; the parameters are those of the last good one.
+            NonFiniteLossError: `max_skipped` steps in a row were not finite; the parameters are the last good ones.
         """
-        if self.model.begin_step(self.step_count) or self._fresh:
-            self.wrapped, self._fresh = self.wrap(self.model), False
+        if self._phase != self.model.phase(self.step_count):
+            self._phase = self.model.phase(self.step_count)
+            self.model.begin_phase(self._phase)
+            self.wrapped = self.wrap(self.model)
         self.model.train()
         batches = list(batches)
         totals: dict[str, Tensor] = {}
@@ -179,44 +181,67 @@ class Trainer:
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain numbers that `load` restores bit for bit."""
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
-        tensors |= {f"ema.{k}": v for k, v in self.ema.module.state_dict().items()}
+        tensors = {f"model.{key}": value for key, value in network_tensors(self.model).items()}
+        tensors |= {f"ema.{key}": value for key, value in network_tensors(self.averaged).items()}
         for name, optimiser in self.optimisers.items():
             for index, slots in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{name}.{index}.{slot}": value for slot, value in slots.items()}
         return tensors, {"step": self.step_count, "skipped": self.skipped, "averaged": int(self.ema.n_averaged)}
 
-    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any], networks: Collection[str] = ()) -> None:
         """Restores `state`; the optimisers' settings stay those of this trainer.
+
+        Args:
+            tensors, numbers: What `state` gave.
+            networks: The networks to restore; () restores all. A linear diffusion's state starts an INDM with ('score',).
 
         Raises:
             ValueError: tensors of another architecture.
         """
-        load_tensors(self.model, _under(tensors, "model."))
-        load_tensors(self.ema.module, _under(tensors, "ema."))
-        for name, optimiser in self.optimisers.items():
+        names = set(networks or self.optimisers)
+        load_networks(self.model, _under(tensors, "model."), names)
+        load_networks(self.averaged, _under(tensors, "ema."), names)
+        for name in names:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in _under(tensors, f"optimiser.{name}.").items():
                 index, slot = key.split(".", 1)
                 state.setdefault(int(index), {})[slot] = value
-            optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+            groups = self.optimisers[name].state_dict()["param_groups"]
+            self.optimisers[name].load_state_dict({"state": state, "param_groups": groups})
         self.step_count, self.skipped = numbers["step"], numbers["skipped"]
         self.ema.n_averaged.fill_(numbers["averaged"])
-        self._fresh = True
+
+    @property
+    def averaged(self) -> GenerativeModel:
+        """The model with averaged weights."""
+        return self.ema.module  # pyright: ignore[reportReturnType]
+
+
+def network_tensors(model: GenerativeModel) -> dict[str, Tensor]:
+    """The state of the model's networks, 'network.tensor' -> tensor."""
+    networks = model.networks().items()
+    return {f"{name}.{key}": value for name, network in networks for key, value in network.state_dict().items()}
+
+
+def load_networks(model: GenerativeModel, tensors: dict[str, Tensor], networks: Collection[str] = ()) -> None:
+    """Loads what `network_tensors` gave; () means every network.
+
+    Raises:
+        ValueError: a tensor that is missing, is not the model's, or has another shape; the message names it.
+    """
+    for name, network in model.networks().items():
+        if networks and name not in networks:
+            continue
+        own, given = network.state_dict(), _under(tensors, f"{name}.")
+        for key in sorted(own.keys() | given.keys()):
+            if key not in own or key not in given:
+                side = "model" if key not in own else "checkpoint"
+                raise ValueError(f"checkpoint of another architecture: the {side} has no tensor '{name}.{key}'")
+            if own[key].shape != given[key].shape:
+                shapes = f"{tuple(given[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model"
+                raise ValueError(f"checkpoint of another architecture: '{name}.{key}' has shape {shapes}")
+        network.load_state_dict(given)
 
 
 def _under(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def load_tensors(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """`load_state_dict` that says in one line which tensor does not fit."""
-    own = module.state_dict()
-    for key in sorted(own.keys() | tensors.keys()):
-        if key not in own or key not in tensors:
-            side = "model" if key not in own else "checkpoint"
-            raise ValueError(f"checkpoint of another architecture: the {side} has no tensor {key!r}")
-        if own[key].shape != tensors[key].shape:
-            shapes = f"{tuple(tensors[key].shape)} in the checkpoint, {tuple(own[key].shape)} in the model"
-            raise ValueError(f"checkpoint of another architecture: {key!r} has shape {shapes}")
-    module.load_state_dict(tensors)

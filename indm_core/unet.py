@@ -30,7 +30,7 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from typing import Literal, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
@@ -176,9 +176,10 @@ class UNet(nn.Module):
         attention: sides at which there is attention, compared with the larger side of a level.
         dropout: probability, in [0, 1).
         num_classes: 0: no labels.
-        embedding, fourier_scale: waves of s; see `ConditionEmbedding`.
+        embedding: waves of s, 'positional' or 'fourier'.
+        fourier_scale: standard deviation of the Fourier frequencies.
         fir: resample by the filter (1, 3, 3, 1).
-        progressive_input: 'residual' adds the path of the image itself.
+        progressive_input: 'none', or 'residual', which adds the path of the image itself.
         generator: of the initial weights and the frequencies; None is the global one.
     Raises:
         ValueError: an argument out of range; `forward`: x of another shape, y given while num_classes is 0.
@@ -195,10 +196,10 @@ class UNet(nn.Module):
         attention: Sequence[int] = (16,),
         dropout: float = 0.1,
         num_classes: int = 0,
-        embedding: Literal["positional", "fourier"] = "positional",
+        embedding: str = "positional",
         fourier_scale: float = 16.0,
         fir: bool = False,
-        progressive_input: Literal["none", "residual"] = "none",
+        progressive_input: str = "none",
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()

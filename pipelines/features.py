@@ -11,7 +11,7 @@ Distances in the features of different networks are different quantities: only e
 
 References:
     Szegedy et al. 2016, "Rethinking the Inception architecture for computer vision" (the network).
-    Obukhov et al. 2020, torch-fidelity (the weights, converted from TensorFlow, and the interpolation that goes with them).
+    Obukhov et al. 2020, torch-fidelity (the weights, converted from TensorFlow, and the interpolation to 299x299).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ import pickle
 import re
 import tempfile
 import textwrap
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,7 @@ __all__ = [
     "classifier_features",
     "inception",
     "raw",
+    "torchvision_operators",
 ]
 
 INCEPTION_URL = (
@@ -106,9 +108,9 @@ def raw(num_features: int) -> FeatureNetwork:
 def inception(weights: Path | None, *, levels: int = 256, device: torch.device | str = "cpu") -> FeatureNetwork:
     """Inception-v3 as in the published FID and Inception Score; grey images are repeated to three channels.
 
-    torch-fidelity would unpickle the file without restrictions, so it is read here, tensors only, and what torch-fidelity
-    gets is a copy in memory of the tensors. A file other than the published one gives "inception-v3-<its SHA-256>", because
-    distances under it are not FIDs.
+    torch-fidelity would unpickle the file without restrictions, so it is read here, tensors only, and torch-fidelity
+    gets a copy of the tensors in memory. A file other than the published one is called "inception-v3-" and the first
+    eight digits of its SHA-256, because distances under it are not FIDs.
 
     Args:
         weights: A copy of the file at `INCEPTION_URL`; nothing is downloaded.
@@ -142,10 +144,11 @@ def inception(weights: Path | None, *, levels: int = 256, device: torch.device |
 def _inception_extractor(source: str, content: bytes, hint: str) -> nn.Module:
     """torch-fidelity's network with the tensors in `content`, a file that need not be trusted."""
     try:
-        state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # torch remarks on pickles that it then refuses
+            state = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
         raise ValueError(f"weights={source!r}: no file of tensors only ({type(error).__name__}); {hint}") from None
-    _torchvision_operators()
+    torchvision_operators()
     from torch_fidelity.utils import create_feature_extractor
 
     trusted = io.BytesIO()
@@ -165,12 +168,12 @@ def _inception_extractor(source: str, content: bytes, hint: str) -> nn.Module:
 
 
 @functools.cache
-def _torchvision_operators() -> tuple[torch.library.Library, ...]:
+def torchvision_operators() -> tuple[torch.library.Library, ...]:
     """Make `import torchvision`, hence torch-fidelity, possible beside a torch without CUDA.
 
-    torchvision's wheel describes two operators of its compiled library at import, which is an error where the library cannot
-    be loaded. Only their schemas are declared, and only where torchvision's own are absent; nothing here calls them. The
-    cache keeps the declaration alive for the life of the process.
+    torchvision's wheel describes two operators of its compiled library at import, which is an error where the library
+    cannot be loaded. Only their schemas are declared, and only where torchvision's own are absent; nothing here calls
+    them. The cache keeps the declaration alive for the life of the process.
     """
     spec = importlib.util.find_spec("torchvision")
     for folder in spec.submodule_search_locations or () if spec else ():
@@ -226,13 +229,13 @@ class SmallClassifier(nn.Module):
 
 def classifier(
     images: Tensor,
-    labels: Int[Tensor, n],
+    labels: Int[Tensor, " n"],
     *,
     levels: int,
     num_classes: int,
     seed: int = 0,
     num_epochs: int = 20,
-    max_steps: int = 1500,
+    max_steps: int = 1200,
     batch_size: int = 64,
     lr: float = 3e-3,
 ) -> SmallClassifier:
@@ -245,7 +248,7 @@ def classifier(
         images: Integer levels (n, c, h, w).
         labels: In 0..num_classes - 1.
         levels: L.
-        num_epochs, max_steps: The fewer steps of the two. One core: 4 seconds for digits, half a minute for 1500 steps on MNIST.
+        num_epochs, max_steps: The fewer steps of the two. One core: 4 seconds for digits, half a minute for MNIST.
 
     Raises: ValueError for labels out of range or of another number than the images.
     """
@@ -254,9 +257,7 @@ def classifier(
         raise ValueError(f"labels: {len(labels)} for {num_samples} images; one per image is needed, and an image")
     low, high = int(labels.min()), int(labels.max())
     if low < 0 or high >= num_classes:
-        raise ValueError(
-            f"labels: values {low}..{high} are not all in 0..{num_classes - 1} (num_classes={num_classes})"
-        )
+        raise ValueError(f"labels: values {low}..{high}, but num_classes={num_classes} allows 0..{num_classes - 1}")
     generator = torch.Generator().manual_seed(seed)
     network = _on_meta(tuple(images.shape[1:]), levels=levels, num_classes=num_classes)
     for parameter in network.parameters():
@@ -302,9 +303,10 @@ def cached_classifier(
 ) -> SmallClassifier:
     """The classifier of a data set: read from `directory`, or trained and written there.
 
-    It lies in a directory of its own (classifier.safetensors, classifier.json), whose name holds a hash of what decides it: the
-    SHA-256 of the training shards, shape, levels and classes, the seed, and the version of this code. The directory appears by
-    one rename: a killed run leaves nothing that looks like a classifier, and of two that race both use the first.
+    It lies in a directory of its own (classifier.safetensors, classifier.json), whose name holds a hash of what decides
+    it: the SHA-256 of the training shards, shape, levels and classes, the seed, and the version of this code. The
+    directory appears by one rename: a killed run leaves nothing that looks like a classifier, and of two runs that race
+    both use the first one's.
 
     Args:
         directory: Where classifiers are kept; made if absent.

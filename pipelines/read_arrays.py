@@ -38,7 +38,7 @@ def read_digits(source: str, options: Options) -> Source | None:
     except ImportError:
         raise ValueError("source='digits' comes with scikit-learn: pip install scikit-learn") from None
     pixels, label = load_digits(return_X_y=True)
-    part = _in_memory(pixels.astype(np.uint8).reshape(-1, 1, 8, 8), label.astype(np.int64), "digits")
+    part = _in_memory(pixels.astype(np.uint8).reshape(-1, 1, 8, 8), np.asarray(label, np.int64), "digits")
     return Source(kind="image", shape=(1, 8, 8), levels=17, num_classes=10, splits={"train": part})
 
 

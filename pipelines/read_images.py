@@ -93,6 +93,7 @@ def read_image_parquet(source: str, options: Options) -> Source | None:
     parts: dict[str, list[Path]] = {}
     for file in files:
         parts.setdefault(SPLITS.get(re.split(r"[-_.]", file.stem)[0], "train"), []).append(file)
+    parts = {split: parts[split] for split in dict.fromkeys(SPLITS.values()) if split in parts}
     tables = {split: [_Table.open(file) for file in names] for split, names in parts.items()}
     first = next(iter(tables.values()))[0]
     fit = _probe(((cell, f"{first.file} row {row}") for row, cell in enumerate(first.head(16))), options)
@@ -109,7 +110,7 @@ def read_folder(source: str, options: Options) -> Source | None:
     names = {entry.name: SPLITS[entry.name] for entry in sorted(root.iterdir()) if entry.name in SPLITS}
     folders = {split: root / name for name, split in names.items()} or {"train": root}
     files = {split: _images(folder) for split, folder in folders.items()}
-    files = {split: found for split, found in files.items() if found}
+    files = {split: files[split] for split in dict.fromkeys(SPLITS.values()) if files.get(split)}
     if not files:
         return None
     classes = sorted({name for found in files.values() for name, _ in found})
@@ -212,7 +213,10 @@ def _decode(
     strict: list[str],
 ) -> Chunk:
     """Rows first, first + 1, ... of a split, decoded in parallel."""
-    found = list(pool.map(lambda image, name: _attempt(fit, image, name), images, strict))
+    tasks = list(zip(images, strict, strict=True))
+    parts = [tasks[start : start + 32] for start in range(0, len(tasks), 32)]  # one task per tiny image is slower
+    decoded = pool.map(lambda part: [_attempt(fit, image, name) for image, name in part], parts)
+    found = list(chain.from_iterable(decoded))
     good = np.array([not reason for _, reason in found], bool)
     shape = (fit.channels, fit.height, fit.width)
     x = np.array([pixels for pixels, reason in found if not reason], np.uint8).reshape(-1, *shape)
@@ -289,7 +293,7 @@ def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
 
 def _images(folder: Path) -> list[tuple[str, Path]]:
     """(class, file) of every image below a folder, sorted; the class of a file directly in it is ""."""
-    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.is_file())
+    files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in SUFFIXES and file.name[0] != ".")
     return [("" if file.parent == folder else file.relative_to(folder).parts[0], file) for file in files]
 
 
@@ -303,4 +307,4 @@ def _folder_split(files: list[tuple[Path, int]], fit: Fit) -> SourceSplit:
                 label = np.array([label for _, label in part], np.int64)
                 yield _decode(pool, fit, first, [file.read_bytes for file, _ in part], label, [str(f) for f, _ in part])
 
-    return SourceSplit(count=len(files), chunks=chunks, locate=lambda row: f"{files[row][0]} row {row}")
+    return SourceSplit(count=len(files), chunks=chunks, locate=lambda row: str(files[row][0]))

@@ -1,0 +1,87 @@
+"""Checkpoints of a run: safetensors and JSON, complete or absent.
+
+    RUN/checkpoints/step-00000400/   training.safetensors   networks, their averages, optimiser moments
+                                     state.json             step, skipped, figures; written last: without it, no checkpoint
+    RUN/pretrained/                  the same at the end of the pre-training, kept for ever
+    RUN/model.safetensors            the averaged weights of the finished run (beside config.json; see config.load)
+
+The noise and the order of rows are functions of (seed, step, rank), so that the step is the whole position of a run. A
+checkpoint is read by any number of workers. The directory must be visible to every node, as Ray Train's storage must.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+__all__ = ["checkpoints", "latest", "prune", "read", "save_tensors", "write"]
+
+STATE, TENSORS = "state.json", "training.safetensors"
+
+
+def write(directory: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
+    """Writes a checkpoint beside its place and renames it there, so that a kill leaves the old one or the new one."""
+    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    save_tensors(partial / TENSORS, tensors)
+    (partial / STATE).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(directory, ignore_errors=True)
+    partial.rename(directory)
+
+
+def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
+    """Writes a safetensors file by a rename."""
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    partial.replace(file)
+
+
+def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and numbers of a checkpoint.
+
+    Raises:
+        ValueError: not a complete checkpoint.
+    """
+    try:
+        numbers = json.loads((directory / STATE).read_text(encoding="utf-8"))
+        return load_file(directory / TENSORS), numbers
+    except (OSError, ValueError, SafetensorError) as error:
+        raise ValueError(f"{directory}: no complete checkpoint ({type(error).__name__}: {error})") from None
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
+
+
+def latest(run: Path) -> Path | None:
+    """The newest complete checkpoint."""
+    found = checkpoints(run)
+    return found[-1] if found else None
+
+
+def prune(run: Path, keep: int) -> None:
+    """Removes all but the last checkpoint and the `keep` best by the NELBO in their state.json."""
+    found = checkpoints(run)
+    figures = {path: _nelbo(path) for path in found}
+    kept = {*sorted(found, key=figures.__getitem__)[:keep], *found[-1:]}
+    for path in found:
+        if path not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+    for path in (run / "checkpoints").glob(".*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _nelbo(directory: Path) -> float:
+    try:
+        return float(json.loads((directory / STATE).read_text(encoding="utf-8"))["nelbo"])
+    except (OSError, ValueError, KeyError):
+        return float("inf")

@@ -1,0 +1,55 @@
+"""Rows for a Ray worker: one Ray Data stream for the whole run, in the run's order.
+
+Read tasks fetch the run's tasks (`stream.tasks`) ahead of the training, in parallel, each keeping and decoding the rows of its
+rank; Ray delivers them in order whatever the number of tasks. Nothing larger than a few tasks is ever in memory, and there is
+no pause between epochs.
+
+Every rank reads each window's row groups and keeps 1/world of the rows: that is what makes the global batch of step k the same
+for every number of workers, and lets a run go on with another number of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import ray
+
+from pipelines.loop import Job, Rows
+from pipelines.stream import read_task, tasks
+
+__all__ = ["READ_CPUS", "ray_rows"]
+
+READ_CPUS = 0.5
+"""Logical CPUs of a read task: Ray Data needs some beside the workers'."""
+TASKS_AHEAD = 2
+BATCHES_AHEAD = 4
+
+
+def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
+    """This rank's rows {x, label, row} from a row of the run on, in chunks of its share of a batch.
+
+    Args:
+        job: The run.
+        first_row: Rows of the run that are already trained on (step * batch_size).
+        rank, world: Of the worker.
+    """
+    card, grouped = tasks(job, first_row)
+    directory = job.data
+
+    def read(batch: dict[str, np.ndarray]) -> Rows:
+        return read_task(directory, card, grouped[int(batch["id"][0])], rank, world)
+
+    context = ray.data.DataContext.get_current()
+    context.execution_options.preserve_order = True
+    context.enable_progress_bars = False
+    dataset = ray.data.range(len(grouped), override_num_blocks=len(grouped)).map_batches(
+        read,
+        batch_size=1,
+        batch_format="numpy",
+        num_cpus=READ_CPUS,
+        compute=ray.data.TaskPoolStrategy(size=TASKS_AHEAD),
+    )
+    share = job.run.train.batch_size // world
+    batches = dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=BATCHES_AHEAD)
+    return iter(batches)

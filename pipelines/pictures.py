@@ -1,0 +1,81 @@
+"""Pictures of data and of learning: PNG grids, scatter plots of 2-D sets, learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from indm_core.likelihood import quantise
+from pipelines.config import DataSpec
+
+__all__ = ["draw_samples", "image_grid", "learning_curve", "pixels"]
+
+
+def pixels(x: Tensor, spec: DataSpec) -> np.ndarray:
+    """x (n, c, h, w) as 8-bit pixels (n, h, w, 3): levels spread over 0..255, one channel shown grey, two as red-green."""
+    levels = quantise(x, spec.levels, spec.low, spec.high).cpu().numpy()
+    grey = (levels * 255 / (spec.levels - 1)).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    channels = grey.shape[-1]
+    if channels == 1:
+        return grey.repeat(3, axis=-1)
+    return np.concatenate([grey, np.zeros_like(grey)], axis=-1)[..., :3]
+
+
+def image_grid(shown: np.ndarray, *, least: int = 8) -> Image.Image:
+    """(n, h, w, 3) pixels in a near-square grid, with a thin border, enlarged until a side has about 400 pixels."""
+    n, h, w, _ = shown.shape
+    columns = max(min(least, n), math.isqrt(n))
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 64, np.uint8)
+    for i, tile in enumerate(shown):
+        top, left = 1 + i // columns * (h + 1), 1 + i % columns * (w + 1)
+        canvas[top : top + h, left : left + w] = tile
+    scale = max(1, 400 // max(canvas.shape[:2]))
+    return Image.fromarray(canvas).resize((canvas.shape[1] * scale, canvas.shape[0] * scale), Image.Resampling.NEAREST)
+
+
+def draw_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
+    """Samples as a picture: a grid of images, or a scatter plot of the first two coordinates."""
+    if len(spec.shape) == 3:
+        image_grid(pixels(x, spec)).save(file)
+        return
+    figure = _figure(4.5, 4.5)
+    axes = figure.add_subplot()
+    points = x.cpu().numpy()
+    axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
+    axes.set_aspect("equal")
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def learning_curve(series: dict[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
+    """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training."""
+    figure = _figure(7, 4)
+    axes = figure.add_subplot()
+    for name, records in series.items():
+        (line,) = axes.plot([r["step"] for r in records], [r["nelbo"] for r in records], label=name, linewidth=1.2)
+        joint = [r["step"] for r in records if r["phase"] != "pretraining"]
+        if joint and len(joint) < len(records):
+            axes.axvline(joint[0], linestyle=":", color=line.get_color(), linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"training NELBO ({unit})")
+    finite = [r["nelbo"] for records in series.values() for r in records if math.isfinite(r["nelbo"])]
+    if finite:
+        low, high = min(finite), float(np.quantile(finite, 0.9))
+        axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def _figure(width: float, height: float) -> Any:
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))

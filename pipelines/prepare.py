@@ -1,0 +1,326 @@
+"""Any known format -> Parquet shards and a card: `python pipelines/prepare.py SOURCE --out DIR`.
+
+A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first reader of READERS that recognises
+it streams its splits. Each row is checked on the way: an integer k must satisfy 0 <= k < L, a vector must be finite, a
+label must be -1 or more. Rows that do not decode are skipped and counted, up to the share `max_skip` of a split. A
+source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a permutation that
+depends on (seed, n) only become `test`. The card is written last.
+
+`ensure` prepares into a directory whose name follows from the source and the options, once: a preparation happens in a
+directory of its own that is renamed when whole, so that of two processes at once the later one discards its copy.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import hashlib
+import shutil
+import sys
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import numpy as np
+
+from pipelines.card import CARD, Card, Split, load_card, one_line, write_card
+from pipelines.order import permutation
+from pipelines.read_arrays import read_csv, read_digits, read_numpy, read_toy2d
+from pipelines.read_binary import read_cifar, read_idx
+from pipelines.read_images import read_folder, read_image_parquet
+from pipelines.shards import ShardWriter
+from pipelines.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.toy2d import TOY2D
+
+__all__ = ["READERS", "Options", "data_directory", "embedded", "ensure", "main", "prepare"]
+
+READERS = (read_digits, read_toy2d, read_idx, read_cifar, read_image_parquet, read_numpy, read_csv, read_folder)
+FORMATS = (
+    "IDX files (MNIST), CIFAR-10 batches, Hugging Face image Parquet, a folder of images, .npy or .npz, .csv, "
+    f"digits, {', '.join('toy2d:' + name for name in TOY2D)}"
+)
+
+
+def embedded(source: str) -> bool:
+    """Whether a source needs no path: digits or a generated set."""
+    return source == "digits" or source.startswith("toy2d:")
+
+
+def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
+    """Write the shards and the card of a source.
+
+    Args:
+        source: "digits", "toy2d:NAME", or a path.
+        out: directory, made when absent; what an earlier preparation left there is overwritten.
+        options: see `Options`.
+
+    Raises:
+        ValueError: an unknown format, or bad content; the message names file, row and remedy.
+    """
+    directory, origin = Path(out).expanduser(), _origin(source)
+    found = _open_source(origin, options)
+    if not embedded(origin) and directory.resolve() == Path(origin):
+        raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
+    _clear(directory)
+    card = Card(
+        name=options.name or _label(origin),
+        source=origin,
+        kind=found.kind,
+        shape=found.shape,
+        levels=options.levels or found.levels,
+        low=options.low,
+        high=options.high,
+        options=options.to_json(),
+    )
+    card = replace(card, group_rows=chunk_rows(card.row_bytes))
+    splits: dict[str, Split] = {}
+    num_classes = found.num_classes
+    for name, part in found.splits.items():
+        written, labels = _write(directory, card, found, _routes(name, part, found, options), part, options)
+        splits |= written
+        num_classes = max(num_classes, labels)
+    card = replace(card, splits=splits, num_classes=num_classes)
+    write_card(directory, card)
+    return card
+
+
+def data_directory(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
+    """Where `ensure` keeps a source: root/digits, root/toy2d-spiral, or root/<base name>-<hash of path and options>."""
+    origin = _origin(source)
+    if embedded(origin) and options == Options():
+        return Path(root) / _label(origin)
+    key = hashlib.sha256(f"{origin}\n{options.to_json()}".encode()).hexdigest()[:8]
+    return Path(root) / f"{_label(origin)}-{key}"
+
+
+def ensure(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
+    """The directory of a prepared source, preparing it when absent, incomplete or made from something else."""
+    directory = data_directory(source, root, options)
+    if _current(directory, _origin(source), options):
+        return directory
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    building = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
+    try:
+        prepare(source, building, options)
+        while not _current(directory, _origin(source), options) and not _placed(building, directory):
+            pass
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return directory
+
+
+def _current(directory: Path, origin: str, options: Options) -> bool:
+    try:
+        card = load_card(directory)
+    except ValueError:
+        return False
+    return (card.source, card.options) == (origin, options.to_json())
+
+
+def _placed(building: Path, directory: Path) -> bool:
+    """Put a finished directory in its place; False when something was there, which is moved out of the way."""
+    try:
+        building.rename(directory)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+    else:
+        return True
+    stale = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.stale")
+    with suppress(FileNotFoundError):  # another process was faster
+        directory.rename(stale)
+    shutil.rmtree(stale, ignore_errors=True)
+    return False
+
+
+def _origin(source: str | Path) -> str:
+    return str(source) if embedded(str(source)) else str(Path(source).expanduser().resolve())
+
+
+def _label(origin: str) -> str:
+    return origin.replace(":", "-") if embedded(origin) else Path(origin).stem or "data"
+
+
+def _open_source(origin: str, options: Options) -> Source:
+    """The answer of the first reader that recognises the source."""
+    path = Path(origin)
+    if not embedded(origin) and not path.exists():
+        raise ValueError(f"source={origin!r}: no such file or directory; known: {FORMATS}")
+    if (path / CARD).is_file():
+        raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
+    found = next((answer for reader in READERS if (answer := reader(origin, options))), None)
+    if found is None:
+        names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
+        raise ValueError(f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {FORMATS}")
+    if (options.size or options.crop) and not found.resizable:
+        raise ValueError(f"size={options.size}, crop={options.crop}: only image files are resized, not {origin}")
+    return found
+
+
+def _clear(directory: Path) -> None:
+    """Take away the card first, then the shards that it names and the pieces of a killed preparation."""
+    shards: list[str] = []
+    if (directory / CARD).is_file():
+        try:
+            shards = [shard.file for split in load_card(directory).splits.values() for shard in split.shards]
+        except ValueError:
+            shards = []
+        (directory / CARD).unlink()
+    for file in [*(directory / name for name in shards), *directory.glob(".*.partial")]:
+        file.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Routes:
+    """Which split of the result each row of a source's split goes to."""
+
+    names: tuple[str, ...]
+    target: np.ndarray
+
+
+def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _Routes:
+    target = np.zeros(part.count, np.uint8)
+    names = (name,)
+    if len(found.splits) == 1 and options.test_fraction > 0:
+        held = round(part.count * options.test_fraction)
+        if not 0 < held < part.count:
+            raise ValueError(
+                f"test_fraction={options.test_fraction}: leaves {part.count - held} of {part.count} rows to train on; "
+                "0 holds none out"
+            )
+        target[permutation(options.seed, 0, 0, part.count)[:held]] = 1
+        names = ("train", "test")
+    available = {*found.splits, *names}
+    for wanted in options.splits:
+        if wanted not in available:
+            raise ValueError(f"splits={' '.join(options.splits)}: the source has {', '.join(sorted(available))}")
+    return _Routes(names=names, target=target)
+
+
+def _write(
+    directory: Path, card: Card, found: Source, routes: _Routes, part: SourceSplit, options: Options
+) -> tuple[dict[str, Split], int]:
+    """Write a source's split; returns the result's splits and the number of classes that the labels show."""
+    keep = {name: index for index, name in enumerate(routes.names) if not options.splits or name in options.splits}
+    if not keep:
+        return {}, 0
+    writers = {name: ShardWriter(directory, card, name, 16 * card.group_rows) for name in keep}
+    skipped, classes, bad = np.zeros(len(routes.names), np.int64), 0, []
+    for chunk in _progress(part, " + ".join(keep)):
+        skipped += np.bincount(routes.target[[row for row, _ in chunk.bad]], minlength=len(skipped))
+        bad = bad or list(chunk.bad[:1])
+        if skipped.sum() > options.max_skip * part.count:
+            row, reason = bad[0]
+            raise ValueError(
+                f"{part.locate(row)}: {reason}; {skipped.sum()} of {part.count} rows are bad, more than "
+                f"max_skip={options.max_skip}; repair them or raise --max-skip"
+            )
+        _check(chunk, card, found, part)
+        classes = max(classes, int(chunk.label.max(initial=-1)) + 1)
+        for name, index in keep.items():
+            rows = routes.target[chunk.row] == index
+            writers[name].add(chunk.x[rows], chunk.label[rows])
+    splits = {name: writer.close(int(skipped[keep[name]])) for name, writer in writers.items()}
+    for name, split in splits.items():
+        if split.count == 0:
+            raise ValueError(
+                f"split {name!r} of {card.source} has no readable rows; repair it or leave it out: --splits"
+            )
+    return splits, classes
+
+
+def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
+    """Every value within the levels (or finite), every label within the classes."""
+    if card.levels:
+        wrong = (chunk.x < 0) | (chunk.x >= card.levels) if chunk.x.size else np.zeros(chunk.x.shape, bool)
+        remedy = f"is not one of the {card.levels} levels 0 to {card.levels - 1}; give --levels or repair the row"
+    else:
+        wrong = ~np.isfinite(chunk.x)
+        remedy = "is not a finite float32; remove the row"
+    if wrong.any():
+        index = tuple(np.argwhere(wrong)[0])
+        raise ValueError(f"{part.locate(int(chunk.row[index[0]]))}: the value {chunk.x[index]} {remedy}")
+    wrong = (chunk.label < -1) | (chunk.label >= (found.num_classes or 2**31 - 1))
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        classes = f"0 to {found.num_classes - 1}" if found.num_classes else "0, 1, ... (-1: none)"
+        raise ValueError(f"{part.locate(int(chunk.row[row]))}: the label {chunk.label[row]} is not in {classes}")
+
+
+def _progress(part: SourceSplit, name: str) -> Iterator[Chunk]:
+    """The chunks of a split, with a line to stderr every five seconds."""
+    begun = shown = time.monotonic()
+    rows = 0
+    for chunk in part.chunks():
+        yield chunk
+        rows += len(chunk.x) + len(chunk.bad)
+        now = time.monotonic()
+        if now - shown > 5:
+            shown = now
+            print(f"{name}: {rows:,}/{part.count:,} rows, {rows / (now - begun):,.0f} rows/s", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python pipelines/prepare.py",
+        description="Turn a data set into Parquet shards with a card, which training and evaluation read.",
+        epilog=f"Known sources: {FORMATS}. Example: python pipelines/prepare.py img_align_celeba --out data/celeba "
+        "--crop 140 --size 64",
+    )
+    default = Options()
+    parser.add_argument("source", metavar="SOURCE", help="file, directory, or the name of an embedded set (see below)")
+    parser.add_argument("--out", required=True, metavar="DIR", help="directory of the prepared data set")
+    parser.add_argument("--name", default="", metavar="N", help="name of the data set (default: the source's)")
+    parser.add_argument("--size", type=int, default=0, metavar="64", help="resize image files to this side")
+    parser.add_argument("--crop", type=int, default=0, metavar="140", help="cut the centre square of this side first")
+    parser.add_argument(
+        "--levels", type=int, default=0, metavar="L", help="pixels are 0 ... L-1 (default: 256 in 8 bits)"
+    )
+    parser.add_argument("--low", type=float, default=default.low, help="the model sees [low, high] (default: -1)")
+    parser.add_argument("--high", type=float, default=default.high, help="(default: 1)")
+    parser.add_argument(
+        "--max-skip", type=float, default=default.max_skip, metavar="0.01", help="share of corrupt rows to tolerate"
+    )
+    parser.add_argument(
+        "--test-fraction",
+        type=float,
+        default=default.test_fraction,
+        metavar="0.2",
+        help="share to hold out as `test` if the source has one split; 0: none",
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the hold-out and of generated sets (default: 0)")
+    parser.add_argument("--splits", nargs="+", default=(), metavar="SPLIT", help="keep only these, e.g. train test")
+    parser.add_argument(
+        "--rows", type=int, default=default.rows, metavar="50000", help="training rows of a generated set"
+    )
+    parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    """The command line; returns the exit status, 2 after an error."""
+    given = _parser().parse_args(argv)
+    try:
+        values = {entry.name: getattr(given, entry.name) for entry in fields(Options)}
+        card = prepare(given.source, given.out, Options(**values | {"splits": tuple(given.splits)}))
+    except (ValueError, OSError) as error:
+        if given.traceback:
+            raise
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        return 2
+    for name, split in card.splits.items():
+        print(f"{name}: {split.count:,} rows in {len(split.shards)} shards, {split.skipped} skipped")
+    print(f"{card.name}: {card.kind} {card.shape}, levels {card.levels}, {card.num_classes} classes -> {given.out}")
+    return 0
+
+
+if __name__ == "__main__":
+    from pipelines.prepare import main as run
+
+    sys.exit(run())

@@ -1,0 +1,137 @@
+"""MLflow: where runs are browsed.
+
+The store is MLFLOW_TRACKING_URI, else a sqlite file in the output directory. The driver creates a run once and keeps its id in
+RUN/mlflow.json; whoever writes to it later (the rank-0 worker, the evaluation) opens it by that id, so that restarts go on in
+the same run. Nothing is pickled: models are logged as safetensors and JSON.
+
+`python -m pipelines.tracking` opens the browser page on localhost.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+
+import mlflow
+from mlflow.entities import Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+
+from pipelines.cli import options
+from pipelines.loop import Job
+from pipelines.outputs import output_root
+
+__all__ = ["RunLog", "environment", "main", "open_run", "tracking_uri"]
+
+EXPERIMENT = "indm"
+
+
+def tracking_uri(root: Path) -> str:
+    """MLFLOW_TRACKING_URI, else a sqlite store in the output directory."""
+    return os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{(root / 'mlflow.db').resolve()}"
+
+
+def environment(root: Path) -> dict[str, str]:
+    """Environment variables that make a worker write to the same store."""
+    return {
+        "MLFLOW_TRACKING_URI": tracking_uri(root),
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+    }
+
+
+def open_run(job: Job, root: Path) -> str:
+    """The id of the job's MLflow run, created with its configuration where there is none yet."""
+    client = MlflowClient(tracking_uri(root))
+    kept = job.directory / "mlflow.json"
+    if kept.is_file():
+        run_id = json.loads(kept.read_text(encoding="utf-8"))["run_id"]
+        try:
+            client.get_run(run_id)
+        except MlflowException:
+            pass  # another store: the run is created there too
+        else:
+            return run_id
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment:
+        experiment_id = experiment.experiment_id
+    else:
+        place = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlartifacts").resolve().as_uri()
+        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=place)
+    run = client.create_run(experiment_id, run_name=job.directory.name, tags={"recipe": job.run.recipe})
+    parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
+    client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
+    kept.write_text(json.dumps({"run_id": run.info.run_id}) + "\n", encoding="utf-8")
+    return run.info.run_id
+
+
+class RunLog:
+    """Writes one job's figures and pictures to its MLflow run.
+
+    Args:
+        job: Whose RUN/mlflow.json names the run.
+        uri: Of the store.
+        system_metrics: Whether this process's machine (CPU, memory, GPU) is sampled into the run while the log is open.
+    """
+
+    def __init__(self, job: Job, uri: str, system_metrics: bool = False) -> None:
+        self.run_id = json.loads((job.directory / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
+        self.client = MlflowClient(uri)
+        self.active = system_metrics
+        if system_metrics:
+            mlflow.set_tracking_uri(uri)
+            mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
+
+    def record(self, record: dict[str, Any], step: int) -> None:
+        """Every number of a record as a metric, in one call."""
+        now = int(time.time() * 1000)
+        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
+        self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in numbers.items()])
+
+    def artifact(self, file: Path, folder: str | None = None) -> None:
+        """A file (a picture, a table, a model's safetensors) of the run."""
+        self.client.log_artifact(self.run_id, str(file), folder)
+
+    def close(self, status: str | None = None) -> None:
+        """Ends the sampling of the machine and, with a status such as FINISHED, the run."""
+        if self.active:
+            mlflow.end_run(status or "RUNNING")
+        if status:
+            self.client.set_terminated(self.run_id, status)
+
+
+def main(port: int = 5000) -> int:
+    """Serves the experiments of the output directory on localhost.
+
+    Returns:
+        The exit status; 2 where the port is taken or there is nothing to show.
+    """
+    root = output_root(None)
+    if not (root / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        print(f"{root}: no runs yet; `make train` makes the first", file=sys.stderr)
+        return 2
+    port = int(os.environ.get("PORT", port))
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
+            return 2
+    print(f"experiments at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    store = ["--backend-store-uri", tracking_uri(root), "--default-artifact-root", str(root / "mlartifacts")]
+    return subprocess.call(command + store)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""Shapes and types of every call into indm_core are checked under pytest; one thread, so that runs can be compared."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+import torch
+from jaxtyping import install_import_hook
+
+if any(name.split(".")[0] == "indm_core" for name in sys.modules):
+    raise RuntimeError("indm_core was imported before tests/conftest.py, so that its shapes would go unchecked")
+install_import_hook("indm_core", "beartype.beartype")
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
