@@ -14,13 +14,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import final
 
+import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
-__all__ = ["Composed", "Flow", "Identity", "Squeezed"]
+__all__ = ["ActNorm", "Composed", "Flow", "Identity", "Squeezed"]
 
 
 class Flow(nn.Module, ABC):
@@ -46,6 +47,31 @@ class Identity(Flow):
 
     def inverse(self, z: Tensor) -> Tensor:
         return z
+
+
+@final
+class ActNorm(Flow):
+    """z = exp(log_scale) x + shift, a scale and a shift per dimension; starts at the identity.
+
+    Args:
+        shape: Event of x. The parameters have the shape (c, 1, 1) of an image's channels, or the whole event.
+        per_pixel: Whether every pixel has its own, instead of every channel.
+
+    References: Kingma and Dhariwal 2018 (Glow), section 3.1.
+    """
+
+    def __init__(self, shape: Sequence[int], *, per_pixel: bool = False) -> None:
+        super().__init__()
+        size = tuple(shape) if per_pixel or len(shape) == 1 else (shape[0], *[1] * (len(shape) - 1))
+        self.log_scale = nn.Parameter(torch.zeros(size))
+        self.shift = nn.Parameter(torch.zeros(size))
+
+    def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        z = torch.exp(self.log_scale) * x + self.shift
+        return z, self.log_scale.expand(x.shape).flatten(1).sum(1)
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return (z - self.shift) * torch.exp(-self.log_scale)
 
 
 @final

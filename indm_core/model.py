@@ -40,9 +40,7 @@ class GenerativeModel(nn.Module, ABC):
     shape: tuple[int, ...]
 
     @abstractmethod
-    def forward(
-        self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None
-    ) -> Losses:
+    def forward(self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The training losses; they are `forward` because DistributedDataParallel averages gradients only through it."""
 
     @abstractmethod

@@ -258,9 +258,7 @@ class INDMConfig(ModelConfig):
     def build(self, spec: DataSpec) -> GenerativeModel:
         backbone = self.backbone.build(spec, self.sde)
         flow = self.flow.build(spec.shape)
-        return INDM(
-            flow, backbone, self.sde, shape=spec.shape, mode=self.mode, pretrain_steps=self.pretrain_steps
-        )
+        return INDM(flow, backbone, self.sde, shape=spec.shape, mode=self.mode, pretrain_steps=self.pretrain_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -285,9 +283,7 @@ class Train:
     steps: int = 1000
     batch_size: int = 128
     accumulate: int = 1
-    optimisers: dict[str, AdamW] = field(
-        default_factory=lambda: {"score": AdamW(lr=2e-4), "flow": AdamW(lr=1e-3)}
-    )
+    optimisers: dict[str, AdamW] = field(default_factory=lambda: {"score": AdamW(lr=2e-4), "flow": AdamW(lr=1e-3)})
     ema_decay: float = 0.9999
     ema_ramp: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -405,7 +401,9 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: no readable run here ({type(error).__name__}); give the directory of a run") from None
+        raise ValueError(
+            f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
+        ) from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
     run = from_json(RunConfig, document.get("run"), f"{file}: run")

@@ -199,9 +199,7 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
     return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
-def _on_device(
-    rows: Rows, job: Job, device: torch.device, generator: torch.Generator
-) -> tuple[Tensor, Tensor | None]:
+def _on_device(rows: Rows, job: Job, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
     """Rows on the training device, dequantised, scaled and flipped there; labels where the data have them."""
     spec = job.spec
     k = torch.from_numpy(rows["x"].astype(np.int32) if rows["x"].dtype == np.uint16 else rows["x"])

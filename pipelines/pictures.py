@@ -15,13 +15,12 @@ from torch import Tensor
 from indm_core.likelihood import quantise
 from pipelines.config import DataSpec
 
-__all__ = ["draw_samples", "image_grid", "learning_curve", "pixels"]
+__all__ = ["draw_levels", "draw_samples", "image_grid", "learning_curve", "pixels"]
 
 
-def pixels(x: Tensor, spec: DataSpec) -> np.ndarray:
-    """x (n, c, h, w) as 8-bit pixels (n, h, w, 3): levels spread over 0..255, one channel shown grey, two as red-green."""
-    levels = quantise(x, spec.levels, spec.low, spec.high).cpu().numpy()
-    grey = (levels * 255 / (spec.levels - 1)).round().astype(np.uint8).transpose(0, 2, 3, 1)
+def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
+    """Levels (n, c, h, w) as 8-bit pixels (n, h, w, 3): spread over 0..255, one channel shown grey, two as red-green."""
+    grey = (levels.cpu().numpy() * (255 / (spec.levels - 1))).round().astype(np.uint8).transpose(0, 2, 3, 1)
     channels = grey.shape[-1]
     if channels == 1:
         return grey.repeat(3, axis=-1)
@@ -42,13 +41,18 @@ def image_grid(shown: np.ndarray, *, least: int = 8) -> Image.Image:
 
 
 def draw_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
-    """Samples as a picture: a grid of images, or a scatter plot of the first two coordinates."""
+    """Samples x of a model as a picture."""
+    draw_levels(quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x, spec, file)
+
+
+def draw_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
+    """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors."""
     if len(spec.shape) == 3:
-        image_grid(pixels(x, spec)).save(file)
+        image_grid(pixels(shown, spec)).save(file)
         return
     figure = _figure(4.5, 4.5)
     axes = figure.add_subplot()
-    points = x.cpu().numpy()
+    points = shown.cpu().numpy()
     axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
     axes.set_aspect("equal")
     figure.savefig(file, dpi=120, bbox_inches="tight")

@@ -47,7 +47,9 @@ class Ticker:
     def __enter__(self) -> Ticker:
         for job in self.jobs:
             if self.seen[job.directory]:
-                print(f"{job.directory.name}: goes on after step {self.seen[job.directory]} or the checkpoint before it")
+                print(
+                    f"{job.directory.name}: goes on after step {self.seen[job.directory]} or the checkpoint before it"
+                )
         self.thread.start()
         return self
 

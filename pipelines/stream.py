@@ -71,7 +71,7 @@ def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
         try:
             for windows in grouped:
                 ready.put(read_task(job.data, card, windows, 0, 1))
-        except Exception as error:  # noqa: BLE001 - handed to the consumer, which raises it
+        except Exception as error:
             ready.put(error)
 
     threading.Thread(target=read, daemon=True).start()

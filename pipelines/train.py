@@ -79,7 +79,9 @@ class Launch:
 
     def __post_init__(self) -> None:
         if self.workers < 1 or not 0 <= self.min_workers <= self.workers:
-            raise ValueError(f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers")
+            raise ValueError(
+                f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers"
+            )
         if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
             raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
         if self.gpu not in ("auto", "true", "false"):
@@ -132,7 +134,7 @@ def _run(words: list[str], given: dict[str, str]) -> int:
     if launch.local:
         train_local(jobs, launch)
         return 0
-    from pipelines.report_run import conclude  # Ray and MLflow from here on
+    from pipelines.conclude import conclude  # Ray and MLflow from here on
 
     train_on_ray(jobs, launch, root)
     conclude(jobs, launch.evaluate, root)
@@ -284,7 +286,9 @@ def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None
     try:
         result = trainer.fit()
     except TrainingFailedError as error:
-        raise ValueError(f"training stopped: {_cause(error)}; the same command goes on from the last checkpoint") from error
+        raise ValueError(
+            f"training stopped: {_cause(error)}; the same command goes on from the last checkpoint"
+        ) from error
     refused = (result.return_value or {}).get("refused")
     if refused:
         raise ValueError(refused)

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 if any(name.split(".")[0] == "indm_core" for name in sys.modules):
     raise RuntimeError("indm_core was imported before tests/conftest.py, so that its shapes would go unchecked")
@@ -19,3 +19,11 @@ def _one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture
+def unchecked():
+    """No shape checks, for tests of very many small calls (a check takes 0.1 ms) or of what is said about bad input."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

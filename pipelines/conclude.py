@@ -1,0 +1,66 @@
+"""What a training command leaves behind at its end: learning curves, the table, samples, and how to look at them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines import evaluate, tracking
+from pipelines.loop import Job, read_metrics
+from pipelines.pictures import learning_curve
+from pipelines.sampling import Sampling
+
+__all__ = ["BRIEF", "conclude"]
+
+BRIEF = evaluate.Settings(
+    images=128,
+    nll_replicates=1,
+    rtol=1e-4,
+    atol=1e-4,
+    nelbo_replicates=4,
+    nelbo_draws=16,
+    samples=1000,
+    sampling=Sampling(sampler="ode", rtol=1e-3, atol=1e-3),
+    chunk=32,
+)
+"""The main job's brief measurement; pipelines/evaluate.py takes the full one."""
+
+
+def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
+    """Draws the learning curves, measures the runs together (once) and prints the table and where everything lies."""
+    series = {job.directory.name: read_metrics(job.directory) for job in jobs}
+    unit = next((r["unit"] for records in series.values() for r in records if "unit" in r), "")
+    shown = {name: [r for r in records if "nelbo" in r] for name, records in series.items()}
+    for job in jobs:
+        learning_curve(shown, unit, job.directory / "learning_curve.png")
+    runs = [job.directory for job in jobs]
+    if measure:
+        document = _measured_already(runs)
+        if document is None:
+            evaluate.connect(1, 1.0)
+            document = evaluate.evaluate(runs, BRIEF, root)
+            evaluate.log(document, runs, root)
+        print("\n" + evaluate.table(document))
+    for job in jobs:
+        log = tracking.RunLog(job, tracking.tracking_uri(root))
+        log.artifact(job.directory / "learning_curve.png")
+        for file in ("config.json", "model.safetensors"):
+            log.artifact(job.directory / file, "model")
+        log.close("FINISHED")
+        pictures = "samples.png, learning_curve.png" if measure else "learning_curve.png"
+        print(f"{job.directory}: model.safetensors, {pictures}, metrics.jsonl")
+    names = " ".join(str(run) for run in runs)
+    print(
+        f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({tracking.tracking_uri(root)})"
+    )
+
+
+def _measured_already(runs: Sequence[Path]) -> dict | None:
+    """The evaluation of exactly these runs, where it is newer than their weights."""
+    for run in runs:
+        file = run / "evaluation.json"
+        if not file.is_file() or file.stat().st_mtime < (run / "model.safetensors").stat().st_mtime:
+            return None
+    document = json.loads((runs[0] / "evaluation.json").read_text(encoding="utf-8"))
+    return document if list(document["runs"]) == [run.name for run in runs] else None

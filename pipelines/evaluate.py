@@ -1,0 +1,429 @@
+"""Measure trained runs: `python pipelines/evaluate.py RUN [RUN ...] [--option value ...]`.
+
+Test NLL (probability-flow ODE, with the residual), NELBO, their gap and the Frechet and kernel distances of samples are
+computed concurrently by a pool of actors, which take the models' weights once from the object store. Several runs on the same
+data are measured on the same draws, and compared by differences paired per image.
+
+Every figure has a standard error. Of likelihoods: `se`, the estimator's on these very images, from replicates (the same images,
+fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of distances: a
+bootstrap over the samples.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import json
+import math
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from indm_core.errors import ConvergenceError
+from indm_core.likelihood import dequantise, nelbo, nll, quantise
+from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
+from indm_core.model import GenerativeModel
+from indm_core.training import load_networks, network_tensors, step_seed
+from pipelines.cli import describe, options, override, split_arguments
+from pipelines.cluster import connect
+from pipelines.config import DataSpec, RunConfig, load, read_run
+from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
+from pipelines.loop import to_unit
+from pipelines.outputs import output_root
+from pipelines.pool import Pool
+from pipelines.prepare import ensure
+from pipelines.sampling import Sampling, samples
+from pipelines.shards import Card, load_card, read_all
+
+__all__ = ["Estimate", "Settings", "evaluate", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and how exactly.
+
+    Args:
+        images: Test images that likelihoods are taken on; 0 takes the whole split.
+        nll_replicates: NLLs per image, with fresh dequantisation, noise and probe.
+        num_probes: Hutchinson probes of an NLL.
+        rtol, atol: Tolerances of its ODE.
+        nelbo_replicates: NELBOs per image.
+        nelbo_draws: Draws of (t, eps) in each, an even number.
+        samples: Samples per model for the distances; 0 leaves them out.
+        sampling: How they are drawn.
+        inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
+        chunk: Images per task.
+        actors: Actors; 0 takes one for each core of the cluster.
+        seed: Of every draw.
+    """
+
+    images: int = 0
+    nll_replicates: int = 2
+    num_probes: int = 1
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    nelbo_replicates: int = 8
+    nelbo_draws: int = 16
+    samples: int = 5000
+    sampling: Sampling = Sampling()
+    inception_weights: str = ""
+    chunk: int = 64
+    actors: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("nll_replicates", "nelbo_replicates", "nelbo_draws", "num_probes", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.images < 0 or self.samples == 1 or self.samples < 0:
+            raise ValueError(f"images={self.images} and samples={self.samples} must not be negative, nor samples 1")
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean, its estimator's standard error on these images (nan for one replicate), and the one over images."""
+
+    mean: float
+    se: float
+    se_images: float
+
+    @staticmethod
+    def of(per_image: Tensor) -> Estimate:
+        """From values (replicates, images)."""
+        replicates, images = per_image.shape
+        means = per_image.mean(1)
+        se = float(means.std() / math.sqrt(replicates)) if replicates > 1 else math.nan
+        over = float(per_image.mean(0).std() / math.sqrt(images)) if images > 1 else math.nan
+        return Estimate(float(means.mean()), se, over)
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A trained model, as it travels through the object store."""
+
+    run: RunConfig
+    spec: DataSpec
+    tensors: dict[str, Tensor]
+
+    def build(self) -> GenerativeModel:
+        model = self.run.model.build(self.spec)
+        load_networks(model, self.tensors)
+        return model.eval()
+
+
+class Evaluator:
+    """An actor's work: it builds each model and the feature network once.
+
+    Args:
+        subjects: References to the models.
+        features: Makes the feature network.
+        threads: Of torch.
+    """
+
+    def __init__(self, subjects: list[ray.ObjectRef], features: Callable[[], FeatureNetwork], threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.subjects, self.make_features = subjects, features
+        self.models: dict[int, tuple[GenerativeModel, DataSpec]] = {}
+        self.features: FeatureNetwork | None = None
+
+    def likelihood(self, kind: str, model: int, k: Tensor, seed: int, settings: Settings) -> Tensor:
+        """NLL or NELBO of a chunk of levels, bits/dim or nats/dim per image (b,); the draws depend on the seed alone."""
+        subject, spec = self._model(model)
+        x = dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(seed))
+        generator = torch.Generator().manual_seed(step_seed(seed, 1, 0))
+        if kind == "nll":
+            s = settings
+            nats = nll(subject, x, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol, generator=generator)
+        else:
+            nats = nelbo(subject, x, num_draws=settings.nelbo_draws, generator=generator)
+        return to_unit(nats, spec)[0]
+
+    def sample(self, model: int, seeds: list[int], sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, logits and the samples themselves (levels, or vectors) of the given seeds."""
+        subject, spec = self._model(model)
+        x = samples(subject, seeds, sampling)
+        shown = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
+        return (*self._features(shown), shown.to(torch.int32) if spec.levels else shown)
+
+    def reference(self, k: Tensor) -> Tensor:
+        """Features of data."""
+        return self._features(k)[0]
+
+    def _features(self, shown: Tensor) -> tuple[Tensor, Tensor]:
+        self.features = self.features or self.make_features()
+        with torch.no_grad():
+            return self.features.evaluate(shown)
+
+    def _model(self, index: int) -> tuple[GenerativeModel, DataSpec]:
+        if index not in self.models:
+            subject: Subject = ray.get(self.subjects[index])
+            self.models[index] = (subject.build(), subject.spec)
+        return self.models[index]
+
+
+def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, Any]:
+    """Measures runs on the same data together; Ray must be connected.
+
+    Args:
+        runs: Directories of trained runs.
+        root: Output directory, where prepared data and classifiers are kept.
+
+    Returns:
+        {"runs": {name: figures}, "differences": {...}, "settings": ..., ...}, plain JSON values; it is also written to
+        RUN/evaluation.json of each run.
+
+    Raises:
+        ValueError: no run, a run that is not trained, or runs on different data.
+    """
+    began = time.monotonic()
+    subjects = [Subject(*read_run(run / "config.json"), network_tensors(load(run))) for run in runs]
+    first = subjects[0]
+    for run, subject in zip(runs, subjects, strict=True):
+        if subject.spec != first.spec or subject.run.data != first.run.data:
+            names = f"{subject.spec.name} and {first.spec.name}"
+            raise ValueError(f"{run} and {runs[0]} were trained on other data ({names}): measure them apart")
+    data = ensure(first.run.data.source, root / "data", first.run.data.options)
+    card = load_card(data)
+    name, make_features = _feature_maker(card, data, settings, root)
+    actors = settings.actors or max(1, int(ray.cluster_resources().get("CPU", 1) // 2))
+    with Pool(Evaluator, ([ray.put(s) for s in subjects], make_features, 1), actors) as pool:
+        results = pool.run(_tasks(len(runs), data, card, settings), "evaluating")
+    names = [run.name for run in runs]
+    document: dict[str, Any] = {
+        "unit": to_unit(torch.zeros(()), first.spec)[1],
+        "data": first.spec.name,
+        "features": name,
+        "images": _num_images(card, settings),
+        "settings": asdict(settings),
+        "runs": {},
+    }
+    per_image: dict[tuple[str, int], Tensor] = {}
+    for i, run_name in enumerate(names):
+        figures: dict[str, Any] = {"parameters": sum(t.numel() for t in subjects[i].tensors.values())}
+        for kind, replicates in (("nll", settings.nll_replicates), ("nelbo", settings.nelbo_replicates)):
+            rows = [torch.cat([results[kind, i, r, c] for c in _chunks(card, settings)]) for r in range(replicates)]
+            per_image[kind, i] = torch.stack(rows).double()
+            figures[kind] = asdict(Estimate.of(per_image[kind, i]))
+        figures["gap"] = asdict(Estimate.of(_gap(per_image["nelbo", i], per_image["nll", i])))
+        if settings.samples:
+            figures |= _distances(results, i, settings)
+        document["runs"][run_name] = figures
+    document["differences"] = _differences(names, per_image)
+    document["seconds"] = time.monotonic() - began
+    for i, run in enumerate(runs):
+        if settings.samples:
+            _draw(run, first.spec, results, i, settings)
+        (run / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
+    return document
+
+
+def _gap(nelbos: Tensor, nlls: Tensor) -> Tensor:
+    """NELBO - NLL on the replicates that share their dequantised images."""
+    shared = min(len(nelbos), len(nlls))
+    return nelbos[:shared] - nlls[:shared]
+
+
+def _differences(names: Sequence[str], per_image: dict[tuple[str, int], Tensor]) -> dict[str, Any]:
+    """First run minus each other, paired per image on the same draws; the standard error is that of the pairs."""
+    found = {}
+    for j in range(1, len(names)):
+        pairs = {}
+        for kind in ("nll", "nelbo"):
+            pairs[kind] = asdict(Estimate.of(per_image[kind, 0] - per_image[kind, j]))
+        found[f"{names[0]} - {names[j]}"] = pairs
+    return found
+
+
+def _num_images(card: Card, settings: Settings) -> int:
+    count = card.split("test").count
+    return min(settings.images or count, count)
+
+
+def _chunks(card: Card, settings: Settings) -> range:
+    return range(0, _num_images(card, settings), settings.chunk)
+
+
+def _tasks(
+    num_models: int, data: Path, card: Card, settings: Settings
+) -> dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]]:
+    """Every task by its key: the method and its arguments. Long ones first; models in turn, so that both show early."""
+    test = torch.from_numpy(read_all(data, card, "test", _num_images(card, settings))["x"].astype("float32"))
+    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
+    for kind, replicates in (("nll", settings.nll_replicates), ("nelbo", settings.nelbo_replicates)):
+        for r in range(replicates):
+            for c in _chunks(card, settings):
+                seed = step_seed(settings.seed, r, c)
+                for i in range(num_models):
+                    arguments = (kind, i, test[c : c + settings.chunk], seed, settings)
+                    tasks[kind, i, r, c] = ("likelihood", arguments)
+    step = max(settings.chunk, 250)
+    for a in range(0, settings.samples, step):
+        seeds = list(range(a, min(a + step, settings.samples)))
+        for i in range(num_models):
+            tasks["sample", i, a] = ("sample", (i, seeds, settings.sampling))
+    if settings.samples:
+        train = torch.from_numpy(read_all(data, card, "train", 50_000)["x"])
+        for a in range(0, len(train), 2000):
+            tasks["reference", a] = ("reference", (train[a : a + 2000],))
+    return tasks
+
+
+def _feature_maker(card: Card, data: Path, settings: Settings, root: Path) -> tuple[str, Callable[[], FeatureNetwork]]:
+    """The feature network's name and what builds it in an actor; a classifier is trained here if need be."""
+    if settings.inception_weights:
+        weights = Path(settings.inception_weights).expanduser().resolve()
+        name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
+        return name, partial(inception, weights, levels=card.levels)
+    if card.kind == "vector" or card.num_classes < 2 or not settings.samples:
+        return "raw", partial(raw, card.num_dims)
+
+    def training_split() -> tuple[Tensor, Tensor]:
+        rows = read_all(data, card, "train", 60_000)
+        return torch.from_numpy(rows["x"]), torch.from_numpy(rows["label"])
+
+    network = cached_classifier(root / "features", card, training_split)
+    return f"{card.name}-cnn", partial(classifier_features, network, card.name)
+
+
+def _distances(results: dict[Any, Any], model: int, settings: Settings) -> dict[str, Any]:
+    """Frechet and kernel distances of a model's samples from the training data, and with Inception its score."""
+    made = [results[key] for key in sorted((k for k in results if k[:2] == ("sample", model)), key=lambda k: k[2])]
+    features = torch.cat([part[0] for part in made])
+    real = torch.cat([results[key] for key in sorted(k for k in results if k[0] == "reference")])
+    reference = Moments().update(real)
+    generator = torch.Generator().manual_seed(settings.seed)
+    num = 20 if features.shape[1] > 512 else 100
+    frechet = frechet_bootstrap(features, reference.mean, reference.cov, num_resamples=num, generator=generator)
+    kid = kernel_distance(features, real, generator=generator)
+    found: dict[str, Any] = {
+        "frechet": {"mean": float(frechet.value), "se": float(frechet.standard_error), "samples": len(features)},
+        "kernel": {"mean": float(kid.mean), "se": float(kid.standard_error), "samples": len(features)},
+        "reference_samples": len(real),
+    }
+    logits = torch.cat([part[1] for part in made])
+    if logits.shape[1] == 1008:  # Inception's classes
+        score = inception_score(logits)
+        found["inception_score"] = {"mean": float(score.mean), "se": float(score.standard_error)}
+    return found
+
+
+def _draw(run: Path, spec: DataSpec, results: dict[Any, Any], model: int, settings: Settings) -> None:
+    from pipelines.pictures import draw_levels
+
+    made = [results[key][2] for key in sorted((k for k in results if k[:2] == ("sample", model)), key=lambda k: k[2])]
+    num = 100 if len(spec.shape) == 3 else 2000
+    draw_levels(torch.cat(made)[:num], spec, run / "samples.png")
+
+
+def table(document: dict[str, Any]) -> str:
+    """The figures as text, laid out as Table 4 of the INDM paper; every figure with its standard error."""
+    settings, unit = document["settings"], document["unit"]
+    lines = [
+        f"{'model':<24} {'params':>8}  {f'NLL {unit}':<22} {f'NELBO {unit}':<22} {'gap':<22} FD({document['features']})",
+    ]
+    for name, figures in document["runs"].items():
+        cells = [_cell(figures[kind]) for kind in ("nll", "nelbo", "gap")]
+        frechet = figures.get("frechet")
+        distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
+        params = f"{figures['parameters'] / 1e6:.2f}M"
+        lines.append(f"{name:<24} {params:>8}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
+    for pair, kinds in document["differences"].items():
+        shown = ", ".join(f"{kind.upper()} {d['mean']:+.4f} +- {d['se_images']:.4f}" for kind, d in kinds.items())
+        lines.append(f"{pair}, paired per image on the same draws: {shown}")
+    one = settings["nll_replicates"] == 1
+    lines.append(
+        f"{document['images']} test images of {document['data']}; NLL: probability-flow ODE at rtol {settings['rtol']:g}, "
+        f"atol {settings['atol']:g}, x{settings['nll_replicates']}; NELBO: {settings['nelbo_draws']} draws, "
+        f"x{settings['nelbo_replicates']}; +- is the estimator's standard error on these images"
+        + (" (of NLL and gap: over images)" if one else "")
+        + f"; FD: {settings['samples']} samples, {settings['sampling']['sampler']}, bootstrap; {document['seconds']:.0f} s"
+    )
+    return "\n".join(lines)
+
+
+def _cell(estimate: dict[str, float]) -> str:
+    se = estimate["se_images"] if math.isnan(estimate["se"]) else estimate["se"]
+    return f"{estimate['mean']:+.4f} +- {se:.4f}"
+
+
+def log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
+    """Writes each run's figures, table and samples into its MLflow run."""
+    from mlflow.tracking import MlflowClient
+
+    from pipelines.tracking import tracking_uri
+
+    client = MlflowClient(tracking_uri(root))
+    for run in runs:
+        kept = run / "mlflow.json"
+        if not kept.is_file():
+            continue
+        run_id = json.loads(kept.read_text(encoding="utf-8"))["run_id"]
+        for name, estimate in document["runs"][run.name].items():
+            values = estimate.items() if isinstance(estimate, dict) else [("mean", estimate)]
+            for part, value in values:
+                if math.isfinite(value):
+                    client.log_metric(run_id, f"test/{name}" if part == "mean" else f"test/{name}/{part}", value)
+        for file in ("evaluation.json", "samples.png"):
+            if (run / file).is_file():
+                client.log_artifact(run_id, str(run / file))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where.
+
+    Args:
+        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        traceback: Show where an error came from.
+    """
+
+    out: str = ""
+    traceback: bool = False
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+    if given.pop("help", None) or not words:
+        print(f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(Launch())}")
+        return 0 if words else 2
+    try:
+        ours = {option.path for option in options(Launch())}
+        launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
+        settings = override(Settings(), {k: v for k, v in given.items() if k not in ours})
+        root = output_root(launch.out)
+        runs = [_find(word, root) for word in words]
+        for run in runs:
+            load(run)
+        connect(1, 1.0)
+        document = evaluate(runs, settings, root)
+        log(document, runs, root)
+        print(table(document))
+    except (ValueError, ConvergenceError, OSError) as error:
+        if given.get("traceback"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _find(word: str, root: Path) -> Path:
+    """A run by its directory or its name under the output directory."""
+    return Path(word).resolve() if (Path(word) / "config.json").is_file() else root / word
+
+
+if __name__ == "__main__":
+    from pipelines.evaluate import main as importable_main
+
+    sys.exit(importable_main())

@@ -1,0 +1,143 @@
+"""Draw samples of a trained run: `python pipelines/sample.py RUN [--num-samples 64] [--sampler pc] [--out DIR]`.
+
+One seed per sample: sample i is the same for every batch size and number of actors. Images become PNG files
+(sample-000000.png, ...) and a grid.png, as they arrive; vectors become samples.npy and a scatter plot.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import time
+import traceback
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from indm_core.errors import ConvergenceError
+from indm_core.likelihood import quantise
+from indm_core.model import GenerativeModel
+from pipelines.cli import describe, override, split_arguments
+from pipelines.config import DataSpec, load, read_run
+from pipelines.outputs import output_root
+from pipelines.pictures import draw_samples, pixels
+from pipelines.sampling import Sampling, samples
+
+__all__ = ["Sample", "main"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """What is drawn, and where to.
+
+    Args:
+        num_samples: How many.
+        seed: Of the first sample; sample i has seed + i.
+        sampling: The sampler and its options.
+        batch: Samples drawn together.
+        out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
+        actors: Ray actors; 0 draws in this process, without Ray.
+        traceback: Show where an error came from.
+    """
+
+    num_samples: int = 64
+    seed: int = 0
+    sampling: Sampling = Sampling(rtol=1e-5, atol=1e-5)
+    batch: int = 64
+    out: str = ""
+    actors: int = 0
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.batch < 1:
+            raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
+        if self.seed < 0 or self.actors < 0:
+            raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
+
+
+class Sampler:
+    """An actor that holds a model."""
+
+    def __init__(self, run: str, threads: int) -> None:
+        torch.set_num_threads(threads)
+        self.model = load(run)
+
+    def draw(self, seeds: list[int], sampling: Sampling) -> Tensor:
+        return samples(self.model, seeds, sampling)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+    if given.pop("help", None) or len(words) != 1:
+        print(f"{__doc__}\nOptions:\n{describe(Sample())}")
+        return 0 if words else 2
+    try:
+        _draw(words[0], override(Sample(), given))
+    except (ValueError, ConvergenceError, OSError) as error:
+        if given.get("traceback"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _draw(word: str, wanted: Sample) -> None:
+    run = Path(word).resolve() if (Path(word) / "config.json").is_file() else output_root(None) / word
+    _, spec = read_run(run / "config.json")
+    model = load(run)
+    out = Path(wanted.out) if wanted.out else run / f"samples-{wanted.sampling.sampler}"
+    out.mkdir(parents=True, exist_ok=True)
+    began, first, done = time.monotonic(), [], 0
+    for start, x in _batches(run, model, wanted):
+        _write(x, spec, out, start)
+        first.append(x if start < 400 else x[:0])
+        done += len(x)
+        print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
+    draw_samples(torch.cat(first)[:400], spec, out / "grid.png")
+    print(f"{out}: {wanted.num_samples} samples by {wanted.sampling.sampler}, grid.png")
+
+
+def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first sample, samples) in order."""
+    seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
+    starts = range(0, wanted.num_samples, wanted.batch)
+    if not wanted.actors:
+        for start in starts:
+            yield start, samples(model, seeds[start : start + wanted.batch], wanted.sampling)
+        return
+    from pipelines.cluster import connect
+    from pipelines.pool import Pool
+
+    connect(wanted.actors, 1.0)
+    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {
+        (start,): ("draw", (list(seeds[start : start + wanted.batch]), wanted.sampling)) for start in starts
+    }
+    with Pool(Sampler, (str(run), 1), wanted.actors) as pool:
+        yield from ((key[0], x) for key, x in pool.stream(tasks))
+
+
+def _write(x: Tensor, spec: DataSpec, out: Path, start: int) -> None:
+    """One PNG per image (grey images stay grey); vectors go to one .npy per batch."""
+    if len(spec.shape) == 1:
+        np.save(out / f"samples-{start:06d}.npy", x.numpy())
+        return
+    shown = pixels(quantise(x, spec.levels, spec.low, spec.high), spec)
+    for i, image in enumerate(shown):
+        picture = Image.fromarray(image[..., 0] if spec.shape[0] == 1 else image)
+        picture.save(out / f"sample-{start + i:06d}.png")
+
+
+if __name__ == "__main__":
+    from pipelines.sample import main as importable_main
+
+    sys.exit(importable_main())

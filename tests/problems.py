@@ -1,0 +1,302 @@
+r"""Problems whose answers are known: Gaussian and mixture laws under any linear SDE, and the model that they make.
+
+A latent z ~ N(mean, cov) in d dimensions, diffused by a linear SDE, has at every time a Gaussian law,
+
+    u_t ~ N(A_t mean, A_t cov A_t^T + diag Sigma_t),        A_t = psi(t, 0) embed,
+
+hence an exact score and log-density, for coefficients (*e, K, K) of any K and *e. `Coupled` is a linear SDE with K = 2
+and coefficients of its own at each position, built on matrix exponentials: what is derived in `LinearSDE` must hold for
+it too.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor, nn
+
+from indm_core.flow import Flow, Identity
+from indm_core.model import GenerativeModel, Losses
+from indm_core.noise import Noise, randn_like
+from indm_core.sde import VE, VP, LinearSDE, SubVP
+
+__all__ = [
+    "SDES",
+    "Affine",
+    "Coupled",
+    "ExactModel",
+    "Gaussian",
+    "Mixture",
+    "SmallBackbone",
+    "ids",
+    "randn",
+    "rng",
+    "scalar",
+]
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def randn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=rng(seed))
+
+
+def scalar(t: float) -> Tensor:
+    """A 0-d float64 tensor."""
+    return torch.tensor(t, dtype=torch.float64)
+
+
+def ids(value: object) -> str:
+    return type(value).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coupled(LinearSDE):
+    """K = 2: position and velocity, coupled differently at each of two positions, on the clock tau(t) = t + t^2/2.
+
+    F = tau' A, GG^T = tau' Q, Sigma_0 = 0.05 I; position 0 has noise in the velocity alone (rank 1),
+    position 1 in both. psi and Sigma are matrix exponentials (Van Loan), R a Chebyshev interpolant of its own
+    equation, put back on Sigma.
+    """
+
+    A = torch.tensor([[[0.0, 1.5], [-2.0, -1.0]], [[-0.5, 1.0], [0.3, -0.8]]], dtype=torch.float64)
+    Q = torch.tensor([[[0.0, 0.0], [0.0, 2.0]], [[1.0, 0.4], [0.4, 1.5]]], dtype=torch.float64)
+    COV_0 = 0.05 * torch.eye(2, dtype=torch.float64)
+
+    @property
+    def pixelwise(self) -> bool:
+        return True
+
+    def F(self, t: Tensor) -> Tensor:
+        return (1 + t)[..., None, None] * self.A.to(t)
+
+    def GG(self, t: Tensor) -> Tensor:
+        return (1 + t)[..., None, None] * self.Q.to(t)
+
+    def psi(self, t: Tensor, s: Tensor) -> Tensor:
+        return torch.linalg.matrix_exp((_tau(t) - _tau(s))[..., None, None] * self.A.to(t))
+
+    def cov(self, t: Tensor) -> Tensor:
+        return self.cov_at(_tau(t))
+
+    def cov_at(self, tau: Tensor) -> Tensor:
+        zeros = torch.zeros_like(self.A)
+        generator = torch.cat([torch.cat([-self.A, self.Q], -1), torch.cat([zeros, self.A.mT], -1)], -2).to(tau)
+        exponential = torch.linalg.matrix_exp(tau[..., None, None] * generator)
+        psi = exponential[..., 2:, 2:].mT
+        cov = psi @ (exponential[..., :2, 2:] + self.COV_0.to(tau) @ psi.mT)
+        return (cov + cov.mT) / 2
+
+    def R(self, t: Tensor) -> Tensor:
+        x = 2 * _tau(t) / _tau(scalar(self.t_max)) - 1
+        basis = torch.cos(torch.arange(_DEGREE + 1).to(t) * torch.acos(x.clamp(-1, 1)).unsqueeze(-1))
+        R = torch.einsum("...n,neij->...eij", basis, _chebyshev_R(self).to(t))
+        R = R.squeeze(-4) if t.ndim and t.shape[-1] == 1 else R
+        L = torch.linalg.cholesky(self.cov(t))
+        U, _, Vh = torch.linalg.svd(torch.linalg.solve_triangular(L, R, upper=False))
+        return L @ U @ Vh
+
+    def prior_cov(self) -> Tensor:
+        """The exact law at t_max of positions ~ N(0, I)."""
+        T = scalar(self.t_max)
+        start = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+        return self.psi0(T) @ start @ self.psi0(T).mT + self.cov(T)
+
+    def embed(self, x: Tensor) -> Tensor:
+        return torch.stack([x, torch.zeros_like(x)], -1)
+
+    def project(self, u: Tensor) -> Tensor:
+        return u[..., 0]
+
+    def to_network(self, u: Tensor) -> Tensor:
+        return u.flatten(1)
+
+    def from_network(self, out: Tensor) -> Tensor:
+        return out.reshape(len(out), 2, 2)
+
+
+_DEGREE = 64
+
+
+def _tau(t: Tensor) -> Tensor:
+    return t + t**2 / 2
+
+
+@cache
+def _chebyshev_R(sde: Coupled) -> Tensor:
+    """Chebyshev coefficients in tau of the solution of dR/dtau = (A + 1/2 Q Sigma^-1) R, R(0) = sqrt(Sigma_0)."""
+    end = float(_tau(scalar(sde.t_max)))
+
+    def slope(tau: float, R: np.ndarray) -> np.ndarray:
+        F_hat = sde.A + 0.5 * sde.Q @ torch.linalg.inv(sde.cov_at(scalar(tau)))
+        return (F_hat @ torch.from_numpy(R).reshape(2, 2, 2)).flatten().numpy()
+
+    nodes = np.cos(np.pi * (np.arange(_DEGREE + 1) + 0.5) / (_DEGREE + 1))
+    start = (math.sqrt(0.05) * torch.eye(2, dtype=torch.float64)).expand(2, 2, 2).flatten().numpy()
+    times = (nodes[::-1] + 1) / 2 * end
+    solution = solve_ivp(slope, (0, end), start, method="DOP853", t_eval=times, rtol=1e-13, atol=1e-14)
+    coefficients = np.polynomial.chebyshev.chebfit(nodes[::-1], solution.y.T, _DEGREE)
+    return torch.from_numpy(coefficients).reshape(-1, 2, 2, 2)
+
+
+SDES = [VP(), SubVP(), VE(), Coupled()]
+"""Every linear SDE that the generic code is tested on."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Gaussian:
+    """z ~ N(mean, cov) in d dimensions, seen at time t through an SDE."""
+
+    sde: LinearSDE
+    mean: Tensor
+    cov: Tensor
+
+    def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean (dK,) and covariance (dK, dK) of the flat state, with a batch axis in front where t has one."""
+        d = len(self.mean)
+        psi, cov = self.sde.psi0(t), self.sde.cov(t)
+        k = psi.shape[-1]
+        psi, cov = (value.expand(*t.shape[:1], d, k, k) for value in (psi, cov))
+        eye = torch.eye(d, dtype=t.dtype)
+        A = torch.einsum("...ikl,jil->...ikj", psi, self.sde.embed(eye)).reshape(*t.shape[:1], d * k, d)
+        noise = torch.einsum("...ikl,ij->...ikjl", cov, eye).reshape(*t.shape[:1], d * k, d * k)
+        return A @ self.mean, A @ self.cov @ A.mT + noise
+
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        mean, cov = self.moments(t)
+        return -torch.linalg.solve(cov, (u.flatten(1) - mean).unsqueeze(-1)).squeeze(-1).reshape(u.shape)
+
+    def log_prob(self, u: Tensor, t: Tensor) -> Tensor:
+        mean, cov = self.moments(t)
+        return torch.distributions.MultivariateNormal(mean, cov).log_prob(u.flatten(1))
+
+    def log_prob_0(self, z: Tensor) -> Tensor:
+        """log p(z), which no noise blurs."""
+        return torch.distributions.MultivariateNormal(self.mean, self.cov).log_prob(z)
+
+    def sample(self, num: int, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """A draw at a 0-d time, (num, d, K)."""
+        mean, cov = self.moments(t)
+        noise = torch.randn(num, len(mean), dtype=t.dtype, generator=generator)
+        return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(num, len(self.mean), -1)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Mixture:
+    """A mixture of Gaussians, seen at time t through an SDE."""
+
+    weights: Tensor
+    components: tuple[Gaussian, ...]
+
+    def _joint(self, u: Tensor, t: Tensor) -> Tensor:
+        terms = [log_w + g.log_prob(u, t) for log_w, g in zip(self.weights.log(), self.components, strict=True)]
+        return torch.stack(terms)
+
+    def log_prob(self, u: Tensor, t: Tensor) -> Tensor:
+        return self._joint(u, t).logsumexp(0)
+
+    def log_prob_0(self, z: Tensor) -> Tensor:
+        terms = [log_w + g.log_prob_0(z) for log_w, g in zip(self.weights.log(), self.components, strict=True)]
+        return torch.stack(terms).logsumexp(0)
+
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        share = self._joint(u, t).softmax(0).reshape(len(self.weights), -1, *[1] * (u.ndim - 1))
+        return (share * torch.stack([g.score(u, t) for g in self.components])).sum(0)
+
+    def sample(self, num: int, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        which = torch.multinomial(self.weights, num, replacement=True, generator=generator)
+        draws = torch.stack([g.sample(num, t, generator) for g in self.components])
+        return draws[which, torch.arange(num)]
+
+
+class Affine(Flow):
+    """h(x) = A x + b on vectors."""
+
+    def __init__(self, A: Tensor, b: Tensor) -> None:
+        super().__init__()
+        self.A, self.b = nn.Parameter(A.clone()), nn.Parameter(b.clone())
+
+    def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        return x @ self.A.T + self.b, torch.linalg.slogdet(self.A).logabsdet.expand(len(x))
+
+    def inverse(self, z: Tensor) -> Tensor:
+        return torch.linalg.solve(self.A, (z - self.b).T).T
+
+
+class ExactModel(GenerativeModel):
+    """A model whose latents follow `law`, with the exact score, times `gain`, and the exact law at t_max, or pi.
+
+    Args:
+        law: Of the latents z = flow(x).
+        flow: h.
+        gain: Factor of the score: any other value than 1 makes a wrong model.
+        exact_start: Whether the law at t_start is the law's own, else the SDE's prior.
+    """
+
+    def __init__(
+        self, law: Gaussian | Mixture, *, flow: Flow | None = None, gain: float = 1.0, exact_start: bool = True
+    ) -> None:
+        super().__init__()
+        self.law, self.flow, self.gain, self.exact_start = law, flow or Identity(), gain, exact_start
+        first = law if isinstance(law, Gaussian) else law.components[0]
+        self.sde, self.shape, self.t_start = first.sde, (len(first.mean),), first.sde.t_max
+
+    def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
+        raise NotImplementedError
+
+    def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        z, log_det = self.flow(x, generator)
+        return self.sde.embed(z), log_det
+
+    def decode(self, u: Tensor) -> Tensor:
+        return self.flow.inverse(self.sde.project(u))
+
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.gain * self.law.score(u, t)
+
+    def sample_start(self, like: Tensor, generator: Noise = None) -> Tensor:
+        if not self.exact_start:
+            return self.sde.sample_prior(like, generator)
+        mean, cov = self.law.moments(scalar(self.t_start))
+        noise = randn_like(like, generator).flatten(1)
+        return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(like.shape)
+
+    def log_prob_start(self, u: Tensor) -> Tensor:
+        return self.law.log_prob(u, scalar(self.t_start)) if self.exact_start else self.sde.log_prior(u)
+
+    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor) -> Tensor:
+        return self.log_prob_start(self.sde.perturb(u_0, scalar(self.t_start), eps))
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def phase(self, step: int) -> str:
+        return "joint"
+
+    def begin_phase(self, phase: str) -> None:
+        pass
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) of the data."""
+        z, log_det = self.flow(x)
+        return log_det + self.law.log_prob_0(z)
+
+
+class SmallBackbone(nn.Module):
+    """Two smooth layers of (x, t), in float64; any vector shape."""
+
+    def __init__(self, num_dims: int, width: int = 16, seed: int = 0) -> None:
+        super().__init__()
+        self.w_in = nn.Parameter(randn(width, num_dims, seed=seed) / math.sqrt(num_dims))
+        self.w_time = nn.Parameter(randn(width, seed=seed + 1))
+        self.w_out = nn.Parameter(randn(num_dims, width, seed=seed + 2) / math.sqrt(width))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return torch.tanh(x @ self.w_in.T + t.unsqueeze(-1).to(x) * self.w_time) @ self.w_out.T

@@ -1,0 +1,218 @@
+"""INDM's losses against denoising score matching written out, on the same draws; both modes; pre-training."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import pytest
+import torch
+from problems import SDES, Affine, Coupled, SmallBackbone, ids, randn, rng, scalar
+from scipy.optimize import brentq
+from test_score import log_odds
+from torch import Tensor
+
+from indm_core.flow import Flow, Identity
+from indm_core.indm import INDM
+from indm_core.resflow import ResFlow
+from indm_core.sde import VE, VP, SubVP
+
+ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
+EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
+D = 2
+
+
+def make(sde, flow: Flow | None = None, **options) -> INDM:
+    backbone = SmallBackbone(D * sde.prior_cov().shape[-1])
+    return INDM(flow or Identity(), backbone, sde, shape=(D,), **options).double()
+
+
+def affine() -> Affine:
+    return Affine(torch.tensor([[1.2, 0.3], [-0.4, 0.7]]).double(), torch.tensor([0.1, -0.2]).double())
+
+
+def waking_resflow() -> ResFlow:
+    """A residual flow away from the identity; its log-det is exact and draws nothing, its constraint has no state."""
+    flow = ResFlow((D,), blocks=(2,), width=8, activation=torch.nn.Tanh, constraint="infinity").double()
+    generator = rng(5)
+    for p in flow.parameters():
+        p.data += 0.3 * torch.randn(p.shape, dtype=torch.float64, generator=generator)
+    return flow
+
+
+def draws(num: int, k: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """The levels q of t and the noise eps that a forward pass takes from its generator, in its order."""
+    order = torch.rand(num, dtype=torch.float64, generator=generator).argsort()
+    q = (order + torch.rand(num, dtype=torch.float64, generator=generator)) / num
+    return q, torch.randn(num, D, k, dtype=torch.float64, generator=generator)
+
+
+def written_out(sde, backbone, x: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+    """Denoising score matching of a K = 1 diffusion, from the formulas of Song et al. 2021, with scalars only."""
+    q, eps = draws(len(x), 1, generator)
+    eps = eps.squeeze(-1)
+    low, high = log_odds(sde, torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).numpy())
+    mass = high - low
+    t = [brentq(lambda s, a=float(a): log_odds(sde, s) - low - a * mass, 1e-6, 1.1, xtol=1e-17, rtol=1e-15) for a in q]
+    t = torch.tensor(t, dtype=torch.float64)
+    B = 0.0 if isinstance(sde, VE) else t * sde.beta_min + t**2 / 2 * (sde.beta_max - sde.beta_min)
+    B_T = 0.0 if isinstance(sde, VE) else sde.beta_min + (sde.beta_max - sde.beta_min) / 2
+    B, B_T = torch.as_tensor(B, dtype=torch.float64), torch.as_tensor(B_T, dtype=torch.float64)
+    if isinstance(sde, VE):
+        sigma, sigma_T = (sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** s for s in (t, scalar(1.0)))
+        sigma_0 = sde.sigma_min * (sde.sigma_max / sde.sigma_min) ** scalar(sde.t_min)
+        ratio = torch.full_like(t, 2 * math.log(sde.sigma_max / sde.sigma_min))
+    else:
+        power = 0.5 if isinstance(sde, VP) else 1.0
+        beta = sde.beta_min + t * (sde.beta_max - sde.beta_min)
+        B_0 = scalar(sde.t_min * sde.beta_min + sde.t_min**2 / 2 * (sde.beta_max - sde.beta_min))
+        sigma, sigma_T, sigma_0 = ((-torch.expm1(-b)) ** power for b in (B, B_T, B_0))
+        ratio = beta / -torch.expm1(-B) if power == 0.5 else beta * (1 + torch.exp(-B)) / -torch.expm1(-B)
+    alpha, alpha_T = torch.exp(-B / 2), torch.exp(-B_T / 2)
+    prior_var = sigma_T**2 if isinstance(sde, VE) else scalar(1.0)
+    x_t = alpha.expand(len(x)).unsqueeze(-1) * x + sigma.unsqueeze(-1) * eps
+    square = (backbone(x_t, t) - eps).square().sum(1)
+    prior = 0.5 * ((alpha_T * x).square().sum(1) + D * sigma_T**2) / prior_var + D / 2 * torch.log(
+        2 * math.pi * prior_var
+    )
+    likelihood, variance = mass / 2 * square, mass / (2 * ratio) * square
+    constant = D * torch.log(sigma_T / sigma_0)
+    return {"nll": likelihood + prior, "fid": variance + prior, "nelbo": likelihood + prior - constant}
+
+
+@ISOTROPIC
+@pytest.mark.parametrize("mode", ["nll", "fid"])
+def test_identity_flow_is_denoising_score_matching(sde, mode):
+    """The same draws give the same loss and gradient to 1e-12: INDM with the identity is the linear diffusion."""
+    model, x = make(sde, mode=mode), randn(32, D)
+    losses = model(x, generator=rng(7))
+    direct = written_out(sde, model.score_model.backbone, x, rng(7))
+    torch.testing.assert_close(losses.objective, direct[mode], rtol=1e-12, atol=0)
+    torch.testing.assert_close(losses.terms["nelbo"], direct["nelbo"].detach(), rtol=1e-12, atol=1e-12)
+    parameters = list(model.score_model.parameters())
+    ours = torch.autograd.grad(losses.objective.mean(), parameters)
+    for a, b in zip(ours, torch.autograd.grad(direct[mode].mean(), parameters), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-12)
+
+
+def two_passes(model: INDM, x: Tensor, seed: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Algorithm 1 as published: the flow by the NELBO, then, on the same draws, the score by the variance weight."""
+    sde, k = model.sde, model.sde.prior_cov().shape[-1]
+    q, eps = draws(len(x), k, rng(seed))
+    ends = sde.log_importance(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).reshape(2, 1, 1, 1)).flatten()
+    t = sde.time_at(ends[0] + q * (ends[1] - ends[0])).reshape(-1, 1)
+    weight = (ends[1] - ends[0]) / sde.trace_M(t).flatten()
+
+    def error(z: Tensor) -> Tensor:
+        return model.score_model.eps(sde.perturb(sde.embed(z), t, eps), t) - eps
+
+    z, log_det = model.flow(x)
+    d = error(z)
+    GG, R_inv = sde.GG(t).expand(len(x), D, k, k), torch.linalg.inv(sde.R(t)).expand(len(x), D, k, k)
+    scores = torch.einsum("beji,bej->bei", R_inv, d)
+    likelihood = 0.5 * weight * torch.einsum("bei,beij,bej->b", scores, GG, scores)
+    prior = -model.expected_log_prob_start(sde.embed(z), eps)
+    flow_gradient = torch.autograd.grad((likelihood + prior - log_det).mean(), list(model.flow.parameters()))
+    variance = 0.5 * weight * error(z.detach()).square().flatten(1).sum(1)
+    return list(flow_gradient), list(torch.autograd.grad(variance.mean(), list(model.score_model.parameters())))
+
+
+@EVERY
+@pytest.mark.parametrize("make_flow", [affine, waking_resflow], ids=["Affine", "ResFlow"])
+def test_fid_mode_gives_both_gradients_of_the_two_pass_form_draw_by_draw(sde, make_flow):
+    """One flow pass and one evaluation of the score, single images and batches; Coupled takes the second branch."""
+    model = make(sde, make_flow(), mode="fid")
+    for_flow, for_score = list(model.flow.parameters()), list(model.score_model.parameters())
+    for num, seed in ((1, 0), (1, 1), (1, 2), (16, 3)):
+        x = randn(num, D, seed=seed)
+        objective = model(x, generator=rng(seed)).objective.mean()
+        ours = torch.autograd.grad(objective, [*for_flow, *for_score], allow_unused=True)
+        flow_direct, score_direct = two_passes(model, x, seed)
+        for a, b in zip(ours, [*flow_direct, *score_direct], strict=True):
+            assert b.abs().max() > 1e-9
+            torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-11 * float(b.abs().max()))
+
+
+@EVERY
+def test_both_modes_report_the_same_nelbo(sde):
+    x, flow = randn(8, D), affine()
+    terms = [make(sde, flow, mode=mode)(x, generator=rng(2)).terms for mode in ("nll", "fid")]
+    for name in ("nelbo", "denoising", "prior", "log_det"):
+        torch.testing.assert_close(terms[0][name], terms[1][name], rtol=1e-13, atol=1e-13)
+        assert not terms[0][name].requires_grad
+    total = terms[0]["denoising"] + terms[0]["prior"] - terms[0]["log_det"]
+    torch.testing.assert_close(terms[0]["nelbo"], total, rtol=1e-12, atol=1e-12)
+
+
+@EVERY
+def test_expected_log_prior_is_the_mean_over_noise(sde):
+    """The closed Gaussian cross-entropy against its Gauss-Hermite quadrature: two nodes per axis are exact."""
+    model, x = make(sde), randn(3, D)
+    u_0 = sde.embed(x)
+    signs = torch.cartesian_prod(*[torch.tensor([-1.0, 1.0], dtype=torch.float64)] * u_0[0].numel())
+    T = scalar(sde.t_max)
+    values = [sde.log_prior(sde.perturb(u_0, T, sign.reshape(1, *u_0.shape[1:]).expand_as(u_0))) for sign in signs]
+    ours = model.expected_log_prob_start(u_0, torch.zeros_like(u_0))
+    torch.testing.assert_close(ours, torch.stack(values).mean(0), rtol=1e-11, atol=1e-11)
+
+
+@pytest.mark.parametrize("mode", ["nll", "fid"])
+def test_the_joint_phase_starts_at_the_loss_of_the_linear_model(mode):
+    """Pre-training trains the score alone; at the switch the flow is the identity, so the loss does not jump."""
+    flow = ResFlow((D,), blocks=(3,), width=16)
+    joint, linear = make(VP(), flow, mode=mode, pretrain_steps=10), make(VP(), mode=mode)
+    assert [joint.phase(step) for step in (0, 9, 10)] == ["pretraining", "pretraining", "joint"]
+    x = randn(64, D)
+    reference = linear(x, generator=rng(1))
+    joint.begin_phase("pretraining")
+    losses = joint(x, generator=rng(1))
+    torch.testing.assert_close(losses.objective, reference.objective, rtol=0, atol=0)
+    losses.objective.mean().backward()
+    assert all(p.grad is None for p in joint.flow.parameters())
+    assert any(p.grad.any() for p in joint.score_model.parameters())
+    joint.begin_phase("joint")
+    losses = joint(x, generator=rng(1))
+    torch.testing.assert_close(losses.objective, reference.objective, rtol=1e-12, atol=0)
+    losses.objective.mean().backward()
+    assert any(p.grad is not None and p.grad.any() for p in joint.flow.parameters())
+
+
+def test_networks_and_states():
+    assert set(make(VP()).networks()) == {"score"}
+    model = make(VP(), affine())
+    assert set(model.networks()) == {"score", "flow"}
+    x = randn(4, D)
+    u, log_det = model.encode(x)
+    torch.testing.assert_close(model.decode(u), x)
+    torch.testing.assert_close(log_det.exp(), torch.linalg.det(model.flow.A).abs().expand(4))
+    assert model.state_like(5, x).shape == (5, D, 1)
+    assert make(Coupled()).state_like(5, x).shape == (5, D, 2)
+    torch.testing.assert_close(
+        model.sample_start(u, rng(0)), torch.randn(4, D, 1, dtype=torch.float64, generator=rng(0))
+    )
+
+
+def test_a_copy_is_independent_and_a_seed_decides():
+    model, x = make(VP(), affine()), randn(4, D)
+    twin = copy.deepcopy(model)
+    first = model(x, generator=rng(3)).objective
+    torch.testing.assert_close(twin(x, generator=rng(3)).objective, first, rtol=0, atol=0)
+    assert not torch.equal(model(x, generator=rng(4)).objective, first)
+
+
+def test_float32_agrees_with_float64():
+    model, x = make(VP(), affine(), mode="fid"), randn(64, D)
+    exact = model(x, generator=rng(0)).terms
+    single = copy.deepcopy(model).float()
+    terms = single(x.float(), generator=rng(0)).terms
+    assert all(value.dtype == torch.float32 for value in terms.values())
+    torch.testing.assert_close(terms["prior"].double(), exact["prior"], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(terms["log_det"].double(), exact["log_det"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_settings_out_of_range_are_named():
+    with pytest.raises(ValueError, match="pretrain_steps=-1"):
+        make(VP(), pretrain_steps=-1)
+    with pytest.raises(ValueError, match="mode='both'"):
+        make(VP(), mode="both")
