@@ -20,7 +20,8 @@ zero, is subtracted, c fitted on the other half of the draws (so that the estima
 draws and images, and draws come in antithetic pairs (eps, -eps).
 
 References:
-    Theis et al. 2016 (dequantisation); Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM), section 7.1 and appendix E.
+    Theis et al. 2016 (dequantisation); Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM),
+    section 7.1 and appendix E.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from torch import Tensor
 from indm_core.indm import entropy_production
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, rademacher_like, rand_like, randn_like
-from indm_core.ode import State, rk45
+from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.score import importance_times, likelihood_error, stratified
 from indm_core.sde import SDE, event_sum
 from indm_core.shapes import Float
@@ -143,7 +144,7 @@ def log_prob_u(
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1")
     if exact_divergence:
-        eye = torch.eye(u[0].numel(), dtype=u.dtype, device=u.device)
+        eye = torch.eye(math.prod(u.shape[1:]), dtype=u.dtype, device=u.device)
         probes = eye.reshape(-1, 1, *u.shape[1:]).expand(-1, *u.shape)
     else:
         probes = torch.stack([rademacher_like(u, generator) for _ in range(num_probes)])
@@ -156,7 +157,8 @@ def log_prob_u(
         return v, average * divergence
 
     start = (u, u.new_zeros(u.shape[0]))
-    (u_T, integral), _ = rk45(field, start, float(t), model.t_start, rtol=rtol, atol=atol)
+    ends = math.sqrt(t), math.sqrt(model.t_start)
+    (u_T, integral), _ = rk45(in_sqrt_time(field), start, *ends, rtol=rtol, atol=atol)
     with torch.no_grad():
         return model.log_prob_start(u_T) + integral
 

@@ -13,6 +13,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from indm_core.errors import ConvergenceError
 
-__all__ = ["State", "rk45"]
+__all__ = ["State", "in_sqrt_time", "rk45"]
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State, Tensor], State]
@@ -64,7 +65,7 @@ def rk45(
     rows = torch.arange(b, device=device)
     y = tuple(part.clone() for part in state)
     t = torch.full((b,), float(t_0), dtype=torch.float64, device=device)
-    k_1 = f(t, y, rows)
+    k_1 = tuple(slope.clone() for slope in f(t, y, rows))  # written to below, while f may have returned y itself
     h = _first_step(f, t, y, k_1, rows, abs(t_1 - t_0), sign, rtol, atol)
     nfe = torch.full((b,), 2, device=device)
     for _ in range(max_steps):
@@ -89,6 +90,19 @@ def rk45(
         if stuck.any():
             raise _gave_up("the step size vanished", rows[stuck], t, rtol, atol)
     raise _gave_up(f"{max_steps} steps were not enough", rows, t, rtol, atol)
+
+
+def in_sqrt_time(f: Field) -> Field:
+    """f as a field in r = sqrt t: dy/dr = 2 r f(r^2, y).
+
+    Near t = 0 the states of a diffusion are smooth in sqrt t and not in t (the noise's standard deviation is about
+    sqrt(beta t)), so that a solver in r takes about half the evaluations of one in t.
+    """
+
+    def field(r: Tensor, state: State, rows: Tensor) -> State:
+        return tuple(_like(2 * r, part) * part for part in f(r.square(), state, rows))
+
+    return field
 
 
 def _gave_up(why: str, rows: Tensor, t: Tensor, rtol: float, atol: float) -> ConvergenceError:
@@ -133,7 +147,7 @@ def _norm(error: State, y: State, y_new: State, rtol: float, atol: float) -> Ten
     """The error norm of each row, (m,) float64."""
     norms = []
     for e, a, b in zip(error, y, y_new, strict=True):
-        ratio = (e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), -1)
+        ratio = (e / (atol + rtol * torch.maximum(a.abs(), b.abs()))).reshape(len(e), math.prod(e.shape[1:]))
         norms.append(ratio.double().square().mean(1).sqrt())
     return torch.stack(norms).amax(0)
 

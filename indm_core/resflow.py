@@ -112,9 +112,11 @@ class LipschitzLayer(nn.Module):
         return self._map(x, weight, self.bias)
 
     def bounded_weight(self) -> Tensor:
-        """W min(1, c/|W|): one power iteration a call in training; in evaluation iterated until it stands, then kept."""
+        """W min(1, c/|W|): one power iteration a call in training; in evaluation a hundred, then kept."""
         if self.training:
             return self._bounded(num_iterations=1)
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._bounded(num_iterations=100)  # a kept weight would lose the gradient
         key = (self.weight.data_ptr(), self.weight._version)
         if self._cached is None or self._cached[0] != key:
             self._cached = (key, self._bounded(num_iterations=100).detach())
@@ -282,7 +284,7 @@ class ResFlow(Flow):
         if self.dense and num_scales > 1:
             raise ValueError(f"blocks={tuple(blocks)}: vectors and dense flows have one scale, so give one number")
         fold = 2 ** (num_scales - 1)
-        if not self.dense and (shape[1] % fold or shape[2] % fold):
+        if not self.dense and any(side % fold for side in shape[1:]):
             raise ValueError(f"blocks={tuple(blocks)}: {num_scales} scales need sides divisible by {fold}, not {shape}")
         self.num_dims = math.prod(shape)
         self.roulette = roulette or Roulette()
@@ -341,7 +343,7 @@ class ResFlow(Flow):
         for _ in range(len(self.scales) - 1):
             x = functional.pixel_unshuffle(x, 2)
         for index in reversed(range(len(self.scales))):
-            for block in reversed(self.scales[index]):  # pyright: ignore[reportArgumentType]
+            for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
                 x = fixed_point(block.bound(), x, tolerance=tolerance, max_iterations=max_iterations)
             x = functional.pixel_shuffle(x, 2) if index else x
         return x.reshape(z.shape)

@@ -14,15 +14,17 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Protocol
+from itertools import pairwise
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, randn_like
-from indm_core.ode import State, rk45
+from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.sde import SDE, LinearSDE, apply, sqrt_psd
 from indm_core.shapes import Float
 
@@ -41,6 +43,7 @@ __all__ = [
 Sampler = Callable[[SDE, "Score", Tensor, Tensor, Noise], Tensor]
 
 
+@runtime_checkable
 class Score(Protocol):
     """grad log p_t(u), like u; t is 0-d or (b, 1, ..., 1), y a label or another condition."""
 
@@ -94,7 +97,7 @@ def check_times(sde: SDE, ts: Tensor) -> None:
         raise ValueError(f"ts: a grid needs at least two times in one dimension, got shape {tuple(ts.shape)}")
     steps = ts[1:] - ts[:-1]
     if not bool((steps < 0).all()):
-        i = int((steps >= 0).nonzero()[0])
+        i = int((~(steps < 0)).nonzero()[0])
         raise ValueError(f"ts must decrease: ts[{i}]={float(ts[i]):g} is followed by ts[{i + 1}]={float(ts[i + 1]):g}")
     sde.check_time("ts[0]", float(ts[0]))
     sde.check_time("ts[-1]", float(ts[-1]))
@@ -115,7 +118,7 @@ def sample_em(sde: SDE, score: Score, u: Tensor, ts: Tensor, *, generator: Noise
     check_times(sde, ts)
     if lam < 0:
         raise ValueError(f"lam={lam} must not be negative")
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in pairwise(ts):
         u = _em_step(sde, score, u, t, s, lam, generator)
     return u
 
@@ -155,7 +158,7 @@ def sample_pc(
         raise ValueError(f"snr={snr} must be positive")
     if corrector_steps < 0:
         raise ValueError(f"corrector_steps={corrector_steps} must not be negative")
-    for t, s in zip(ts[:-1], ts[1:], strict=True):
+    for t, s in pairwise(ts):
         for _ in range(corrector_steps):
             u = _langevin_step(u, score(u, t), snr, generator)
         u = _em_step(sde, score, u, t, s, 1.0, generator)
@@ -194,7 +197,8 @@ def sample_ode(
         t = t.reshape(-1, *[1] * (u.ndim - 2))
         return (sde.reverse_drift(state[0], t, score(state[0], t), lam=0.0),)
 
-    (u,), _ = rk45(field, (u,), float(ts[0]), float(ts[-1]), rtol=rtol, atol=atol)
+    ends = math.sqrt(ts[0]), math.sqrt(ts[-1])
+    (u,), _ = rk45(in_sqrt_time(field), (u,), *ends, rtol=rtol, atol=atol)
     return u
 
 

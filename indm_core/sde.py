@@ -269,7 +269,7 @@ class LinearSDE(SDE):
 
 def _mean_over_event(value: Tensor, t: Tensor) -> Tensor:
     """The mean of a value of shape broadcast(t, *e) over *e, in the shape of t."""
-    return value.reshape(t.shape[0], -1).mean(1).reshape(t.shape) if t.ndim else value.mean()
+    return value.reshape(t.shape[0], math.prod(value.shape[1:])).mean(1).reshape(t.shape) if t.ndim else value.mean()
 
 
 @dataclass(frozen=True, kw_only=True)

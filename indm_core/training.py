@@ -119,7 +119,7 @@ class Trainer:
         self._phase = ""
 
     @torch.no_grad()
-    def _average(self, averaged: list[Tensor], current: list[Tensor], num_averaged: Tensor | int) -> None:
+    def _average(self, averaged: Any, current: Any, num_averaged: Tensor | int) -> None:
         n = self.step_count
         decay = min(self.ema_decay, (1 + n) / (10 + n)) if self.ema_ramp else self.ema_decay
         torch._foreach_lerp_(averaged, current, 1 - decay)

@@ -8,15 +8,16 @@ shows that form's fields. Tuples are comma-separated. Help comes from the `Args:
 from __future__ import annotations
 
 import difflib
+import math
 import re
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from pipelines.config import subclasses
 
-__all__ = ["Option", "describe", "nearest", "options", "override", "split_arguments"]
+__all__ = ["Option", "describe", "nearest", "options", "override", "split_arguments", "with_values"]
 
 T = TypeVar("T")
 
@@ -78,15 +79,21 @@ def override(config: T, given: dict[str, str]) -> T:
         ValueError: an unknown option (the nearest are named), an ambiguous ending, or a value of another type.
     """
     left = dict(given)
-    while left:
+    while True:
         known = {option.path: option for option in options(config)}
         resolved = {name: _resolve(name, known, strict=False) for name in left}
         form = next((n for n, path in resolved.items() if path and is_dataclass(known[path].value)), None)
-        name = form or next(iter(left))
-        path = resolved[name] or _resolve(name, known, strict=True)
-        assert path is not None
-        config = _replaced(config, path.split("."), _parse(known[path], left.pop(name)))
-    return config
+        if form is None:
+            break
+        path = resolved[form] or form
+        config = with_values(config, {path: _parse(known[path], left.pop(form))})
+    values: dict[str, Any] = {}
+    for name, text in left.items():
+        path = resolved[name] or _resolve(name, known, strict=True) or name
+        if path in values:
+            raise ValueError(f"--{path} is given twice, once as --{name}")
+        values[path] = _parse(known[path], text)
+    return with_values(config, values)  # together: what two options must satisfy does not depend on their order
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -101,7 +108,11 @@ def describe(config: Any) -> str:
     width = max(len(option.path) for option in found) + 2
     lines = []
     for option in found:
-        forms = subclasses(option.annotation) if is_dataclass(option.annotation) else {}
+        forms = (
+            subclasses(option.annotation)
+            if isinstance(option.annotation, type) and is_dataclass(option.annotation)
+            else {}
+        )
         shown = type(option.value).__name__ if forms else _show(option.value)
         choices = f" One of {', '.join(sorted(forms))}." if forms else ""
         lines.append(f"  --{option.path:<{width}} {shown:<18} {option.help}{choices}")
@@ -125,7 +136,7 @@ def _resolve(name: str, known: dict[str, Option], strict: bool) -> str | None:
         return None
     if matches:
         raise ValueError(f"--{name} is ambiguous: " + ", ".join(f"--{path}" for path in matches))
-    endings = sorted({path for path in known} | {path.rsplit(".", 1)[-1] for path in known})
+    endings = sorted(set(known) | {path.rsplit(".", 1)[-1] for path in known})
     raise ValueError(f"unknown option --{name}: " + nearest(name, endings))
 
 
@@ -154,20 +165,35 @@ def _parse_plain(annotation: Any, text: str) -> Any:
         if text.lower() not in ("true", "false"):
             raise ValueError("true or false")
         return text.lower() == "true"
-    if annotation is int:
-        number = float(text)
-        if number != int(number):
-            raise ValueError("a whole number")
-        return int(number)
+    if annotation in (int, float):
+        return _number(annotation, text)
     return annotation(text)
 
 
-def _replaced(config: Any, path: list[str], value: Any) -> Any:
-    name, rest = path[0], path[1:]
+def _number(annotation: type, text: str) -> int | float:
+    """An int (1e6 is one) or a float; inf is a float, nan is nothing."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if math.isnan(number) or (annotation is int and not number.is_integer()):
+        raise ValueError("a whole number" if annotation is int else "a number")
+    if annotation is float:
+        return number
+    return int(text) if text.lstrip("+-").isdecimal() else int(number)
+
+
+def with_values(config: Any, values: Mapping[str, Any]) -> Any:
+    """A configuration, or a dict of them, with the values at dotted paths."""
+    own = {path: value for path, value in values.items() if "." not in path}
+    below: dict[str, dict[str, Any]] = {}
+    for path in values.keys() - own.keys():
+        name, _, rest = path.partition(".")
+        below.setdefault(name, {})[rest] = values[path]
     if isinstance(config, dict):
-        return config | {name: _replaced(config[name], rest, value)}
-    member = _replaced(getattr(config, name), rest, value) if rest else value
-    return replace(config, **{name: member})
+        return config | {name: with_values(config[name], members) for name, members in below.items()}
+    members = {name: with_values(getattr(config, name), inner) for name, inner in below.items()}
+    return replace(config, **own, **members) if values else config
 
 
 def _field_help(owner: type) -> dict[str, str]:

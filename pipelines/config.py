@@ -15,6 +15,7 @@ import math
 import types
 import typing
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +25,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 
-from indm_core.flow import Flow, Identity
+from indm_core.flow import ActNorm, Composed, Flow, Identity
 from indm_core.indm import INDM
 from indm_core.model import GenerativeModel
 from indm_core.nn import MLP, UNet
@@ -137,6 +138,7 @@ class ResidualFlow(FlowConfig):
         constraint: Norm that is bounded.
         activation: 1-Lipschitz activation.
         roulette: Law of the number of series terms in training.
+        actnorm: A learned scale and shift before the blocks, per channel or per pixel; starts at the identity.
     """
 
     blocks: tuple[int, ...] = (16, 16)
@@ -147,9 +149,10 @@ class ResidualFlow(FlowConfig):
     constraint: Literal["spectral", "infinity"] = "infinity"
     activation: Literal["sine", "lipswish"] = "sine"
     roulette: Roulette = field(default_factory=Roulette)
+    actnorm: Literal["none", "channel", "pixel"] = "none"
 
     def build(self, shape: tuple[int, ...]) -> Flow:
-        return ResFlow(
+        blocks = ResFlow(
             shape,
             blocks=self.blocks,
             width=self.width,
@@ -160,6 +163,9 @@ class ResidualFlow(FlowConfig):
             activation=Sine if self.activation == "sine" else LipSwish,
             roulette=self.roulette,
         )
+        if self.actnorm == "none":
+            return blocks
+        return Composed([ActNorm(shape, per_pixel=self.actnorm == "pixel"), blocks])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +187,7 @@ class UNetConfig(Backbone):
         num_res_blocks: Residual blocks per level.
         attention: Image sides at which attention is applied.
         dropout: In the residual blocks.
+        time: What the embedding sees: scaled (999 t, as published) or log-snr (smooth at small t: fewer ODE steps).
     """
 
     nf: int = 128
@@ -188,11 +195,12 @@ class UNetConfig(Backbone):
     num_res_blocks: int = 4
     attention: tuple[int, ...] = (16,)
     dropout: float = 0.1
+    time: Literal["scaled", "log-snr"] = "scaled"
 
     def build(self, spec: DataSpec, sde: LinearSDE) -> nn.Module:
         return UNet(
             network_shape(spec, sde),
-            time_feature=scaled_time,
+            time_feature=_time_feature(self.time, sde),
             nf=self.nf,
             ch_mult=self.ch_mult,
             num_res_blocks=self.num_res_blocks,
@@ -208,19 +216,23 @@ class Dense(Backbone):
     Args:
         width: Hidden units.
         depth: Residual blocks.
+        time: What the embedding sees: scaled (999 t) or log-snr.
     """
 
     width: int = 128
     depth: int = 3
+    time: Literal["scaled", "log-snr"] = "log-snr"
 
     def build(self, spec: DataSpec, sde: LinearSDE) -> nn.Module:
         (num_dims,) = network_shape(spec, sde)
-        return MLP(num_dims, time_feature=scaled_time, width=self.width, depth=self.depth)
+        return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
 
 
-def scaled_time(t: torch.Tensor) -> torch.Tensor:
-    """999 t: the scale of the positional embedding of DDPM++."""
-    return 999 * t
+def _time_feature(kind: str, sde: LinearSDE) -> Callable[[torch.Tensor], torch.Tensor]:
+    """999 t, or minus twice the log-SNR, which the importance law of t draws uniformly."""
+    if kind == "scaled":
+        return lambda t: 999 * t
+    return lambda t: 2 * sde.log_importance(t.reshape(-1, 1, 1, 1)).reshape(t.shape)
 
 
 def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:

@@ -44,7 +44,7 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
     dataset = ray.data.range(len(grouped), override_num_blocks=len(grouped)).map_batches(
-        read,
+        read,  # pyright: ignore[reportArgumentType]
         batch_size=1,
         batch_format="numpy",
         num_cpus=READ_CPUS,
@@ -52,4 +52,4 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     )
     share = job.run.train.batch_size // world
     batches = dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=BATCHES_AHEAD)
-    return iter(batches)
+    return iter(batches)  # pyright: ignore[reportReturnType]

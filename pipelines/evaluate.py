@@ -22,7 +22,7 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
@@ -76,7 +76,7 @@ class Settings:
     nelbo_replicates: int = 8
     nelbo_draws: int = 16
     samples: int = 5000
-    sampling: Sampling = Sampling()
+    sampling: Sampling = field(default_factory=Sampling)
     inception_weights: str = ""
     chunk: int = 64
     actors: int = 0
@@ -394,11 +394,13 @@ class Launch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-    if given.pop("help", None) or not words:
-        print(f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(Launch())}")
-        return 0 if words else 2
+    given: dict[str, str] = {}
     try:
+        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+        asked = given.pop("help", None) or "-h" in words
+        if asked or not words:
+            print(f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(Launch())}")
+            return 0 if asked else 2
         ours = {option.path for option in options(Launch())}
         launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
         settings = override(Settings(), {k: v for k, v in given.items() if k not in ours})
@@ -406,6 +408,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         runs = [_find(word, root) for word in words]
         for run in runs:
             load(run)
+        if len({run.name for run in runs}) < len(runs):
+            raise ValueError(f"{' '.join(words)}: runs of the same name cannot be told apart in a table; rename one")
         connect(1, 1.0)
         document = evaluate(runs, settings, root)
         log(document, runs, root)

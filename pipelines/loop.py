@@ -33,7 +33,7 @@ from indm_core.training import StepReport, Trainer, network_tensors, step_seed
 from pipelines import checkpoint
 from pipelines.config import DataSpec, RunConfig, write_run
 
-__all__ = ["Job", "Session", "read_metrics", "run_job", "to_unit"]
+__all__ = ["Job", "Session", "finished", "read_metrics", "run_job", "to_unit"]
 
 Rows = dict[str, np.ndarray]
 
@@ -98,7 +98,7 @@ def run_job(job: Job, session: Session) -> None:
         ValueError: a checkpoint of another architecture.
     """
     train = job.run.train
-    if (job.directory / "model.safetensors").is_file() and _finished_steps(job.directory) >= train.steps:
+    if finished(job):
         return
     share = train.batch_size // session.world
     if train.batch_size % (session.world * train.accumulate):
@@ -150,14 +150,15 @@ def _after_step(job: Job, session: Session, trainer: Trainer, meter: _Meter) -> 
             with (job.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             session.publish(job, record)
-    if step % train.checkpoint_every == 0 or last or switching:
+    sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
+    if (step % train.checkpoint_every == 0 and sound) or last or switching:
         place = job.directory / "checkpoints" / f"step-{step:08d}"
         if session.rank == 0:
             tensors, numbers = trainer.state()
             numbers |= {"recipe": job.run.recipe, "nelbo": meter.latest.get("nelbo", math.inf)}
-            checkpoint.write(place, tensors, numbers)
-            if switching:
+            if switching:  # first, so that a kill between the two takes the switch again
                 checkpoint.write(job.directory / "pretrained", tensors, numbers)
+            checkpoint.write(place, tensors, numbers)
             checkpoint.prune(job.directory, train.keep)
         session.checkpointed(job, place, meter.latest)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
@@ -169,9 +170,12 @@ def _finish(job: Job, session: Session, trainer: Trainer) -> None:
         checkpoint.save_tensors(job.directory / "model.safetensors", network_tensors(trainer.averaged))
 
 
-def _finished_steps(directory: Path) -> int:
-    newest = checkpoint.latest(directory)
-    return int(newest.name.removeprefix("step-")) if newest else 0
+def finished(job: Job) -> bool:
+    """Whether a run has taken its last step and its averaged weights are those of that step, not of a shorter run."""
+    weights, newest = job.directory / "model.safetensors", checkpoint.latest(job.directory)
+    if newest is None or int(newest.name.removeprefix("step-")) < job.run.train.steps or not weights.is_file():
+        return False
+    return weights.stat().st_mtime_ns >= (newest / checkpoint.STATE).stat().st_mtime_ns
 
 
 def _restore(job: Job, trainer: Trainer) -> None:
@@ -316,4 +320,6 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 def _truncate_metrics(file: Path, step: int) -> None:
     """Drops the records of steps that a resumed run takes again."""
     kept = [record for record in read_metrics(file.parent) if record["step"] <= step]
-    file.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    partial = file.with_suffix(".partial")
+    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    partial.replace(file)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def draw_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
-def learning_curve(series: dict[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
+def learning_curve(series: Mapping[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
     """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training."""
     figure = _figure(7, 4)
     axes = figure.add_subplot()

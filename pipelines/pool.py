@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any
 
 import ray
+from ray.exceptions import RayTaskError
 
 __all__ = ["Pool"]
 
@@ -33,7 +34,7 @@ class Pool:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         for actor in self.actors:
-            ray.kill(actor)
+            ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
     def stream(self, tasks: Mapping[Key, tuple[str, tuple[Any, ...]]]) -> Iterator[tuple[Key, Any]]:
         """Carries out tasks {key: (method, arguments)} and gives (key, result) as each is done.
@@ -43,7 +44,7 @@ class Pool:
         Raises:
             What a task raised.
         """
-        waiting, busy, idle = list(reversed(tasks)), {}, list(self.actors)
+        waiting, busy, idle = list(tasks)[::-1], {}, list(self.actors)
         while waiting or busy:
             while waiting and idle:
                 key, actor = waiting.pop(), idle.pop()
@@ -54,7 +55,7 @@ class Pool:
             idle.append(actor)
             try:
                 result = ray.get(done[0])
-            except ray.exceptions.RayTaskError as error:
+            except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             yield key, result
 

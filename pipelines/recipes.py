@@ -13,7 +13,7 @@ from pipelines.config import Data, Dense, INDMConfig, NoFlow, ResidualFlow, RunC
 
 __all__ = ["BASELINES", "DEFAULT", "RECIPES"]
 
-_DIGITS_UNET = UNetConfig(nf=32, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0)
+_DIGITS_UNET = UNetConfig(nf=32, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
 
 
 def digits_vp_nll() -> RunConfig:
@@ -22,7 +22,7 @@ def digits_vp_nll() -> RunConfig:
         recipe="digits_vp_nll",
         data=Data(source="digits"),
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(8,), width=128, dense=True, constraint="spectral"),
+            flow=ResidualFlow(blocks=(4,), width=32, constraint="spectral", actnorm="pixel"),
             backbone=_DIGITS_UNET,
             pretrain_steps=400,
         ),

@@ -15,7 +15,7 @@ if __package__ in (None, ""):
 import time
 import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -28,7 +28,7 @@ from indm_core.likelihood import quantise
 from indm_core.model import GenerativeModel
 from pipelines.cli import describe, override, split_arguments
 from pipelines.config import DataSpec, load, read_run
-from pipelines.outputs import output_root
+from pipelines.outputs import RULE, output_root
 from pipelines.pictures import draw_samples, pixels
 from pipelines.sampling import Sampling, samples
 
@@ -51,7 +51,7 @@ class Sample:
 
     num_samples: int = 64
     seed: int = 0
-    sampling: Sampling = Sampling(rtol=1e-5, atol=1e-5)
+    sampling: Sampling = field(default_factory=lambda: Sampling(rtol=1e-5, atol=1e-5))
     batch: int = 64
     out: str = ""
     actors: int = 0
@@ -77,11 +77,15 @@ class Sampler:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-    if given.pop("help", None) or len(words) != 1:
-        print(f"{__doc__}\nOptions:\n{describe(Sample())}")
-        return 0 if words else 2
+    given: dict[str, str] = {}
     try:
+        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+        asked = given.pop("help", None) or "-h" in words
+        if asked or not words:
+            print(f"{__doc__}\nOptions:\n{describe(Sample())}\n\n{RULE}.")
+            return 0 if asked else 2
+        if len(words) > 1:
+            raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
         _draw(words[0], override(Sample(), given))
     except (ValueError, ConvergenceError, OSError) as error:
         if given.get("traceback"):
@@ -95,20 +99,24 @@ def _draw(word: str, wanted: Sample) -> None:
     run = Path(word).resolve() if (Path(word) / "config.json").is_file() else output_root(None) / word
     _, spec = read_run(run / "config.json")
     model = load(run)
-    out = Path(wanted.out) if wanted.out else run / f"samples-{wanted.sampling.sampler}"
-    out.mkdir(parents=True, exist_ok=True)
-    began, first, done = time.monotonic(), [], 0
+    out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
+    began, kept, done = time.monotonic(), {}, 0
     for start, x in _batches(run, model, wanted):
-        _write(x, spec, out, start)
-        first.append(x if start < 400 else x[:0])
+        if len(spec.shape) == 3:
+            _write(x, spec, out, start)
+        if len(spec.shape) == 1 or start < 400:
+            kept[start] = x
         done += len(x)
         print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
-    draw_samples(torch.cat(first)[:400], spec, out / "grid.png")
+    shown = torch.cat([kept[start] for start in sorted(kept)])
+    if len(spec.shape) == 1:
+        np.save(out / "samples.npy", shown.numpy())
+    draw_samples(shown[: 400 if len(spec.shape) == 3 else 10_000], spec, out / "grid.png")
     print(f"{out}: {wanted.num_samples} samples by {wanted.sampling.sampler}, grid.png")
 
 
 def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first sample, samples) in order."""
+    """(index of the first sample, samples) as they are done."""
     seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
     starts = range(0, wanted.num_samples, wanted.batch)
     if not wanted.actors:
@@ -127,10 +135,7 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
 
 
 def _write(x: Tensor, spec: DataSpec, out: Path, start: int) -> None:
-    """One PNG per image (grey images stay grey); vectors go to one .npy per batch."""
-    if len(spec.shape) == 1:
-        np.save(out / f"samples-{start:06d}.npy", x.numpy())
-        return
+    """One PNG per image; grey images stay grey."""
     shown = pixels(quantise(x, spec.levels, spec.low, spec.high), spec)
     for i, image in enumerate(shown):
         picture = Image.fromarray(image[..., 0] if spec.shape[0] == 1 else image)

@@ -115,16 +115,19 @@ def main(port: int = 5000) -> int:
     Returns:
         The exit status; 2 where the port is taken or there is nothing to show.
     """
-    root = output_root(None)
+    try:
+        root, port = output_root(None), int(os.environ.get("PORT") or port)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
     if not (root / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
         print(f"{root}: no runs yet; `make train` makes the first", file=sys.stderr)
         return 2
-    port = int(os.environ.get("PORT", port))
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
-        except OSError:
+        except (OSError, OverflowError):
             print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
             return 2
     print(f"experiments at http://127.0.0.1:{port} (Ctrl-C ends it)")

@@ -18,16 +18,16 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
 import torch
 
 from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError
-from pipelines.cli import describe, nearest, options, override, split_arguments
+from pipelines.cli import describe, nearest, options, override, split_arguments, with_values
 from pipelines.config import DataSpec, RunConfig, read_run
-from pipelines.loop import Job, Session, read_metrics, run_job
+from pipelines.loop import Job, Session, finished, run_job
 from pipelines.outputs import RULE, output_root
 from pipelines.prepare import ensure
 from pipelines.progress import Ticker, show
@@ -148,10 +148,12 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
         ValueError: data that cannot be had, a batch that the workers cannot share, or a directory of another run.
     """
     train = run.train
-    if train.batch_size % (launch.workers * train.accumulate):
-        raise ValueError(
-            f"batch_size={train.batch_size} is not divisible by workers={launch.workers} x accumulate={train.accumulate}"
-        )
+    for workers in range(launch.min_workers or launch.workers, launch.workers + 1):
+        if train.batch_size % (workers * train.accumulate):
+            raise ValueError(
+                f"batch_size={train.batch_size} is not divisible by workers={workers} x accumulate={train.accumulate}; "
+                "change one of them"
+            )
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
     data = ensure(run.data.source, root / "data", run.data.options)
@@ -168,13 +170,24 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     if launch.baseline:
         if launch.baseline not in RECIPES:
             raise ValueError(f"unknown baseline {launch.baseline!r}: {nearest(launch.baseline, list(RECIPES))}")
-        other = replace(RECIPES[launch.baseline](), data=run.data, train=train)
+        other = _baseline(launch.baseline, run)
         after = directory / "pretrained" if getattr(run.model, "pretrain_steps", 0) else start
         beside = root / (f"{launch.name}-{other.recipe}" if launch.name else other.recipe)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after))
     for job in jobs:
         _refuse_another_run(job)
     return jobs
+
+
+def _baseline(name: str, run: RunConfig) -> RunConfig:
+    """A baseline with the run's data and training; what the two recipes have in common stays so after the overrides."""
+    other = replace(RECIPES[name](), data=run.data, train=run.train)
+    theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, RECIPES[run.recipe]()))
+    common = {path for path in theirs.keys() & before.keys() if theirs[path] == before[path]}
+    forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and _form(o.value) != before.get(o.path)}
+    other = with_values(other, {path: value for path, value in forms.items() if path in common})
+    values = {o.path: o.value for o in options(run) if not is_dataclass(o.value)}
+    return with_values(other, {path: values[path] for path in common & values.keys() if path != "recipe"})
 
 
 def _refuse_another_run(job: Job) -> None:
@@ -186,13 +199,18 @@ def _refuse_another_run(job: Job) -> None:
     remedy = f"give another --name, or remove {job.directory}"
     if there.recipe != job.run.recipe:
         raise ValueError(f"{job.directory} holds a run of recipe {there.recipe}, not {job.run.recipe}; {remedy}")
-    old, new = ({o.path: o.value for o in options(run)} for run in (there, job.run))
+    old, new = ({o.path: _form(o.value) for o in options(run)} for run in (there, job.run))
     changed = [p for p in sorted(old.keys() | new.keys()) if p not in MAY_CHANGE and old.get(p) != new.get(p)]
     if changed:
         p = changed[0]
         raise ValueError(f"{job.directory} holds a run with {p}={old.get(p)}, not {new.get(p)}; {remedy}")
     if spec != job.spec:
         raise ValueError(f"{job.directory} was trained on other data ({spec.name} {spec.shape}); {remedy}")
+
+
+def _form(value: Any) -> Any:
+    """A configuration's class; its fields are options of their own."""
+    return type(value).__name__ if is_dataclass(value) else value
 
 
 def train_local(jobs: Sequence[Job], launch: Launch) -> None:
@@ -204,6 +222,11 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
     use_gpu = torch.cuda.is_available() and launch.gpu != "false"
     if launch.gpu == "true" and not use_gpu:
         raise ValueError("gpu=true: torch sees no GPU on this machine")
+    try:
+        import pipelines.pictures  # noqa: F401
+    except ImportError as error:
+        print(f"no sample pictures: {error.name} is not installed")
+        jobs = [replace(job, run=replace(job.run, train=replace(job.run.train, sample_every=0))) for job in jobs]
     session = Session(
         rank=0,
         world=1,
@@ -216,10 +239,9 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
         checkpointed=lambda job, place, record: None,
     )
     for job in jobs:
-        before = len(read_metrics(job.directory))
+        if finished(job):
+            print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
         run_job(job, session)
-        if len(read_metrics(job.directory)) == before:
-            print(f"{job.directory.name}: complete, {job.run.train.steps} steps")
 
 
 def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
@@ -232,7 +254,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
     from pipelines.cluster import check_resources, connect
     from pipelines.data import READ_CPUS
 
-    if all(_complete(job) for job in jobs):
+    if all(finished(job) for job in jobs):
         for job in jobs:
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
         return
@@ -248,12 +270,6 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, use_gpu)
     with Ticker(jobs):
         _fit(jobs, launch, root, use_gpu)
-
-
-def _complete(job: Job) -> bool:
-    records = read_metrics(job.directory)
-    trained = bool(records) and records[-1]["step"] >= job.run.train.steps
-    return trained and (job.directory / "model.safetensors").is_file()
 
 
 def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None:

@@ -171,11 +171,15 @@ class Gaussian:
 
     def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         mean, cov = self.moments(t)
-        return -torch.linalg.solve(cov, (u.flatten(1) - mean).unsqueeze(-1)).squeeze(-1).reshape(u.shape)
+        return -torch.linalg.solve(cov, (u.reshape(len(u), mean.shape[-1]) - mean).unsqueeze(-1)).squeeze(-1).reshape(u.shape)
 
     def log_prob(self, u: Tensor, t: Tensor) -> Tensor:
         mean, cov = self.moments(t)
-        return torch.distributions.MultivariateNormal(mean, cov).log_prob(u.flatten(1))
+        centred = u.reshape(len(u), mean.shape[-1]) - mean
+        L = torch.linalg.cholesky(cov)
+        white = torch.linalg.solve_triangular(L, centred.unsqueeze(-1), upper=False).squeeze(-1)
+        log_det = L.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+        return -0.5 * white.square().sum(-1) - log_det - 0.5 * mean.shape[-1] * math.log(2 * math.pi)
 
     def log_prob_0(self, z: Tensor) -> Tensor:
         """log p(z), which no noise blurs."""
@@ -265,7 +269,7 @@ class ExactModel(GenerativeModel):
         if not self.exact_start:
             return self.sde.sample_prior(like, generator)
         mean, cov = self.law.moments(scalar(self.t_start))
-        noise = randn_like(like, generator).flatten(1)
+        noise = randn_like(like, generator).reshape(len(like), len(mean))
         return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(like.shape)
 
     def log_prob_start(self, u: Tensor) -> Tensor:
