@@ -112,14 +112,15 @@ class LipschitzLayer(nn.Module):
         return self._map(x, weight, self.bias)
 
     def bounded_weight(self) -> Tensor:
-        """W min(1, c/|W|): one power iteration a call in training; in evaluation a hundred, then kept."""
+        """W min(1, c/|W|): one power iteration a call in training; in evaluation a hundred for each new W, then kept."""
         if self.training:
             return self._bounded(num_iterations=1)
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self._bounded(num_iterations=100)  # a kept weight would lose the gradient
         key = (self.weight.data_ptr(), self.weight._version)
         if self._cached is None or self._cached[0] != key:
-            self._cached = (key, self._bounded(num_iterations=100).detach())
+            self._bounded(num_iterations=100)
+            self._cached = (key, self._bounded(num_iterations=0).detach())
+        if torch.is_grad_enabled() and self.weight.requires_grad:
+            return self._bounded(num_iterations=0)  # the same value, with its gradient
         return self._cached[1]
 
     def _bounded(self, num_iterations: int) -> Tensor:
@@ -134,6 +135,8 @@ class LipschitzLayer(nn.Module):
         """left^T W right after power iterations; its gradient is that of the norm, left and right being held."""
         left, right = self.left, self.left
         with torch.no_grad():
+            if num_iterations == 0:
+                right = _unit(self._transposed(left))
             for _ in range(num_iterations):
                 right = _unit(self._transposed(left))
                 left = _unit(self._map(right, self.weight, None))

@@ -333,6 +333,10 @@ class LinearBeta(IsotropicSDE):
     """The drift -1/2 beta(t) u with beta(t) = beta_min + t (beta_max - beta_min), shared by VP and sub-VP.
 
     With B(t) the integral of beta: psi(t, s) = exp(-(B(t) - B(s))/2), and pi = N(0, I).
+
+    Args:
+        beta_min: beta(0), positive.
+        beta_max: beta(1), at least beta_min.
     """
 
     beta_min: float = 0.1
@@ -395,6 +399,10 @@ class SubVP(LinearBeta):
 class VE(IsotropicSDE):
     """Variance exploding: F = 0, Sigma_t = sigma(t)^2 with sigma(t) = sigma_min (sigma_max/sigma_min)^t, and so
     cov(0) = sigma_min^2; pi = N(0, Sigma at t_max).
+
+    Args:
+        sigma_min: sigma(0), positive.
+        sigma_max: sigma(1), above sigma_min.
 
     References: Song et al. 2021, Eq. 31.
     """

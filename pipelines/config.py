@@ -381,7 +381,7 @@ def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected an object of type {base.__name__}, got {value!r}")
     choices = subclasses(base)
     name = value.get("type", base.__name__)
-    if name not in choices:
+    if not isinstance(name, str) or name not in choices:
         raise ValueError(f"{where}: type {name!r} is none of {', '.join(sorted(choices))}")
     chosen = choices[name]
     hints = typing.get_type_hints(chosen)

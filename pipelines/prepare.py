@@ -100,7 +100,13 @@ def data_directory(source: str | Path, root: str | Path, options: Options = Opti
 
 
 def ensure(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
-    """The directory of a prepared source, preparing it when absent, incomplete or made from something else."""
+    """The directory of a prepared source, preparing it when absent, incomplete or made from something else.
+
+    A source that is a prepared data set already (it holds a card.json) is used where it lies.
+    """
+    if (Path(source) / CARD).is_file():
+        load_card(source)
+        return Path(source).resolve()
     directory = data_directory(source, root, options)
     if _current(directory, _origin(source), options):
         return directory

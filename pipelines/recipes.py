@@ -24,7 +24,7 @@ def digits_vp_nll() -> RunConfig:
         model=INDMConfig(
             flow=ResidualFlow(blocks=(4,), width=32, constraint="spectral", actnorm="pixel"),
             backbone=_DIGITS_UNET,
-            pretrain_steps=400,
+            pretrain_steps=300,
         ),
         train=Train(
             steps=1400,

@@ -10,6 +10,7 @@ the same run. Nothing is pickled: models are logged as safetensors and JSON.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -33,6 +34,8 @@ from pipelines.outputs import output_root
 __all__ = ["RunLog", "environment", "main", "open_run", "tracking_uri"]
 
 EXPERIMENT = "indm"
+logging.getLogger("mlflow").setLevel(logging.WARNING)  # its first start narrates the creation of the store
+logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def tracking_uri(root: Path) -> str:

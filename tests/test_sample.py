@@ -152,7 +152,10 @@ def test_euler_maruyama_has_the_moments_of_its_recursion(sde, lam, monkeypatch):
 @EVERY
 @pytest.mark.usefixtures("unchecked")
 def test_euler_maruyama_has_weak_order_one(sde, monkeypatch):
-    """The error of the mean and of the covariance halves with the step, to 5 %."""
+    """The error of the mean and of the covariance halves with the step, to 5 %.
+
+    VE's mean is exact and the leading error of its covariance nearly cancels over so many decades of sigma: it falls faster.
+    """
     sde = type(sde)(t_min=0.02)
     law = Gaussian(sde=sde, mean=MEAN, cov=COV)
     exact_mean, exact_cov = law.moments(scalar(sde.t_min))
@@ -161,8 +164,12 @@ def test_euler_maruyama_has_weak_order_one(sde, monkeypatch):
         mean, cov = em_moments(law, log_rho_times(sde, num_steps), 1.0)
         errors.append(((mean - exact_mean).norm(), (cov - exact_cov).norm()))
     (mean_coarse, cov_coarse), (mean_fine, cov_fine) = errors
-    assert float(cov_coarse / cov_fine) == pytest.approx(2, rel=0.05)
-    assert sde == VE(t_min=0.02) or float(mean_coarse / mean_fine) == pytest.approx(2, rel=0.05)  # VE: exact mean
+    if isinstance(sde, VE):
+        assert float(cov_coarse / cov_fine) > 1.9
+        assert float(mean_fine) < 1e-12
+    else:
+        assert float(cov_coarse / cov_fine) == pytest.approx(2, rel=0.05)
+        assert float(mean_coarse / mean_fine) == pytest.approx(2, rel=0.05)
     ours = responses(sample_em, law, log_rho_times(sde, 40), monkeypatch)
     torch.testing.assert_close(ours[1], em_moments(law, log_rho_times(sde, 40), 1.0)[1], rtol=1e-9, atol=1e-10)
 
@@ -218,7 +225,9 @@ def test_grids_decrease_from_t_max_to_t_min(sde):
         assert float(ts[0]) == pytest.approx(sde.t_max, rel=1e-12)
         assert float(ts[-1]) == pytest.approx(sde.t_min, rel=1e-9)
         sample.check_times(sde, ts)
-    torch.testing.assert_close(grids[0].diff(), torch.full((17,), -(1 - 1e-5) / 17).double(), rtol=1e-9, atol=0)
+    torch.testing.assert_close(
+        grids[0].diff(), torch.full((17,), -(1 - 1e-5) / 17, dtype=torch.float64), rtol=1e-9, atol=0
+    )
     roots = grids[1].sqrt().diff()
     torch.testing.assert_close(roots, roots[:1].expand(17), rtol=1e-9, atol=0)
 
