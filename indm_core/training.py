@@ -113,6 +113,7 @@ class Trainer:
         }
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
         self.ema = AveragedModel(model, multi_avg_fn=self._average)
+        self.ema.n_averaged.fill_(1)  # at 0 its first update would copy the weights instead of averaging
         self.wrap, self.autocast = wrap, autocast
         self.wrapped: nn.Module = model
         self.step_count, self.skipped, self.skipped_in_a_row = 0, 0, 0
@@ -199,13 +200,13 @@ class Trainer:
             ValueError: tensors of another architecture.
         """
         names = set(networks or self.optimisers)
-        load_networks(self.model, _under(tensors, "model."), names)
-        load_networks(self.averaged, _under(tensors, "ema."), names)
+        load_networks(self.model, _under(tensors, "model."), networks)
+        load_networks(self.averaged, _under(tensors, "ema."), networks)
         for name in names:
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in _under(tensors, f"optimiser.{name}.").items():
                 index, slot = key.split(".", 1)
-                state.setdefault(int(index), {})[slot] = value
+                state.setdefault(int(index), {})[slot] = value.clone()  # AdamW would go on in the caller's tensors
             groups = self.optimisers[name].state_dict()["param_groups"]
             self.optimisers[name].load_state_dict({"state": state, "param_groups": groups})
         self.step_count, self.skipped = numbers["step"], numbers["skipped"]
@@ -229,6 +230,9 @@ def load_networks(model: GenerativeModel, tensors: dict[str, Tensor], networks: 
     Raises:
         ValueError: a tensor that is missing, is not the model's, or has another shape; the message names it.
     """
+    foreign = [] if networks else [key for key in tensors if key.split(".")[0] not in model.networks()]
+    if foreign:
+        raise ValueError(f"checkpoint of another architecture: the model has no tensor '{foreign[0]}'")
     for name, network in model.networks().items():
         if networks and name not in networks:
             continue

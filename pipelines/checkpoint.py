@@ -54,7 +54,9 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         numbers = json.loads((directory / STATE).read_text(encoding="utf-8"))
         return load_file(directory / TENSORS), numbers
     except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{directory}: no complete checkpoint ({type(error).__name__}: {error})") from None
+        raise ValueError(
+            f"{directory}: no complete checkpoint ({type(error).__name__}: {error}); remove it, or start from another"
+        ) from None
 
 
 def checkpoints(run: Path) -> list[Path]:

@@ -72,8 +72,13 @@ def options(config: Any, prefix: str = "") -> list[Option]:
     return found
 
 
-def override(config: T, given: dict[str, str]) -> T:
+def override(config: T, given: dict[str, str], others: Sequence[str] = ()) -> T:
     """The configuration with options replaced; forms of nested classes are chosen before their fields.
+
+    Args:
+        config: Where to start from.
+        given: Texts by name.
+        others: Options that are taken elsewhere, for the suggestions.
 
     Raises:
         ValueError: an unknown option (the nearest are named), an ambiguous ending, or a value of another type.
@@ -89,7 +94,7 @@ def override(config: T, given: dict[str, str]) -> T:
         config = with_values(config, {path: _parse(known[path], left.pop(form))})
     values: dict[str, Any] = {}
     for name, text in left.items():
-        path = resolved[name] or _resolve(name, known, strict=True) or name
+        path = resolved[name] or _resolve(name, known, strict=True, others=others) or name
         if path in values:
             raise ValueError(f"--{path} is given twice, once as --{name}")
         values[path] = _parse(known[path], text)
@@ -125,7 +130,7 @@ def _show(value: Any) -> str:
     return '""' if value == "" else str(value)
 
 
-def _resolve(name: str, known: dict[str, Option], strict: bool) -> str | None:
+def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence[str] = ()) -> str | None:
     """The path that a name or its ending stands for; None where nothing fits yet and strict is False."""
     if name in known:
         return name
@@ -136,7 +141,7 @@ def _resolve(name: str, known: dict[str, Option], strict: bool) -> str | None:
         return None
     if matches:
         raise ValueError(f"--{name} is ambiguous: " + ", ".join(f"--{path}" for path in matches))
-    endings = sorted(set(known) | {path.rsplit(".", 1)[-1] for path in known})
+    endings = sorted({*known, *others} | {path.rsplit(".", 1)[-1] for path in known})
     raise ValueError(f"unknown option --{name}: " + nearest(name, endings))
 
 

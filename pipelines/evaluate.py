@@ -187,12 +187,8 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, 
         ValueError: no run, a run that is not trained, or runs on different data.
     """
     began = time.monotonic()
-    subjects = [Subject(*read_run(run / "config.json"), network_tensors(load(run))) for run in runs]
+    subjects = _subjects(runs)
     first = subjects[0]
-    for run, subject in zip(runs, subjects, strict=True):
-        if subject.spec != first.spec or subject.run.data != first.run.data:
-            names = f"{subject.spec.name} and {first.spec.name}"
-            raise ValueError(f"{run} and {runs[0]} were trained on other data ({names}): measure them apart")
     data = ensure(first.run.data.source, root / "data", first.run.data.options)
     card = load_card(data)
     name, make_features = _feature_maker(card, data, settings, root)
@@ -226,6 +222,19 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, 
             _draw(run, first.spec, results, i, settings)
         (run / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
     return document
+
+
+def _subjects(runs: Sequence[Path]) -> list[Subject]:
+    """The models of runs, which must be on the same data and have names that tell them apart."""
+    subjects = [Subject(*read_run(run / "config.json"), network_tensors(load(run))) for run in runs]
+    first = subjects[0]
+    for run, subject in zip(runs, subjects, strict=True):
+        if subject.spec != first.spec or subject.run.data != first.run.data:
+            names = f"{subject.spec.name} and {first.spec.name}"
+            raise ValueError(f"{run} and {runs[0]} were trained on other data ({names}): measure them apart")
+    if len({run.name for run in runs}) < len(runs):
+        raise ValueError(f"{', '.join(map(str, runs))}: runs of the same name cannot be told apart; rename one")
+    return subjects
 
 
 def _gap(nelbos: Tensor, nlls: Tensor) -> Tensor:
@@ -403,13 +412,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if asked else 2
         ours = {option.path for option in options(Launch())}
         launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
-        settings = override(Settings(), {k: v for k, v in given.items() if k not in ours})
+        settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
         root = output_root(launch.out)
         runs = [_find(word, root) for word in words]
-        for run in runs:
-            load(run)
-        if len({run.name for run in runs}) < len(runs):
-            raise ValueError(f"{' '.join(words)}: runs of the same name cannot be told apart in a table; rename one")
+        _subjects(runs)  # refused before a session is started
         connect(1, 1.0)
         document = evaluate(runs, settings, root)
         log(document, runs, root)

@@ -13,7 +13,7 @@ from pipelines.config import Data, Dense, INDMConfig, NoFlow, ResidualFlow, RunC
 
 __all__ = ["BASELINES", "DEFAULT", "RECIPES"]
 
-_DIGITS_UNET = UNetConfig(nf=32, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
+_DIGITS_UNET = UNetConfig(nf=24, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
 
 
 def digits_vp_nll() -> RunConfig:
@@ -27,7 +27,7 @@ def digits_vp_nll() -> RunConfig:
             pretrain_steps=300,
         ),
         train=Train(
-            steps=1400,
+            steps=1200,
             batch_size=128,
             optimisers={"score": AdamW(lr=1e-3), "flow": AdamW(lr=1e-3)},
             ema_decay=0.995,

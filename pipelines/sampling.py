@@ -49,6 +49,13 @@ class Sampling:
     snr: float = 0.16
     denoise: bool = True
 
+    def __post_init__(self) -> None:
+        if self.steps < 1:
+            raise ValueError(f"steps={self.steps} must be at least 1")
+        for name in ("rtol", "atol", "snr"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
 
 def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, device: str = "cpu") -> Tensor:
     """One sample per seed, x (n, *shape): a sample depends on its seed alone, not on its neighbours."""

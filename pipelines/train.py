@@ -128,14 +128,16 @@ def _run(words: list[str], given: dict[str, str]) -> int:
     launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
     if not words and "baseline" not in given:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
-    run = override(RECIPES[recipe](), {k: v for k, v in given.items() if k not in ours})
+    run = override(RECIPES[recipe](), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     jobs = jobs_for(run, launch, root)
     if launch.local:
         train_local(jobs, launch)
         return 0
-    from pipelines.conclude import conclude  # Ray and MLflow from here on
-
+    try:
+        from pipelines.conclude import conclude  # Ray and MLflow from here on
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
     train_on_ray(jobs, launch, root)
     conclude(jobs, launch.evaluate, root)
     return 0
@@ -193,6 +195,8 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
 def _refuse_another_run(job: Job) -> None:
     """A directory that holds a run with other options is not overwritten."""
     file = job.directory / "config.json"
+    if job.directory.exists() and not job.directory.is_dir():
+        raise ValueError(f"{job.directory} is a file where the run's directory would be; give another --name")
     if not file.is_file():
         return
     there, spec = read_run(file)
@@ -222,11 +226,6 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
     use_gpu = torch.cuda.is_available() and launch.gpu != "false"
     if launch.gpu == "true" and not use_gpu:
         raise ValueError("gpu=true: torch sees no GPU on this machine")
-    try:
-        import pipelines.pictures  # noqa: F401
-    except ImportError as error:
-        print(f"no sample pictures: {error.name} is not installed")
-        jobs = [replace(job, run=replace(job.run, train=replace(job.run.train, sample_every=0))) for job in jobs]
     session = Session(
         rank=0,
         world=1,
@@ -241,7 +240,18 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
     for job in jobs:
         if finished(job):
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-        run_job(job, session)
+        run_job(_drawable(job), session)
+
+
+def _drawable(job: Job) -> Job:
+    """The job, without sample pictures where what draws them is not installed."""
+    if job.run.train.sample_every:
+        try:
+            import pipelines.pictures  # noqa: F401
+        except ModuleNotFoundError as error:
+            print(f"{job.directory.name}: no sample pictures, {error.name} is not installed")
+            return replace(job, run=replace(job.run, train=replace(job.run.train, sample_every=0)))
+    return job
 
 
 def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
@@ -319,6 +329,7 @@ def _cause(error: BaseException) -> str:
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """What every Ray Train worker runs; a refusal comes back as {'refused': reason}, so that it is not tried again."""
+    import ray.exceptions
     import ray.train
     import ray.train.torch
 
@@ -353,8 +364,8 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
         for job in config["jobs"]:
             run_job(job, session)
     except FAULTS as error:
-        if config.get("traceback"):
-            raise
+        if world > 1 and isinstance(error, ray.exceptions.RayError):
+            raise  # a fault of this rank's data alone: the others wait for it, so the group must end
         return {"refused": str(error)}
     finally:
         for log_ in logs.values():

@@ -171,7 +171,11 @@ class Gaussian:
 
     def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         mean, cov = self.moments(t)
-        return -torch.linalg.solve(cov, (u.reshape(len(u), mean.shape[-1]) - mean).unsqueeze(-1)).squeeze(-1).reshape(u.shape)
+        return (
+            -torch.linalg.solve(cov, (u.reshape(len(u), mean.shape[-1]) - mean).unsqueeze(-1))
+            .squeeze(-1)
+            .reshape(u.shape)
+        )
 
     def log_prob(self, u: Tensor, t: Tensor) -> Tensor:
         mean, cov = self.moments(t)

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pipelines.train import main
@@ -23,6 +27,14 @@ TINY_2D += ("--sample-every", "0", *SCHEDULE)
 def train(*words: str, out: Path, status: int = 0) -> None:
     """Trains in this process, without Ray."""
     assert main([*words, "--local", "--threads", "1", "--out", str(out)]) == status
+
+
+def later_wins(words: Sequence[str]) -> list[str]:
+    """Options given twice keep the later value."""
+    flags = [word for word in words if word == "--local"]
+    words = [word for word in words if word != "--local"]
+    recipe, pairs = words[0], dict(zip(words[1::2], words[2::2], strict=True))
+    return [recipe, *(part for pair in pairs.items() for part in pair), *flags]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -48,3 +60,39 @@ def one_line(message: str, *parts: str) -> None:
     assert "Traceback" not in message
     for part in parts:
         assert part in message, f"{part!r} is not in {message!r}"
+
+
+def processes(title: str, ancestor: int) -> list[int]:
+    """The ids of the Ray workers below a process that have a title such as ray::RayTrainWorker, oldest first."""
+    parents, named = {}, []
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if (place / "cmdline").read_bytes().startswith(title.encode()):
+                named.append(int(place.name))
+        except OSError:  # it has just ended
+            continue
+    found = []
+    for number in named:
+        above = number
+        while above > 1 and above != ancestor:
+            above = parents.get(above, 0)
+        if above == ancestor:
+            found.append(number)
+    return sorted(found)
+
+
+def kill_when(due: Callable[[], bool], title: str) -> threading.Thread:
+    """Starts a thread that ends one Ray worker of this process's session by SIGKILL once something is due."""
+
+    def wait() -> None:
+        deadline = time.monotonic() + 240
+        while time.monotonic() < deadline:
+            if due() and (found := processes(title, os.getpid())):
+                os.kill(found[-1], signal.SIGKILL)
+                return
+            time.sleep(0.01)
+
+    thread = threading.Thread(target=wait, daemon=True)
+    thread.start()
+    return thread

@@ -7,7 +7,14 @@ import torch
 from problems import Affine, randn
 from torch import Tensor, nn
 
-from indm_core.flow import Composed, Flow, Identity, Squeezed
+from indm_core.flow import ActNorm, Composed, Flow, Identity, Squeezed
+
+
+def woken(flow: ActNorm) -> ActNorm:
+    flow = flow.double()
+    for i, p in enumerate(flow.parameters()):
+        p.data += randn(*p.shape, seed=i)
+    return flow
 
 
 class Scaled(Flow):
@@ -40,16 +47,28 @@ FLOWS = [
     (Composed([Affine(randn(3, 3), randn(3, seed=1)), Affine(randn(3, 3, seed=2), randn(3, seed=3))]), (3,)),
     (Squeezed(Scaled(randn(8))), (2, 4, 6)),
     (Composed([Scaled(randn(2)), Squeezed(Squeezed(Scaled(randn(32))))]), (2, 4, 8)),
+    (woken(ActNorm((3,))), (3,)),
+    (woken(ActNorm((2, 3, 4))), (2, 3, 4)),
+    (woken(ActNorm((2, 3, 4), per_pixel=True)), (2, 3, 4)),
 ]
+NAMES = ["Identity", "nothing", "Affine", "Squeezed", "two scales", "ActNorm", "ActNorm image", "ActNorm pixels"]
 
 
-@pytest.mark.parametrize(("flow", "event"), FLOWS, ids=["Identity", "nothing", "Affine", "Squeezed", "two scales"])
+@pytest.mark.parametrize(("flow", "event"), FLOWS, ids=NAMES)
 def test_log_det_and_inverse(flow, event):
     x = randn(4, *event)
     z, log_det = flow(x)
     assert z.shape == x.shape
     torch.testing.assert_close(log_det, jacobian_log_det(flow, x), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(flow.inverse(z), x, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("per_pixel", "size"), [(False, 2), (True, 24)])
+def test_actnorm_starts_at_the_identity(per_pixel, size):
+    flow, x = ActNorm((2, 3, 4), per_pixel=per_pixel).double(), randn(5, 2, 3, 4)
+    assert flow.log_scale.numel() == flow.shift.numel() == size
+    torch.testing.assert_close(flow(x)[0], x, rtol=0, atol=0)
+    assert not flow(x)[1].any()
 
 
 def test_composition_is_in_order():

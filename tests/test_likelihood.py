@@ -94,11 +94,15 @@ def test_log_prob_u_is_the_log_density_of_the_law(sde):
 
 
 @ISOTROPIC
-def test_log_prob_u_at_the_default_tolerances(sde):
+def test_log_prob_u_at_other_tolerances(sde):
+    """1e-6 gives the 1e-5 nats per coordinate; the default 1e-5 gives 1e-5 nats for most samples, 3e-4 for the worst."""
     model = exact(sde)
-    u = model.law.sample(16, scalar(sde.t_min), rng(1))
-    ours = log_prob_u(model, u, sde.t_min, exact_divergence=True)
-    torch.testing.assert_close(ours, model.law.log_prob(u, scalar(sde.t_min)), rtol=0, atol=1e-4 * 2)
+    u = model.law.sample(200, scalar(sde.t_min), rng(1))
+    for tolerance, worst in ((1e-6, 2e-5), (1e-5, 5e-4)):
+        ours = log_prob_u(model, u, sde.t_min, exact_divergence=True, rtol=tolerance, atol=tolerance)
+        error = (ours - model.law.log_prob(u, scalar(sde.t_min))).abs()
+        assert float(error.max()) < worst
+        assert float(error.mean()) < 5 * tolerance
 
 
 def test_log_prob_u_of_a_mixture():
@@ -264,9 +268,9 @@ def test_nelbo_by_draws_is_unbiased(sde, gain, num_draws):
     direct = float(weights[:first] @ rows / weights[:first].sum())
     generator = rng(num_draws)
     replicates = torch.stack(
-        [nelbo(model, x.expand(64, 2), num_draws=num_draws, generator=generator).mean() for _ in range(40)]
+        [nelbo(model, x.expand(64, 2), num_draws=num_draws, generator=generator).mean() for _ in range(24)]
     )
-    assert abs(float(replicates.mean()) - direct) < 5 * float(replicates.std()) / math.sqrt(40)
+    assert abs(float(replicates.mean()) - direct) < 5 * float(replicates.std()) / math.sqrt(24)
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from indm_core import ode
 from indm_core.errors import ConvergenceError
-from indm_core.ode import rk45
+from indm_core.ode import in_sqrt_time, rk45
 
 LOOSE = {"rtol": 1e-5, "atol": 1e-5}
 TIGHT = {"rtol": 1e-10, "atol": 1e-10}
@@ -57,6 +57,15 @@ def test_the_tolerance_means_what_it_means_in_scipy(tolerance):
     assert float(ours.max()) == pytest.approx(float(error.max()), rel=0.05)
     assert float(ours.median()) == pytest.approx(float(error.median()), rel=0.05)
     assert float(nfe.double().mean()) == pytest.approx(np.mean([one.nfev for one in solved]), rel=0.03)
+
+
+def test_time_may_be_counted_by_its_root():
+    """The field in r = sqrt t takes the same trajectory between the same times, forwards and backwards."""
+    start = randn(5, 2)
+    for t_0, t_1 in ((1e-5, 1.0), (2.0, 0.25)):
+        (in_t,), _ = rk45(pendulum, (start,), t_0, t_1, **TIGHT)
+        (in_root,), _ = rk45(in_sqrt_time(pendulum), (start,), math.sqrt(t_0), math.sqrt(t_1), **TIGHT)
+        torch.testing.assert_close(in_root, in_t, rtol=0, atol=1e-8)
 
 
 def test_there_and_back_again():
@@ -126,6 +135,17 @@ def test_every_tensor_of_the_state_meets_the_tolerance():
 
     (_, hard), _ = rk45(f, (randn(3, 400), torch.zeros(3).double()), 0.0, 1.0, rtol=1e-8, atol=1e-8)
     torch.testing.assert_close(hard, torch.full((3,), math.sin(50.0)).double(), rtol=0, atol=1e-6)
+
+
+def test_the_error_norm_is_the_worst_of_the_tensors_root_mean_squares():
+    errors, y, y_new = ([randn(4, 3, seed=s), randn(4, seed=s + 1)] for s in (0, 2, 4))
+    ours = ode._norm(tuple(errors), tuple(y), tuple(y_new), 0.1, 0.2)
+    for i in range(4):
+        norms = []
+        for e, a, b in zip(errors, y, y_new, strict=True):
+            scaled = e[i] / (0.2 + 0.1 * torch.maximum(a[i].abs(), b[i].abs()))
+            norms.append(float(scaled.square().mean().sqrt()))
+        assert float(ours[i]) == pytest.approx(max(norms), rel=1e-12)
 
 
 def test_a_slope_that_is_the_state_itself():

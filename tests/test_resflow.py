@@ -91,9 +91,9 @@ def test_a_block_is_a_contraction(constraint, event, options):
     for spread in (1e-3, 0.1, 3.0):
         a = randn(2000, *event)
         b = a + spread * randn(2000, *event, seed=1)
-        ratio = (g(a) - g(b)).flatten(1).norm(order, dim=1) / (a - b).flatten(1).norm(order, dim=1)
+        ratio = (g(a) - g(b)).detach().flatten(1).norm(order, dim=1) / (a - b).flatten(1).norm(order, dim=1)
         assert float(ratio.max()) <= 0.8 * (1 + 1e-4)
-    J = torch.autograd.functional.jacobian(lambda v: g(v).flatten(), torch.zeros(1, *event).double())
+    J = torch.autograd.functional.jacobian(lambda v: g(v).flatten(), torch.zeros(1, *event).double()).detach()
     assert float(torch.linalg.matrix_norm(J.reshape(math.prod(event), -1), order)) <= 0.8 * (1 + 1e-4)
 
 
@@ -187,11 +187,12 @@ ROULETTES = {
 def test_the_series_is_unbiased_in_value_and_gradient(law, dims):
     """5 standard errors over 600 estimates; the continuation probability exceeds Lip(g)^2, so that they exist.
 
-    The constraint is the infinity norm, which has no state that training would move.
+    One layer near 0.6 I at small x, so that all terms of the series count; the infinity norm's constraint has no state.
     """
-    options = {"blocks": (1,), "width": 16, "coefficient": 0.7, "constraint": "infinity", "exact_train": 0}
-    flow = awake(ResFlow((dims,), roulette=ROULETTES[law], **options), 1.0, seed=dims).train()
-    x = randn(4, dims)
+    options = {"blocks": (1,), "kernels": (1,), "coefficient": 0.75, "constraint": "infinity", "exact_train": 0}
+    flow = ResFlow((dims,), roulette=ROULETTES[law], **options).double().train()
+    flow.scales[0][0].layers[0].weight.data = 0.6 * torch.eye(dims).double() + 0.1 * randn(dims, dims)
+    x = 0.05 * randn(4, dims, seed=1)
     values, gradients = estimates(flow, x, 600, seed=3)
     exact = copy.deepcopy(flow)
     exact.exact_train = dims
@@ -199,7 +200,7 @@ def test_the_series_is_unbiased_in_value_and_gradient(law, dims):
     (gradient,) = torch.autograd.grad(log_det.sum(), exact.scales[0][0].layers[0].weight)
     root = math.sqrt(len(values))
     assert float(values.std()) > 1e-3
-    assert abs(float(values.mean() - log_det.sum())) < 5 * float(values.std()) / root
+    assert abs(float(values.mean() - log_det.detach().sum())) < 5 * float(values.std()) / root
     error = (gradients.mean(0) - gradient.flatten()).abs()
     assert (error < 5 * gradients.std(0) / root + 1e-12).all()
     assert float(gradient.abs().max()) > 20 * float((gradients.std(0) / root).min())
