@@ -142,7 +142,9 @@ class INDM(GenerativeModel):
         return networks
 
     def phase(self, step: int) -> str:
-        """'pretraining' (the flow rests at the identity) for the first `pretrain_steps` steps, then 'joint'."""
+        """'pretraining' (the flow rests at the identity) for `pretrain_steps` steps, then 'joint'; 'linear' without a flow."""
+        if "flow" not in self.networks():
+            return "linear"
         return "pretraining" if step < self.pretrain_steps else "joint"
 
     def begin_phase(self, phase: str) -> None:

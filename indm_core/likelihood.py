@@ -16,8 +16,8 @@ law of t, or given.
 The sign of NELBO - NLL is no theorem: the NLL is the ODE's, the NELBO bounds the SDE's likelihood.
 
 Variance. At small t the noise cannot be predicted and |d|^2 fluctuates as |eps|^2 does, so c(t) (|eps|_M^2 - tr M)/2, of mean
-zero, is subtracted, c fitted on the other half of the draws (so that the estimate stays unbiased); times are stratified over
-draws and images, and draws come in antithetic pairs (eps, -eps).
+zero, is subtracted, c fitted on the draws of the neighbouring strata of t (so that the estimate stays unbiased); times are
+stratified over draws and images, and draws come in antithetic pairs (eps, -eps).
 
 References:
     Theis et al. 2016 (dequantisation); Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM),
@@ -35,7 +35,7 @@ from torch import Tensor
 
 from indm_core.indm import entropy_production
 from indm_core.model import GenerativeModel
-from indm_core.noise import Noise, rademacher_like, rand_like, randn_like
+from indm_core.noise import Noise, branch, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.score import importance_times, likelihood_error, stratified
 from indm_core.sde import SDE, event_sum
@@ -110,7 +110,7 @@ def nll(
     """
     options = {"num_probes": num_probes, "exact_divergence": exact_divergence, "rtol": rtol, "atol": atol}
     with torch.no_grad():
-        u, log_det = model.encode(x, generator)
+        u, log_det = model.encode(x, branch(generator))
         t_min = torch.tensor(model.sde.t_min, dtype=torch.float64, device=x.device)
         correction = x.new_zeros(x.shape[0])
         if residual:
@@ -192,7 +192,7 @@ def nelbo(
     """The variational bound on -log p(x) of the generative SDE.
 
     Args:
-        residual: Whether the bound is carried from t_min to the data; without it x is fed at t_min as it is.
+        residual: Whether the bound is carried from t_min to the data; without it, it is the bound at t_min.
         num_draws: Draws of (t, eps) per sample; an even number is taken as antithetic pairs, and from 8 on a control
             variate is fitted.
         nodes: Explicit quadrature nodes instead of draws.
@@ -201,7 +201,7 @@ def nelbo(
     Returns:
         Nats per sample, unbiased over the draws.
     """
-    u_0, log_det = model.encode(x, generator)
+    u_0, log_det = model.encode(x, branch(generator))
     if nodes is None:
         integral, ends = _sampled_integral(model, u_0, num_draws, generator, y)
     else:
@@ -259,6 +259,6 @@ def _coefficients(a: Tensor, b: Tensor) -> Tensor:
     """c for each stratum of t, regressed on its neighbours' draws and so independent of its own: (strata, 1)."""
     if len(a) < 4:
         return a.new_zeros(len(a), 1)
-    ab, bb = (a * b).sum(1), b.square().sum(1)
+    ab, bb = ((a - a.mean(1, keepdim=True)) * b).sum(1), b.square().sum(1)
     ab_near, bb_near = (functional.pad(v, (1, 1)).unfold(0, 3, 1)[:, ::2].sum(1) for v in (ab, bb))
     return (ab_near / bb_near).unsqueeze(1)

@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
+__all__ = ["Noise", "branch", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
 
 Noise = torch.Generator | Sequence[torch.Generator] | None
 
@@ -43,6 +43,19 @@ def rand_like(u: Tensor, generator: Noise = None) -> Tensor:
 def rand(num: int, like: Tensor, generator: Noise = None) -> Tensor:
     """`num` float64 uniforms on [0, 1) on the device of `like`."""
     return _drawn(torch.rand, (num,), torch.float64, like.device, generator)
+
+
+def branch(generator: Noise) -> Noise:
+    """Generators seeded by one draw from the given ones: whatever is drawn from them, the given ones move on alike.
+
+    Two models that are compared on the same draws give their flows a branch, because one flow draws more than another.
+    """
+    if generator is None:
+        return None
+    if isinstance(generator, torch.Generator):
+        seed = torch.randint(2**62, (), generator=generator, device=generator.device)
+        return torch.Generator(generator.device).manual_seed(int(seed))
+    return [g for one in generator if isinstance(g := branch(one), torch.Generator)]
 
 
 def rademacher_like(u: Tensor, generator: Noise = None) -> Tensor:

@@ -96,7 +96,8 @@ def in_sqrt_time(f: Field) -> Field:
     """f as a field in r = sqrt t: dy/dr = 2 r f(r^2, y).
 
     Near t = 0 the states of a diffusion are smooth in sqrt t and not in t (the noise's standard deviation is about
-    sqrt(beta t)), so that a solver in r takes about half the evaluations of one in t.
+    sqrt(beta t)). On trained networks the solver then takes about half the evaluations (117 against 60 at a tolerance of
+    1e-4 on 8x8 digits); with exact scores it makes little difference.
     """
 
     def field(r: Tensor, state: State, rows: Tensor) -> State:

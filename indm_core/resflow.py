@@ -17,7 +17,7 @@ has few dimensions the Jacobian is formed and log det is exact.
 
 Lipschitz constraint, coefficient c < 1 for g as a whole (c^{1/layers} per layer): a weight W becomes W min(1, c/|W|) with |W|
 the spectral norm (power iteration; for a convolution that of the operator on the image) or the infinity norm (the largest
-absolute row sum, closed form). Either makes g a contraction in that norm.
+absolute row sum, closed form: each row is scaled by its own sum). Either makes g a contraction in that norm.
 
 References:
     Behrmann et al. 2019, "Invertible residual networks"; Chen et al. 2019, "Residual flows", Eqs. 6-8; Kim et al. 2022

@@ -37,6 +37,7 @@ __all__ = [
     "sample_em",
     "sample_ode",
     "sample_pc",
+    "start_times",
     "uniform_times",
 ]
 
@@ -77,6 +78,11 @@ def edm_times(sde: LinearSDE, num_steps: int, power: float = 7.0) -> Float[Tenso
     low, high = (torch.exp(v / power) for v in _log_rho_range(sde))
     rho = low + _descending(num_steps) * (high - low)
     return sde.time_at(2 * power * torch.log(rho)).clamp(sde.t_min, sde.t_max)
+
+
+def start_times(model: GenerativeModel) -> Float[Tensor, 2]:
+    """The two ends of a model's sampling, t_start and t_min: all that an adaptive sampler needs."""
+    return torch.tensor([model.t_start, model.sde.t_min], dtype=torch.float64)
 
 
 def _descending(num_steps: int) -> Tensor:
@@ -144,7 +150,9 @@ def sample_pc(
 ) -> Tensor:
     """Predictor-corrector: at each time `corrector_steps` Langevin steps, then Euler-Maruyama.
 
-    A Langevin step is u + a score + sqrt(2 a) z with a = 2 (snr |z| / |score|)^2, the norms taken per sample.
+    A Langevin step is u + a score + sqrt(2 a) z with a = 2 (snr |z| / |score|)^2, the norms taken per sample. Such a step
+    depends on the state, so that the corrector leaves the law invariant only where |z| / |score| hardly varies: in many
+    dimensions (images). In two dimensions its samples are wrong; use `sample_em` or `sample_ode` there.
 
     Args:
         snr: Signal-to-noise ratio of the corrector (0.16 for CIFAR-10 with VE).

@@ -5,8 +5,8 @@ its own norm, takes an AdamW step and moves the exponential moving average
 
     ema <- d ema + (1 - d) theta,     d = min(decay, (1 + n)/(10 + n)) after n steps  (or d = decay, as published).
 
-A step whose loss or gradient is not finite is skipped and counted: the gradients that the ranks share carry the fault to all
-of them, so that all skip it together. Noise is a function of (seed, step, rank), so that nothing of a random generator needs to
+A step whose gradient is not finite is skipped and counted: the gradients that the ranks share carry the fault to all of them,
+so that all skip it together. Noise is a function of (seed, step, rank), so that nothing of a random generator needs to
 be stored: a resumed run draws what it would have drawn.
 
 References:
@@ -161,7 +161,7 @@ class Trainer:
             name: torch.nn.utils.clip_grad_norm_([p for p in networks[name].parameters() if p.grad is not None], s.clip)
             for name, s in self.settings.items()
         }
-        return dict(zip(norms, torch.stack([n.float() for n in norms.values()]).tolist(), strict=True))
+        return {name: float(norm) for name, norm in norms.items()}
 
     def _apply(self, finite: bool) -> None:
         if finite:

@@ -39,6 +39,10 @@ class Shard:
     size: int
     sha256: str
 
+    def __post_init__(self) -> None:
+        if Path(self.file).name != self.file:
+            raise ValueError(f"shard {self.file!r} must be a bare file name, in the directory of its card")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Split:

@@ -21,18 +21,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from pipelines.atomic import write_text
+
 __all__ = ["checkpoints", "latest", "prune", "read", "save_tensors", "write"]
 
 STATE, TENSORS = "state.json", "training.safetensors"
 
 
 def write(directory: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Writes a checkpoint beside its place and renames it there, so that a kill leaves the old one or the new one."""
+    """Writes a checkpoint beside its place and renames it there: a kill leaves a complete one or none, never half of one."""
     partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     save_tensors(partial / TENSORS, tensors)
-    (partial / STATE).write_text(json.dumps(numbers, indent=1) + "\n", encoding="utf-8")
+    write_text(partial / STATE, json.dumps(numbers, indent=1) + "\n")
+    (directory / STATE).unlink(missing_ok=True)  # from here on the old one does not count
     shutil.rmtree(directory, ignore_errors=True)
     partial.rename(directory)
 
@@ -41,6 +44,8 @@ def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
     """Writes a safetensors file by a rename."""
     partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
+    with partial.open("rb") as stream:
+        os.fsync(stream.fileno())
     partial.replace(file)
 
 

@@ -32,8 +32,12 @@ class Option:
     help: str
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Positional words and `--name value` / `--name=value` pairs; a name without a value means true.
+
+    Args:
+        argv: What was typed.
+        flags: Names that are true or false: a word behind one is its value only if it says so.
 
     Raises:
         ValueError: an option given twice.
@@ -47,7 +51,8 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], dict[str, str]]:
             continue
         name, equals, value = token[2:].partition("=")
         if not equals:
-            value = tokens.pop(0) if tokens and not tokens[0].startswith("--") else "true"
+            bare = name.replace("-", "_") in flags and (not tokens or tokens[0].lower() not in ("true", "false"))
+            value = "true" if bare or not tokens or tokens[0].startswith("--") else tokens.pop(0)
         name = name.replace("-", "_")
         if name in given:
             raise ValueError(f"--{name} is given twice: {given[name]!r} and {value!r}")

@@ -12,16 +12,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-__all__ = ["check_resources", "connect"]
+__all__ = ["Refusals", "check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
-THREADS_YIELD = {"OMP_WAIT_POLICY": "PASSIVE"}
-"""Idle OpenMP threads sleep: spinning ones starve the processes that share a core with them (measured: 1.3 times slower)."""
 LOCAL_OBJECT_STORE = 1 << 30
 
 
 def connect(workers: int, cpus_per_worker: float) -> str:
-    """Joins the running cluster (RAY_ADDRESS, or the one of this machine), else starts one here; says which.
+    """Joins the running cluster (RAY_ADDRESS, or one begun here by `ray start`), else starts one; says which.
 
     On one machine the logical CPUs are at least four, so that Ray Data and the evaluation have some beside the workers'.
     """
@@ -29,16 +27,43 @@ def connect(workers: int, cpus_per_worker: float) -> str:
         return "the running Ray session"
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     clone = str(Path(__file__).resolve().parents[1])
-    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}
-    runtime_env = {"env_vars": variables | THREADS_YIELD}
+    runtime_env = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}}
     try:
-        ray.init(address="auto", runtime_env=runtime_env, **quiet)
-    except ConnectionError:
+        if not _address():
+            raise ConnectionError
+        ray.init(address=_address(), runtime_env=runtime_env, **quiet)
+    except ConnectionError as error:
+        if os.environ.get("RAY_ADDRESS"):
+            raise ValueError(
+                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers there; mend or unset it"
+            ) from error
         cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
-        ray.init(num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE, runtime_env=runtime_env, **quiet)
+        ray.init(
+            address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE, runtime_env=runtime_env, **quiet
+        )
         return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
     nodes = [node for node in ray.nodes() if node["Alive"]]
     return f"the Ray cluster of {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+
+
+def _address() -> str:
+    """RAY_ADDRESS, else what `ray start` left on this machine; a session that another program started for itself is not
+    joined, because it ends with that program."""
+    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+    return os.environ.get("RAY_ADDRESS") or (started.read_text(encoding="utf-8").strip() if started.is_file() else "")
+
+
+class Refusals:
+    """An actor's work: what workers refused, kept beyond the end of their group."""
+
+    def __init__(self) -> None:
+        self.refusals: list[dict[str, str]] = []
+
+    def add(self, refusal: dict[str, str]) -> None:
+        self.refusals.append(refusal)
+
+    def all(self) -> list[dict[str, str]]:
+        return self.refusals
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:

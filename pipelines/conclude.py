@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from pipelines import evaluate, tracking
 from pipelines.loop import Job, read_metrics
@@ -38,11 +40,14 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     if measure:
         document = _measured_already(runs)
         if document is None:
+            for job in jobs:
+                tracking.open_run(job, root)
             evaluate.connect(1, 1.0)
-            document = evaluate.evaluate(runs, BRIEF, root)
+            document = evaluate.evaluate(runs, BRIEF, root, evaluate.BRIEF)
             evaluate.log(document, runs, root)
         print("\n" + evaluate.table(document))
     for job in jobs:
+        tracking.open_run(job, root)
         log = tracking.RunLog(job, tracking.tracking_uri(root))
         log.artifact(job.directory / "learning_curve.png")
         for file in ("config.json", "model.safetensors"):
@@ -56,11 +61,11 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     )
 
 
-def _measured_already(runs: Sequence[Path]) -> dict | None:
-    """The evaluation of exactly these runs, where it is newer than their weights."""
-    for run in runs:
-        file = run / "evaluation.json"
-        if not file.is_file() or file.stat().st_mtime < (run / "model.safetensors").stat().st_mtime:
-            return None
-    document = json.loads((runs[0] / "evaluation.json").read_text(encoding="utf-8"))
-    return document if list(document["runs"]) == [run.name for run in runs] else None
+def _measured_already(runs: Sequence[Path]) -> dict[str, Any] | None:
+    """The brief measurement of exactly these runs with exactly these weights, where there is one."""
+    try:
+        document = json.loads((runs[0] / evaluate.BRIEF).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    weights = {run.name: evaluate.digest(run) for run in runs}
+    return document if document.get("weights") == weights and document["settings"] == asdict(BRIEF) else None

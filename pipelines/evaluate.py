@@ -17,6 +17,7 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import hashlib
 import json
 import math
 import time
@@ -26,6 +27,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 from torch import Tensor
@@ -35,6 +37,7 @@ from indm_core.likelihood import dequantise, nelbo, nll, quantise
 from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks, network_tensors, step_seed
+from pipelines.atomic import write_text
 from pipelines.cli import describe, options, override, split_arguments
 from pipelines.cluster import connect
 from pipelines.config import DataSpec, RunConfig, load, read_run
@@ -44,9 +47,13 @@ from pipelines.outputs import output_root
 from pipelines.pool import Pool
 from pipelines.prepare import ensure
 from pipelines.sampling import Sampling, samples
-from pipelines.shards import Card, load_card, read_all
+from pipelines.shards import Card, load_card, permutation, read_all, read_split
 
-__all__ = ["Estimate", "Settings", "evaluate", "main"]
+__all__ = ["BRIEF", "FULL", "Estimate", "Settings", "digest", "evaluate", "main"]
+
+
+FULL, BRIEF = "evaluation.json", "evaluation-brief.json"
+"""The files of a full measurement and of the main job's brief one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +71,12 @@ class Settings:
         sampling: How they are drawn.
         inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
         chunk: Images per task.
-        actors: Actors; 0 takes one for each core of the cluster.
+        actors: Actors; 0 takes one for every two logical CPUs of the cluster.
         seed: Of every draw.
     """
 
     images: int = 0
-    nll_replicates: int = 2
+    nll_replicates: int = 8
     num_probes: int = 1
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -172,16 +179,16 @@ class Evaluator:
         return self.models[index]
 
 
-def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, Any]:
+def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file: str = FULL) -> dict[str, Any]:
     """Measures runs on the same data together; Ray must be connected.
 
     Args:
         runs: Directories of trained runs.
         root: Output directory, where prepared data and classifiers are kept.
+        name_of_file: What the document is called in each run's directory.
 
     Returns:
-        {"runs": {name: figures}, "differences": {...}, "settings": ..., ...}, plain JSON values; it is also written to
-        RUN/evaluation.json of each run.
+        {"runs": {name: figures}, "differences": {...}, "settings": ..., ...}, plain JSON values.
 
     Raises:
         ValueError: no run, a run that is not trained, or runs on different data.
@@ -202,6 +209,7 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, 
         "features": name,
         "images": _num_images(card, settings),
         "settings": asdict(settings),
+        "weights": {run.name: digest(run) for run in runs},
         "runs": {},
     }
     per_image: dict[tuple[str, int], Tensor] = {}
@@ -211,7 +219,7 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, 
             rows = [torch.cat([results[kind, i, r, c] for c in _chunks(card, settings)]) for r in range(replicates)]
             per_image[kind, i] = torch.stack(rows).double()
             figures[kind] = asdict(Estimate.of(per_image[kind, i]))
-        figures["gap"] = asdict(Estimate.of(_gap(per_image["nelbo", i], per_image["nll", i])))
+        figures["gap"] = asdict(_gap(per_image["nelbo", i], per_image["nll", i]))
         if settings.samples:
             figures |= _distances(results, i, settings)
         document["runs"][run_name] = figures
@@ -220,8 +228,21 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, 
     for i, run in enumerate(runs):
         if settings.samples:
             _draw(run, first.spec, results, i, settings)
-        (run / "evaluation.json").write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    return document
+        write_text(run / name_of_file, json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
+    return _finite(document)
+
+
+def digest(run: Path) -> str:
+    """SHA-256 of a run's weights: which model a document measured."""
+    with (run / "model.safetensors").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no nan: a standard error that one replicate cannot give becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(member) for key, member in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _subjects(runs: Sequence[Path]) -> list[Subject]:
@@ -237,10 +258,11 @@ def _subjects(runs: Sequence[Path]) -> list[Subject]:
     return subjects
 
 
-def _gap(nelbos: Tensor, nlls: Tensor) -> Tensor:
-    """NELBO - NLL on the replicates that share their dequantised images."""
-    shared = min(len(nelbos), len(nlls))
-    return nelbos[:shared] - nlls[:shared]
+def _gap(nelbos: Tensor, nlls: Tensor) -> Estimate:
+    """NELBO - NLL; its standard error takes the two estimators as independent, which errs on the large side."""
+    over_images = Estimate.of((nelbos.mean(0) - nlls.mean(0)).unsqueeze(0))
+    se = math.hypot(Estimate.of(nelbos).se, Estimate.of(nlls).se)
+    return Estimate(over_images.mean, se, over_images.se_images)
 
 
 def _differences(names: Sequence[str], per_image: dict[tuple[str, int], Tensor]) -> dict[str, Any]:
@@ -274,7 +296,7 @@ def _tasks(
             for c in _chunks(card, settings):
                 seed = step_seed(settings.seed, r, c)
                 for i in range(num_models):
-                    arguments = (kind, i, test[c : c + settings.chunk], seed, settings)
+                    arguments = (kind, i, test[c : c + settings.chunk].clone(), seed, settings)
                     tasks[kind, i, r, c] = ("likelihood", arguments)
     step = max(settings.chunk, 250)
     for a in range(0, settings.samples, step):
@@ -282,10 +304,18 @@ def _tasks(
         for i in range(num_models):
             tasks["sample", i, a] = ("sample", (i, seeds, settings.sampling))
     if settings.samples:
-        train = torch.from_numpy(read_all(data, card, "train", 50_000)["x"])
+        train = _reference(data, card, settings.seed)
         for a in range(0, len(train), 2000):
-            tasks["reference", a] = ("reference", (train[a : a + 2000],))
+            tasks["reference", a] = ("reference", (train[a : a + 2000].clone(),))
     return tasks
+
+
+def _reference(data: Path, card: Card, seed: int) -> Tensor:
+    """At most 50,000 training rows, drawn without regard to their order (folders are sorted by class)."""
+    count = card.split("train").count
+    kept = np.sort(permutation(seed, 0, 0, count)[:50_000])
+    chunks = (chunk["x"][np.isin(chunk["row"], kept)] for chunk in read_split(data, card, "train"))
+    return torch.from_numpy(np.concatenate(list(chunks)))
 
 
 def _feature_maker(card: Card, data: Path, settings: Settings, root: Path) -> tuple[str, Callable[[], FeatureNetwork]]:
@@ -294,6 +324,11 @@ def _feature_maker(card: Card, data: Path, settings: Settings, root: Path) -> tu
         weights = Path(settings.inception_weights).expanduser().resolve()
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
         return name, partial(inception, weights, levels=card.levels)
+    if card.num_classes < 2 and card.num_dims > 1024 and settings.samples:
+        raise ValueError(
+            f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
+            "give --inception-weights FILE, or --samples 0"
+        )
     if card.kind == "vector" or card.num_classes < 2 or not settings.samples:
         return "raw", partial(raw, card.num_dims)
 
@@ -362,7 +397,7 @@ def table(document: dict[str, Any]) -> str:
 
 
 def _cell(estimate: dict[str, float]) -> str:
-    se = estimate["se_images"] if math.isnan(estimate["se"]) else estimate["se"]
+    se = estimate["se_images"] if estimate["se"] is None else estimate["se"]
     return f"{estimate['mean']:+.4f} +- {se:.4f}"
 
 
@@ -370,20 +405,19 @@ def log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
     """Writes each run's figures, table and samples into its MLflow run."""
     from mlflow.tracking import MlflowClient
 
-    from pipelines.tracking import tracking_uri
+    from pipelines import tracking
 
-    client = MlflowClient(tracking_uri(root))
+    client = MlflowClient(tracking.tracking_uri(root))
     for run in runs:
-        kept = run / "mlflow.json"
-        if not kept.is_file():
+        run_id = tracking.run_id(run)
+        if not run_id:
             continue
-        run_id = json.loads(kept.read_text(encoding="utf-8"))["run_id"]
         for name, estimate in document["runs"][run.name].items():
             values = estimate.items() if isinstance(estimate, dict) else [("mean", estimate)]
             for part, value in values:
-                if math.isfinite(value):
+                if value is not None:
                     client.log_metric(run_id, f"test/{name}" if part == "mean" else f"test/{name}/{part}", value)
-        for file in ("evaluation.json", "samples.png"):
+        for file in (FULL, BRIEF, "samples.png"):
             if (run / file).is_file():
                 client.log_artifact(run_id, str(run / file))
 

@@ -25,10 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from indm_core.errors import ConvergenceError
 from indm_core.likelihood import bits_per_dim, dequantise
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
-from indm_core.sample import draw, sample_ode, uniform_times
+from indm_core.sample import draw, sample_ode, start_times
 from indm_core.training import StepReport, Trainer, network_tensors, step_seed
 from pipelines import checkpoint
 from pipelines.config import DataSpec, RunConfig, write_run
@@ -131,10 +132,8 @@ def run_job(job: Job, session: Session) -> None:
         seed = step_seed(train.seed, trainer.step_count, session.rank)
         generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
-        batch = _on_device(rows, job, session.device, generator)
-        micro = share // train.accumulate
-        parts = [(x, y) for x, y in zip(batch[0].split(micro), _split(batch[1], micro), strict=False)]
-        meter.add(trainer.step(parts, generator))
+        x = _on_device(rows, job, session.device, generator)
+        meter.add(trainer.step([(part, None) for part in x.split(share // train.accumulate)], generator))
         _after_step(job, session, trainer, meter)
     _finish(job, session, trainer)
 
@@ -162,7 +161,10 @@ def _after_step(job: Job, session: Session, trainer: Trainer, meter: _Meter) -> 
             checkpoint.prune(job.directory, train.keep)
         session.checkpointed(job, place, meter.latest)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
-        session.publish_picture(job, _picture(job, trainer.averaged, step, session.device))
+        try:
+            session.publish_picture(job, _picture(job, trainer.averaged, step, session.device))
+        except ConvergenceError as error:  # a picture is not worth a run
+            print(f"no picture of step {step}: {error}", flush=True)
 
 
 def _finish(job: Job, session: Session, trainer: Trainer) -> None:
@@ -203,22 +205,15 @@ def _autocast(precision: str, device: torch.device) -> Callable[[], AbstractCont
     return lambda: torch.autocast(device.type, torch.bfloat16)
 
 
-def _on_device(rows: Rows, job: Job, device: torch.device, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
-    """Rows on the training device, dequantised, scaled and flipped there; labels where the data have them."""
+def _on_device(rows: Rows, job: Job, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Rows on the training device, dequantised, scaled and flipped there."""
     spec = job.spec
     k = torch.from_numpy(rows["x"].astype(np.int32) if rows["x"].dtype == np.uint16 else rows["x"])
     x = dequantise(k.to(device, non_blocking=True), spec.levels, spec.low, spec.high, generator)
     if job.run.data.flip:
         flipped = torch.rand(len(x), 1, 1, 1, device=device, generator=generator) < 0.5
         x = torch.where(flipped, x.flip(-1), x)
-    return x, None
-
-
-def _split(y: Tensor | None, size: int) -> Iterator[Tensor | None]:
-    if y is None:
-        while True:
-            yield None
-    yield from y.split(size)
+    return x
 
 
 def _picture(job: Job, model: GenerativeModel, step: int, device: torch.device) -> Path:
@@ -232,7 +227,7 @@ def _picture(job: Job, model: GenerativeModel, step: int, device: torch.device) 
     x = draw(
         model,
         lambda sde, score, u, ts, generator: sample_ode(sde, score, u, ts, rtol=1e-3, atol=1e-3),
-        uniform_times(model.sde, 1),
+        start_times(model),
         torch.zeros((), device=device),
         num,
         generator=seeded(range(num), device),

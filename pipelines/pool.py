@@ -8,11 +8,12 @@ from types import TracebackType
 from typing import Any
 
 import ray
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayTaskError
 
 __all__ = ["Pool"]
 
 Key = tuple[Any, ...]
+MAX_DEATHS = 3
 
 
 class Pool:
@@ -26,8 +27,14 @@ class Pool:
     """
 
     def __init__(self, owner: type, arguments: tuple[Any, ...], num_actors: int, cpus: float = 1.0) -> None:
-        remote = ray.remote(num_cpus=cpus, max_restarts=3, max_task_retries=3)(owner)
-        self.actors = [remote.remote(*arguments) for _ in range(num_actors)]
+        there = ray.cluster_resources().get("CPU", 0.0)
+        if num_actors * cpus > there:
+            raise ValueError(
+                f"actors={num_actors} need {num_actors * cpus:g} CPUs, the cluster has {there:g}: take fewer"
+            )
+        remote = ray.remote(num_cpus=cpus)(owner)
+        self.make = lambda: remote.remote(*arguments)
+        self.actors = [self.make() for _ in range(num_actors)]
 
     def __enter__(self) -> Pool:
         return self
@@ -39,11 +46,12 @@ class Pool:
     def stream(self, tasks: Mapping[Key, tuple[str, tuple[Any, ...]]]) -> Iterator[tuple[Key, Any]]:
         """Carries out tasks {key: (method, arguments)} and gives (key, result) as each is done.
 
-        An actor that dies is restarted and its task repeated.
+        An actor that dies is replaced and its task repeated, up to `MAX_DEATHS` deaths in all.
 
         Raises:
-            What a task raised.
+            What a task raised; ValueError where actors keep dying.
         """
+        deaths = 0
         waiting, busy, idle = list(tasks)[::-1], {}, list(self.actors)
         while waiting or busy:
             while waiting and idle:
@@ -52,11 +60,20 @@ class Pool:
                 busy[getattr(actor, method).remote(*arguments)] = (key, actor)
             done, _ = ray.wait(list(busy))
             key, actor = busy.pop(done[0])
-            idle.append(actor)
             try:
                 result = ray.get(done[0])
+            except RayActorError as error:
+                deaths += 1
+                if deaths > MAX_DEATHS:
+                    raise ValueError(f"{deaths} actors died, the last with: {str(error).splitlines()[0]}") from None
+                self.actors.remove(actor)
+                self.actors.append(self.make())
+                idle.append(self.actors[-1])
+                waiting.append(key)
+                continue
             except RayTaskError as error:
                 raise error.cause if isinstance(error.cause, Exception) else error from None
+            idle.append(actor)
             yield key, result
 
     def run(self, tasks: Mapping[Key, tuple[str, tuple[Any, ...]]], what: str) -> dict[Key, Any]:

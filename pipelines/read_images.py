@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Fit", "WrongSize", "read_folder", "read_image_parquet"]
 
+FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
+"""Decoders that hostile bytes may reach: none of them starts another program, as EPS would."""
+
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "validation": "valid", "val": "valid"}
 GREY = {"1", "L", "LA"}
@@ -138,7 +141,7 @@ def _open(encoded: bytes) -> Image:
     from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(encoded))
+        image = Image.open(io.BytesIO(encoded), formats=FORMATS)
         if image.width * image.height > (Image.MAX_IMAGE_PIXELS or 2**27):
             raise ValueError(f"{_sides(image.size)}, above Pillow's limit of {Image.MAX_IMAGE_PIXELS} pixels")
         image.load()

@@ -21,6 +21,7 @@ from indm_core.sample import (
     sample_em,
     sample_ode,
     sample_pc,
+    start_times,
     uniform_times,
 )
 from indm_core.sde import SDE
@@ -75,7 +76,7 @@ def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, de
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
         return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
 
-    ts = uniform_times(sde, 1) if sampling.sampler == "ode" else grids[sampling.grid]()
+    ts = start_times(model) if sampling.sampler == "ode" else grids[sampling.grid]()
     like = torch.zeros((), device=device)
     noise = seeded(seeds, device)
     return draw(model, sampler, ts, like, len(seeds), generator=noise, denoise=sampling.denoise)

@@ -20,7 +20,7 @@ from pipelines.shards import Card, EpochPlan, Window, fitting_window, load_card,
 
 __all__ = ["in_shares", "local_rows", "read_task", "tasks"]
 
-TASK_ROWS = 32_768
+TASK_ROWS, TASK_BYTES = 32_768, 1 << 26
 
 
 def tasks(job: Job, first_row: int) -> tuple[Card, list[list[Window]]]:
@@ -35,9 +35,10 @@ def tasks(job: Job, first_row: int) -> tuple[Card, list[list[Window]]]:
         card=card, split="train", batch_size=train.batch_size, seed=train.seed, window_rows=fitting_window(card)
     )
     grouped: list[list[Window]] = []
-    rows = TASK_ROWS
+    limit = max(1, min(TASK_ROWS, TASK_BYTES // card.row_bytes))
+    rows = limit
     for window in plan.windows(first_row, train.steps * train.batch_size):
-        if rows >= TASK_ROWS:
+        if rows >= limit:
             grouped.append([])
             rows = 0
         grouped[-1].append(window)

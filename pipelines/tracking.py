@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,13 +28,14 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
+from pipelines.atomic import write_text
 from pipelines.cli import options
 from pipelines.loop import Job
 from pipelines.outputs import output_root
 
-__all__ = ["RunLog", "environment", "main", "open_run", "tracking_uri"]
+__all__ = ["OpenLogs", "RunLog", "environment", "main", "open_run", "tracking_uri"]
 
-EXPERIMENT = "indm"
+EXPERIMENT, KEPT = "indm", "mlflow.json"
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its first start narrates the creation of the store
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -55,15 +57,14 @@ def environment(root: Path) -> dict[str, str]:
 def open_run(job: Job, root: Path) -> str:
     """The id of the job's MLflow run, created with its configuration where there is none yet."""
     client = MlflowClient(tracking_uri(root))
-    kept = job.directory / "mlflow.json"
-    if kept.is_file():
-        run_id = json.loads(kept.read_text(encoding="utf-8"))["run_id"]
+    known = run_id(job.directory)
+    if known:
         try:
-            client.get_run(run_id)
+            client.get_run(known)
         except MlflowException:
             pass  # another store: the run is created there too
         else:
-            return run_id
+            return known
     experiment = client.get_experiment_by_name(EXPERIMENT)
     if experiment:
         experiment_id = experiment.experiment_id
@@ -73,8 +74,16 @@ def open_run(job: Job, root: Path) -> str:
     run = client.create_run(experiment_id, run_name=job.directory.name, tags={"recipe": job.run.recipe})
     parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
-    kept.write_text(json.dumps({"run_id": run.info.run_id}) + "\n", encoding="utf-8")
+    write_text(job.directory / KEPT, json.dumps({"run_id": run.info.run_id}) + "\n")
     return run.info.run_id
+
+
+def run_id(directory: Path) -> str:
+    """The MLflow run of a run directory, '' where it has none."""
+    try:
+        return str(json.loads((directory / KEPT).read_text(encoding="utf-8"))["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 class RunLog:
@@ -87,7 +96,7 @@ class RunLog:
     """
 
     def __init__(self, job: Job, uri: str, system_metrics: bool = False) -> None:
-        self.run_id = json.loads((job.directory / "mlflow.json").read_text(encoding="utf-8"))["run_id"]
+        self.run_id = run_id(job.directory)
         self.client = MlflowClient(uri)
         self.active = system_metrics
         if system_metrics:
@@ -110,6 +119,35 @@ class RunLog:
             mlflow.end_run(status or "RUNNING")
         if status:
             self.client.set_terminated(self.run_id, status)
+
+
+class OpenLogs:
+    """The log of the job that is being trained, with its machine's metrics; a context manager that closes it.
+
+    Args:
+        uri: Of the store.
+    """
+
+    def __init__(self, uri: str) -> None:
+        self.uri = uri
+        self.open: dict[Path, RunLog] = {}
+
+    def of(self, job: Job) -> RunLog:
+        """The job's log; that of the job before it is closed."""
+        if job.directory not in self.open:
+            self._close()
+            self.open = {job.directory: RunLog(job, self.uri, system_metrics=True)}
+        return self.open[job.directory]
+
+    def __enter__(self) -> OpenLogs:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        for log in self.open.values():
+            log.close()
 
 
 def main(port: int = 5000) -> int:

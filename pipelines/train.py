@@ -14,6 +14,7 @@ from pathlib import Path
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
+import json
 import time
 import traceback
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ import torch
 
 from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError
+from pipelines import checkpoint
 from pipelines.cli import describe, nearest, options, override, split_arguments, with_values
 from pipelines.config import DataSpec, RunConfig, read_run
 from pipelines.loop import Job, Session, finished, run_job
@@ -38,7 +40,12 @@ from pipelines.stream import local_rows
 __all__ = ["Launch", "jobs_for", "main", "train_local", "train_on_ray"]
 
 MAY_CHANGE = {"train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.keep"}
-FAULTS = (ValueError, ConvergenceError, NonFiniteLossError, OSError)
+REFUSAL_SECONDS = 10.0
+FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "ema_ramp")
+REFUSED = (ValueError, ConvergenceError, NonFiniteLossError)
+"""What a worker does not try again."""
+FAULTS = (*REFUSED, OSError)
+"""What is told in one line."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     words, given = [], {}
     try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+        words, given = split_arguments(sys.argv[1:] if argv is None else argv, FLAGS)
         if given.pop("help", None) or "-h" in words:
             print(help_text(words))
             return 0
@@ -103,8 +110,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except FAULTS as error:
         if given.get("traceback"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {_one_line(error)}", file=sys.stderr)
         return 2
+
+
+def _one_line(error: Exception) -> str:
+    """What is said of an error; what the system refused can be mended, and the run goes on."""
+    said = " ".join(str(error).split())
+    return f"{said}; mend that and give the same command again" if isinstance(error, OSError) else said
 
 
 def help_text(words: Sequence[str]) -> str:
@@ -164,11 +177,18 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     rows = card.split("train").count
     if train.batch_size > rows:
         raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
-    start = Path(launch.start_from).expanduser().resolve() if launch.start_from else None
-    if start and not (start / "state.json").is_file():
-        raise ValueError(f"start_from={start}: no checkpoint there; give RUN/pretrained or RUN/checkpoints/step-...")
+    if launch.evaluate and not launch.local and "test" not in card.splits:
+        raise ValueError(f"{card.name} has no test split to measure on; prepare one, or give --evaluate false")
+    if len(card.shape) != 3 and run.data.flip:
+        raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
+    start = _start(launch.start_from, train.steps)
     directory = root / (launch.name or run.recipe)
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, start_from=start)]
+    if getattr(run.model, "pretrain_steps", 0) >= train.steps:
+        raise ValueError(
+            f"pretrain_steps={run.model.pretrain_steps} leaves no joint steps of steps={train.steps}; "  # pyright: ignore
+            f"give more --steps, or fewer --pretrain-steps"
+        )
     if launch.baseline:
         if launch.baseline not in RECIPES:
             raise ValueError(f"unknown baseline {launch.baseline!r}: {nearest(launch.baseline, list(RECIPES))}")
@@ -179,6 +199,22 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     for job in jobs:
         _refuse_another_run(job)
     return jobs
+
+
+def _start(given: str, steps: int) -> Path | None:
+    """The checkpoint that a run starts from."""
+    if not given:
+        return None
+    start = Path(given).expanduser().resolve()
+    try:
+        step = int(json.loads((start / "state.json").read_text(encoding="utf-8"))["step"])
+    except (OSError, ValueError, KeyError):
+        raise ValueError(
+            f"start_from={start}: no checkpoint there; give RUN/pretrained or RUN/checkpoints/step-..."
+        ) from None
+    if step >= steps:
+        raise ValueError(f"start_from={start} is at step {step}, and its steps count: give --steps above {step}")
+    return start
 
 
 def _baseline(name: str, run: RunConfig) -> RunConfig:
@@ -204,6 +240,9 @@ def _refuse_another_run(job: Job) -> None:
     if there.recipe != job.run.recipe:
         raise ValueError(f"{job.directory} holds a run of recipe {there.recipe}, not {job.run.recipe}; {remedy}")
     old, new = ({o.path: _form(o.value) for o in options(run)} for run in (there, job.run))
+    newest = checkpoint.latest(job.directory)
+    if newest and int(newest.name.removeprefix("step-")) > job.run.train.steps:
+        raise ValueError(f"{newest} is beyond steps={job.run.train.steps}; give more --steps, or {remedy}")
     changed = [p for p in sorted(old.keys() | new.keys()) if p not in MAY_CHANGE and old.get(p) != new.get(p)]
     if changed:
         p = changed[0]
@@ -283,19 +322,22 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
 
 
 def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None:
+    import ray
     from ray.train import FailureConfig, ScalingConfig
     from ray.train import RunConfig as RayRunConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError
 
     from pipelines import tracking
+    from pipelines.cluster import Refusals
 
+    refusals = ray.remote(num_cpus=0)(Refusals).remote()
     variables = tracking.environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"jobs": list(jobs), "threads": launch.threads},
+        train_loop_config={"jobs": list(jobs), "threads": launch.threads, "refusals": refusals},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(launch.min_workers, launch.workers) if launch.min_workers else launch.workers,
@@ -310,14 +352,13 @@ def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None
         ),
     )
     try:
-        result = trainer.fit()
+        refused = trainer.fit().return_value or {}
     except TrainingFailedError as error:
-        raise ValueError(
-            f"training stopped: {_cause(error)}; the same command goes on from the last checkpoint"
-        ) from error
-    refused = (result.return_value or {}).get("refused")
+        raise ValueError(f"training stopped: {_cause(error)}; the same command goes on") from error
+    if refused and launch.traceback:
+        print(refused["trace"], file=sys.stderr)
     if refused:
-        raise ValueError(refused)
+        raise ValueError(refused["reason"])
 
 
 def _cause(error: BaseException) -> str:
@@ -328,49 +369,54 @@ def _cause(error: BaseException) -> str:
 
 
 def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """What every Ray Train worker runs; a refusal comes back as {'refused': reason}, so that it is not tried again."""
-    import ray.exceptions
+    """What every Ray Train worker runs; a refusal comes back as {reason, trace}, so that it is not tried again."""
     import ray.train
     import ray.train.torch
 
     from pipelines import tracking
     from pipelines.data import ray_rows
 
-    context = ray.train.get_context()
+    refusals, context = config["refusals"], ray.train.get_context()
+    if refused := ray.get(refusals.all.remote()):  # by one of the workers before this one
+        return refused[0]
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
-    logs: dict[Path, tracking.RunLog] = {}
-
-    def log(job: Job) -> tracking.RunLog:
-        if job.directory not in logs:
-            for other in logs.values():
-                other.close()
-            logs[job.directory] = tracking.RunLog(job, os.environ["MLFLOW_TRACKING_URI"], system_metrics=True)
-        return logs[job.directory]
-
-    session = Session(
-        rank=rank,
-        world=world,
-        device=device,
-        rows=lambda job, first_row: ray_rows(job, first_row, rank, world),
-        average=lambda vector: _average(vector, world),
-        wrap=lambda model: _wrapped(model, device, world),
-        publish=lambda job, record: log(job).record(record, record["step"]),
-        publish_picture=lambda job, file: log(job).artifact(file, "samples"),
-        checkpointed=lambda job, place, record: ray.train.report({"run": job.directory.name, **record}),
-    )
-    try:
-        for job in config["jobs"]:
-            run_job(job, session)
-    except FAULTS as error:
-        if world > 1 and isinstance(error, ray.exceptions.RayError):
-            raise  # a fault of this rank's data alone: the others wait for it, so the group must end
-        return {"refused": str(error)}
-    finally:
-        for log_ in logs.values():
-            log_.close()
+    with tracking.OpenLogs(os.environ["MLFLOW_TRACKING_URI"]) as logs:
+        session = Session(
+            rank=rank,
+            world=world,
+            device=device,
+            rows=lambda job, first_row: ray_rows(job, first_row, rank, world),
+            average=lambda vector: _average(vector, world),
+            wrap=lambda model: _wrapped(model, device, world),
+            publish=lambda job, record: logs.of(job).record(record, record["step"]),
+            publish_picture=lambda job, file: logs.of(job).artifact(file, "samples"),
+            checkpointed=lambda job, place, record: ray.train.report({"run": job.directory.name, **record}),
+        )
+        try:
+            for job in config["jobs"]:
+                run_job(job, session)
+        except REFUSED as error:
+            return _refused(refusals, world, error)
     return {}
+
+
+def _refused(refusals: Any, world: int, error: Exception) -> dict[str, str]:
+    """A refusal that all workers share; one of this worker alone, for which the others wait, ends their group instead.
+
+    The group is started again, finds what was refused, and returns it.
+    """
+    import ray
+
+    refusal = {"reason": _one_line(error), "trace": "".join(traceback.format_exception(error))}
+    ray.get(refusals.add.remote(refusal))
+    deadline = time.monotonic() + REFUSAL_SECONDS
+    while time.monotonic() < deadline:
+        if len(ray.get(refusals.all.remote())) >= world:
+            return refusal
+        time.sleep(0.2)
+    raise error
 
 
 def _wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.nn.Module:

@@ -14,9 +14,10 @@ install_import_hook("indm_core", "beartype.beartype")
 
 
 @pytest.fixture(autouse=True)
-def _one_thread():
+def _one_thread_and_seed():
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.manual_seed(0)  # initial weights are drawn from the global generator
     yield
     torch.set_num_threads(num_threads)
 

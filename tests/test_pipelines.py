@@ -1,0 +1,292 @@
+"""Training, measuring and sampling on one Ray session: two workers, one of them killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ray_session import TINY, TINY_2D, kill_when, later_wins, one_line, processes, train
+from safetensors.torch import load_file
+
+from pipelines import checkpoint, evaluate, sample, stream
+from pipelines import train as training
+from pipelines.cli import options, override
+from pipelines.config import DataSpec, load, read_run
+from pipelines.loop import Job, read_metrics
+from pipelines.prepare import ensure
+from pipelines.recipes import RECIPES
+from pipelines.sampling import Sampling, samples
+from pipelines.shards import load_card
+from pipelines.stream import local_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+MAIN = later_wins(
+    [
+        *("digits_vp_nll", *TINY, "--steps", "40", "--pretrain-steps", "15", "--log-every", "1"),
+        *("--checkpoint-every", "10", "--batch-size", "64", "--sample-every", "20"),
+    ]
+)
+SETTINGS = evaluate.Settings(
+    images=12,
+    nll_replicates=2,
+    rtol=1e-2,
+    atol=1e-2,
+    nelbo_replicates=3,
+    nelbo_draws=4,
+    samples=60,
+    sampling=Sampling(rtol=1e-2, atol=1e-2),
+    chunk=4,
+    actors=2,
+)
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A Ray session of this module, started as a command would start it."""
+    import ray
+
+    from pipelines.cluster import connect
+
+    assert not ray.is_initialized()
+    kept = dict(os.environ)
+    os.environ |= {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.pop("RAY_ADDRESS", None)
+    assert "a Ray session on this machine" in connect(2, 1.0)
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ |= kept
+
+
+@pytest.fixture(scope="module")
+def out(session, tmp_path_factory):
+    """The main job with two workers, one of which was killed after its checkpoint at step 20."""
+    root = tmp_path_factory.mktemp("runs")
+    brief = replace(SETTINGS, nll_replicates=1)
+    due = root / "digits_vp_nll" / "checkpoints" / "step-00000020" / "state.json"
+    killer = kill_when(due.is_file, "ray::RayTrainWorker")
+    words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--threads", "1", "--out", str(root)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.conclude.BRIEF", brief)
+        assert training.main(words) == 0
+    assert not killer.is_alive()
+    return root
+
+
+def test_training_went_on_after_a_worker_was_killed(out):
+    for name, first in (("digits_vp_nll", 1), ("digits_linear_nll", 16)):
+        run = out / name
+        assert [record["step"] for record in read_metrics(run)] == list(range(first, 41))
+        assert read_metrics(run)[-1]["skipped"] == 0
+        assert {path.name for path in checkpoint.checkpoints(run)} <= {f"step-{n:08d}" for n in (10, 15, 20, 30, 40)}
+        assert len(checkpoint.checkpoints(run)) <= 3
+        assert checkpoint.latest(run).name == "step-00000040"
+        load(run)
+    assert checkpoint.read(out / "digits_vp_nll" / "pretrained")[1]["step"] == 15
+
+
+def test_everything_that_was_promised_is_there(out):
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        files = {str(file.relative_to(out / name)) for file in (out / name).rglob("*") if file.is_file()}
+        promised = {"config.json", "metrics.jsonl", "model.safetensors", "evaluation.json", "samples.png"}
+        promised |= {"learning_curve.png", "samples/step-00000020.png", "samples/step-00000040.png", "mlflow.json"}
+        assert promised <= files
+        for picture in (file for file in promised if file.endswith(".png")):
+            with Image.open(out / name / picture) as image:
+                assert min(image.size) > 100
+
+
+def test_two_workers_train_like_one(out, tmp_path):
+    """Their noise differs (it belongs to a rank), the rows of a step do not: the mean bounds agree within 5 errors."""
+    train(*MAIN, out=tmp_path)
+    one, two = (read_metrics(root / "digits_vp_nll") for root in (tmp_path, out))
+    difference = np.array([a["nelbo"] - b["nelbo"] for a, b in zip(one, two, strict=True)])
+    assert abs(difference.mean()) < 5 * difference.std(ddof=1) / np.sqrt(len(difference))
+    assert np.abs(difference).max() > 0
+    assert one[-1]["nelbo"] < one[0]["nelbo"] - 2
+    assert two[-1]["nelbo"] < two[0]["nelbo"] - 2
+
+
+def client(root: Path) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def test_mlflow_holds_the_run(out):
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        run_id = json.loads((out / name / "mlflow.json").read_text())["run_id"]
+        run = client(out).get_run(run_id)
+        config, _ = read_run(out / name / "config.json")
+        assert run.info.status == "FINISHED"
+        assert run.info.run_name == name
+        assert run.data.params == {option.path: str(option.value)[:500] for option in options(config)}
+        assert {"nelbo", "denoising", "prior", "images_per_s", "data_wait", "skipped"} <= run.data.metrics.keys()
+        assert {"test/nll", "test/nelbo", "test/gap", "test/frechet", "test/nelbo/se"} <= run.data.metrics.keys()
+        steps = {metric.step for metric in client(out).get_metric_history(run_id, "nelbo")}
+        assert steps == {record["step"] for record in read_metrics(out / name)}
+        files = {file.path for file in client(out).list_artifacts(run_id)}
+        assert {"learning_curve.png", "evaluation.json", "samples.png", "model", "samples"} <= files
+        models = {file.path for file in client(out).list_artifacts(run_id, "model")}
+        assert models == {"model/config.json", "model/model.safetensors"}
+    first = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
+    assert {"system/cpu_utilization_percentage"} <= client(out).get_run(first).data.metrics.keys()
+    assert len(client(out).search_runs(["1"])) == 2  # a restarted worker goes on in the same run
+
+
+def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
+    run_id = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
+    copied = Path(client(out).download_artifacts(run_id, "model", str(tmp_path)))
+    mine, theirs = (load_file(place / "model.safetensors") for place in (out / "digits_vp_nll", copied))
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    load(copied)
+
+
+def test_the_same_command_says_that_the_run_is_complete(out, capsys):
+    words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--out", str(out)]
+    before = (out / "digits_vp_nll" / "evaluation.json").read_bytes()
+    assert training.main(words) == 0
+    shown = capsys.readouterr().out
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        assert f"{name}: complete, 40 steps" in shown
+    assert "NELBO bits/dim" in shown
+    assert (out / "digits_vp_nll" / "evaluation.json").read_bytes() == before
+
+
+def test_more_workers_than_the_cluster_has(out, tmp_path, capsys):
+    words = later_wins([*MAIN, "--batch-size", "64", "--workers", "16", "--out", str(tmp_path)])
+    assert training.main(words) == 2
+    one_line(capsys.readouterr().err, "error: workers=16 need 16.5 CPUs", "the cluster has 4", "--workers 3")
+
+
+@pytest.fixture(scope="module")
+def measured(out):
+    """The two runs measured together, an actor having been killed."""
+    runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
+    killer = kill_when(lambda: bool(processes("ray::Evaluator.", os.getpid())), "ray::Evaluator.")  # at work
+    document = evaluate.evaluate(runs, SETTINGS, out)
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    return document
+
+
+def test_the_document_has_every_figure_with_its_standard_error(measured, out):
+    assert (measured["unit"], measured["data"], measured["features"]) == ("bits/dim", "digits", "digits-cnn")
+    assert measured["images"] == 12
+    assert list(measured["runs"]) == ["digits_vp_nll", "digits_linear_nll"]
+    for figures in measured["runs"].values():
+        for kind in ("nll", "nelbo", "gap"):
+            assert np.isfinite(figures[kind]["mean"])
+            assert figures[kind]["se"] > 0
+            assert figures[kind]["se_images"] > 0
+        for kind in ("frechet", "kernel"):
+            assert figures[kind]["se"] > 0
+            assert figures[kind]["samples"] == 60
+        assert figures["parameters"] > 1000
+    more, less = (figures["parameters"] for figures in measured["runs"].values())
+    assert more > less
+    (pair,) = measured["differences"].values()
+    for kind in ("nll", "nelbo"):
+        means = [figures[kind]["mean"] for figures in measured["runs"].values()]
+        assert pair[kind]["mean"] == pytest.approx(means[0] - means[1])
+        assert 0 < pair[kind]["se"] < 1
+    for name in measured["runs"]:
+        assert json.loads((out / name / "evaluation.json").read_text()) == measured
+    shown = evaluate.table(measured)
+    assert all(f"{figures['nelbo']['mean']:+.4f}" in shown for figures in measured["runs"].values())
+
+
+def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out, tmp_path):
+    """One run alone, with one actor and other chunks of work: the same figures; equal models differ by nothing."""
+    run = out / "digits_vp_nll"
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (twin / name).write_bytes((run / name).read_bytes())
+    likelihoods = replace(SETTINGS, samples=0, actors=1)
+    document = evaluate.evaluate([twin, run], likelihoods, out)
+    for kind in ("nll", "nelbo", "gap"):
+        assert document["runs"]["twin"][kind] == pytest.approx(measured["runs"]["digits_vp_nll"][kind], rel=1e-5)
+        assert document["runs"]["twin"][kind] == document["runs"]["digits_vp_nll"][kind]
+    for kind in ("nll", "nelbo"):
+        assert document["differences"]["twin - digits_vp_nll"][kind] == {"mean": 0.0, "se": 0.0, "se_images": 0.0}
+
+
+def grey(directory: Path) -> np.ndarray:
+    files = sorted(directory.glob("sample-*.png"))
+    return np.stack([np.asarray(Image.open(file), dtype=np.int64) for file in files])
+
+
+def test_samples_are_the_same_for_any_batch_and_number_of_actors(out, tmp_path):
+    run, pictures, grids = str(out / "digits_vp_nll"), [], []
+    for actors, batch in (("0", "10"), ("0", "3"), ("1", "4"), ("2", "3")):
+        place = tmp_path / f"{actors}-{batch}"
+        words = ["--num-samples", "10", "--batch", batch, "--actors", actors, "--out", str(place)]
+        assert sample.main([run, *words]) == 0
+        pictures.append(grey(place))
+        grids.append(np.asarray(Image.open(place / "grid.png"), dtype=np.int64))
+    assert pictures[0].shape == (10, 8, 8)
+    assert np.abs(pictures[0][0] - pictures[0][1]).max() > 16  # another seed, another sample
+    for other, grid in zip(pictures[1:], grids[1:], strict=True):
+        assert np.abs(other - pictures[0]).max() <= 16  # one of the 17 levels, at a rounding border
+        assert (other != pictures[0]).mean() < 0.01
+        assert (np.abs(grid - grids[0]) > 16).mean() == 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(rtol=1e-5, atol=1e-5), Sampling(sampler="pc", steps=20)], ids=["ode", "pc"]
+)
+def test_samples_do_not_depend_on_their_neighbours(sampling, out):
+    model = load(out / "digits_vp_nll")
+    together = samples(model, range(6), sampling)
+    apart = torch.cat([samples(model, [seed], sampling) for seed in range(6)])
+    torch.testing.assert_close(together, apart, rtol=2e-6, atol=1e-4)  # of the few steps' wild samples
+
+
+def order_job(root: Path, *words: str) -> Job:
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    run = override(RECIPES["toy2d_spiral"](), {"rows": "200", "batch_size": "16", "train.steps": "30"} | given)
+    data = ensure(run.data.source, root / "data", run.data.options)
+    return Job(run=run, spec=DataSpec.of(load_card(data)), directory=root / "run", data=data)
+
+
+@pytest.mark.parametrize(("task_rows", "step"), [(16, 0), (250, 7), (32_768, 29), (250, 30)])
+def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session, tmp_path, monkeypatch):
+    from pipelines.data import ray_rows
+
+    monkeypatch.setattr(stream, "TASK_ROWS", task_rows)
+    job = order_job(tmp_path)
+    expected = list(local_rows(job, step * 16))
+    assert len(expected) == 30 - step
+    got = list(ray_rows(job, step * 16, 0, 1))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert all(np.array_equal(mine[name], theirs[name]) for name in ("x", "label", "row"))
+    ranks = [list(ray_rows(job, step * 16, rank, 2)) for rank in (0, 1)]
+    for first, second, theirs in zip(*ranks, expected, strict=True):
+        assert len(first["row"]) == len(second["row"]) == 8
+        assert sorted([*first["row"], *second["row"]]) == sorted(theirs["row"])
+
+
+def test_a_corrupt_shard_met_by_the_workers(session, tmp_path, capsys):
+    """The first task of rows is whole, the second is not: what was trained until then is kept."""
+    words = later_wins(["toy2d_spiral", *TINY_2D, "--rows", "140000", "--batch-size", "2048", "--steps", "64"])
+    words = [*later_wins([*words, "--checkpoint-every", "4", "--log-every", "4"]), "--out", str(tmp_path)]
+    train(*later_wins([*words[:-2], "--steps", "4"]), out=tmp_path)
+    (data,) = (tmp_path / "data").iterdir()
+    for shard in sorted(data.glob("train-*.parquet"))[4:]:
+        text = bytearray(shard.read_bytes())
+        text[len(text) // 2 : len(text) // 2 + 64] = bytes(64)
+        shard.write_bytes(bytes(text))
+    assert training.main([*words, "--workers", "2", "--threads", "1", "--evaluate", "false"]) == 2
+    error = capsys.readouterr().err
+    one_line(error, "error: ", str(data), ".parquet: cannot read the shard", "prepare the data set again")
+    assert len(error) < 400
+    checkpoint.read(checkpoint.latest(tmp_path / "toy2d_spiral"))
