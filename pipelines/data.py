@@ -10,10 +10,12 @@ for every number of workers, and lets a run go on with another number of them.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import ray
+from ray.exceptions import RayError
 
 from pipelines.loop import Job, Rows
 from pipelines.stream import read_task, tasks
@@ -52,4 +54,13 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     )
     share = job.run.train.batch_size // world
     batches = dataset.iter_batches(batch_size=share, batch_format="numpy", prefetch_batches=BATCHES_AHEAD)
-    return iter(batches)  # pyright: ignore[reportReturnType]
+    return _in_one_line(batches)  # pyright: ignore[reportArgumentType]
+
+
+def _in_one_line(batches: Iterable[Rows]) -> Iterator[Rows]:
+    """The batches; a read task's ValueError, of which Ray keeps the text only, is one of this process too."""
+    try:
+        yield from batches
+    except RayError as error:
+        raised = re.findall(r"^ValueError: (.+)$", str(error), flags=re.MULTILINE)
+        raise ValueError(raised[0]) if raised else error from error

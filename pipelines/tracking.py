@@ -172,7 +172,7 @@ def main(port: int = 5000) -> int:
             print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
             return 2
     print(f"experiments at http://127.0.0.1:{port} (Ctrl-C ends it)")
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", tracking_uri(root), "--default-artifact-root", str(root / "mlartifacts")]
     return subprocess.call(command + store)
 

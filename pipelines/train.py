@@ -8,6 +8,7 @@ same pre-training and for as many steps, both measured and drawn. The same comma
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -364,7 +365,7 @@ def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None
 def _cause(error: BaseException) -> str:
     """The innermost line of a failed worker's error."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    named = [line for line in lines if "Error" in line.split(":")[0] and ":" in line]
+    named = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Died)\w*: ", line)]
     return (named or lines or [type(error).__name__])[-1]
 
 
