@@ -117,7 +117,7 @@ class LipschitzLayer(nn.Module):
             return self._bounded(num_iterations=1)
         key = (self.weight.data_ptr(), self.weight._version)
         if self._cached is None or self._cached[0] != key:
-            self._bounded(num_iterations=100)
+            self._bounded(num_iterations=10_000)
             self._cached = (key, self._bounded(num_iterations=0).detach())
         if torch.is_grad_enabled() and self.weight.requires_grad:
             return self._bounded(num_iterations=0)  # the same value, with its gradient
@@ -137,9 +137,16 @@ class LipschitzLayer(nn.Module):
         with torch.no_grad():
             if num_iterations == 0:
                 right = _unit(self._transposed(left))
+            last = math.inf
             for _ in range(num_iterations):
                 right = _unit(self._transposed(left))
-                left = _unit(self._map(right, self.weight, None))
+                mapped = self._map(right, self.weight, None)
+                left = _unit(mapped)
+                if num_iterations > 1:  # one iteration, in training, need not wait for the device
+                    norm = float(mapped.norm())
+                    if abs(norm - last) <= 2 * torch.finfo(mapped.dtype).eps * norm:
+                        break
+                    last = norm
             if left.isfinite().all() and left.abs().sum() > 0:
                 self.left.copy_(left)
         return (left * self._map(right, self.weight, None)).sum()

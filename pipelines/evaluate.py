@@ -81,7 +81,7 @@ class Settings:
     rtol: float = 1e-5
     atol: float = 1e-5
     nelbo_replicates: int = 8
-    nelbo_draws: int = 16
+    nelbo_draws: int = 64
     samples: int = 5000
     sampling: Sampling = field(default_factory=Sampling)
     inception_weights: str = ""

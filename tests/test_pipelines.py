@@ -275,6 +275,7 @@ def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session
         assert sorted([*first["row"], *second["row"]]) == sorted(theirs["row"])
 
 
+@pytest.mark.slow
 def test_a_corrupt_shard_met_by_the_workers(session, tmp_path, capsys):
     """The first task of rows is whole, the second is not: what was trained until then is kept."""
     words = later_wins(["toy2d_spiral", *TINY_2D, "--rows", "140000", "--batch-size", "2048", "--steps", "64"])
@@ -290,3 +291,27 @@ def test_a_corrupt_shard_met_by_the_workers(session, tmp_path, capsys):
     one_line(error, "error: ", str(data), ".parquet: cannot read the shard", "prepare the data set again")
     assert len(error) < 400
     checkpoint.read(checkpoint.latest(tmp_path / "toy2d_spiral"))
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_worker_ends_the_others(session, tmp_path, capsys):
+    """Only rank 0 writes; the other one must not wait for it for ever."""
+    run = tmp_path / "digits_vp_nll"
+    run.mkdir()
+    (run / "checkpoints").write_text("a file where the directory would be")
+    words = [*MAIN, "--workers", "2", "--threads", "1", "--evaluate", "false", "--out", str(tmp_path)]
+    assert training.main(words) == 2
+    one_line(capsys.readouterr().err, "error: ", str(run / "checkpoints"), "give the same command again")
+    (run / "checkpoints").unlink()
+    assert training.main(words) == 0
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_workers(session, tmp_path, capsys):
+    words = later_wins([*MAIN, "--score.lr", "1e30", "--workers", "2", "--threads", "1", "--out", str(tmp_path)])
+    assert training.main(words) == 2
+    one_line(capsys.readouterr().err, "error: ", "not finite 10 steps in a row", "lower lr or look at the data")
+    run = tmp_path / "digits_vp_nll"
+    assert not (run / "model.safetensors").exists()
+    assert all(checkpoint.read(kept)[1]["skipped"] == 0 for kept in checkpoint.checkpoints(run))

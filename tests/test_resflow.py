@@ -287,8 +287,8 @@ def test_evaluation_follows_the_weights():
         first, expected = flow(x)[0], other(x)[0]
         twin = copy.deepcopy(flow)
         flow.load_state_dict(other.state_dict())
-        torch.testing.assert_close(flow(x)[0], expected, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(twin(x)[0], first, rtol=1e-4, atol=1e-4)  # power iterations begin elsewhere
+        torch.testing.assert_close(flow(x)[0], expected, rtol=1e-6, atol=1e-6)
+        torch.testing.assert_close(twin(x)[0], first, rtol=1e-6, atol=1e-6)  # power iterations begin elsewhere
         before = flow(x)[0]
         torch._foreach_lerp_([p.detach() for p in flow.parameters()], list(twin.parameters()), 0.5)
         assert float((flow(x)[0] - before).abs().max()) > 1e-3
