@@ -75,11 +75,13 @@ def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_
     there = ray.cluster_resources()
     cpus, gpus = there.get("CPU", 0.0), there.get("GPU", 0.0)
     need = workers * cpus_per_worker + data_cpus
-    if need > cpus:
-        fit = max(0, int((cpus - data_cpus) / cpus_per_worker))
+    nodes = [node["Resources"].get("CPU", 0.0) for node in ray.nodes() if node["Alive"]]
+    room = sum(int(node / cpus_per_worker + 1e-9) for node in nodes)  # a worker is on one node
+    if need > cpus or workers > room:
+        fit = max(0, min(room, int((cpus - data_cpus) / cpus_per_worker)))
         raise ValueError(
-            f"workers={workers} need {need:g} CPUs (with {data_cpus:g} for Ray Data), the cluster has {cpus:g}: "
-            f"take --workers {fit} or smaller --cpus-per-worker"
+            f"workers={workers} need {need:g} CPUs (with {data_cpus:g} for Ray Data), the cluster has {cpus:g} "
+            f"({' + '.join(f'{node:g}' for node in nodes)}): take --workers {fit} or smaller --cpus-per-worker"
         )
     if use_gpu and workers > gpus:
         raise ValueError(f"workers={workers} need {workers} GPUs, the cluster has {gpus:g}: take --workers {int(gpus)}")

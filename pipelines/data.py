@@ -45,7 +45,10 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     context = ray.data.DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False
-    dataset = ray.data.range(len(grouped), override_num_blocks=len(grouped)).map_batches(
+    if not grouped:
+        return iter(())
+    ids = [{"id": task} for task in range(len(grouped))]  # not data.range, whose tasks want a whole CPU each
+    dataset = ray.data.from_items(ids, override_num_blocks=len(ids)).map_batches(
         read,  # pyright: ignore[reportArgumentType]
         batch_size=1,
         batch_format="numpy",
