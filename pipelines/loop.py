@@ -149,6 +149,11 @@ def _after_step(job: Job, session: Session, trainer: Trainer, meter: _Meter) -> 
             with (job.directory / "metrics.jsonl").open("a", encoding="utf-8") as file:
                 file.write(json.dumps(record) + "\n")
             session.publish(job, record)
+    if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
+        try:
+            session.publish_picture(job, _picture(job, trainer.averaged, step, session.device))
+        except ConvergenceError as error:  # a picture is not worth a run
+            print(f"no picture of step {step}: {error}", flush=True)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
     if (step % train.checkpoint_every == 0 and sound) or last or switching:
         place = job.directory / "checkpoints" / f"step-{step:08d}"
@@ -160,11 +165,6 @@ def _after_step(job: Job, session: Session, trainer: Trainer, meter: _Meter) -> 
             checkpoint.write(place, tensors, numbers)
             checkpoint.prune(job.directory, train.keep)
         session.checkpointed(job, place, meter.latest)
-    if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
-        try:
-            session.publish_picture(job, _picture(job, trainer.averaged, step, session.device))
-        except ConvergenceError as error:  # a picture is not worth a run
-            print(f"no picture of step {step}: {error}", flush=True)
 
 
 def _finish(job: Job, session: Session, trainer: Trainer) -> None:

@@ -8,9 +8,8 @@ what the rank trains on.
 
 from __future__ import annotations
 
-import queue
-import threading
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -66,22 +65,15 @@ def in_shares(parts: Iterator[Rows], share: int) -> Iterator[Rows]:
 def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
     """The rows of a single process; a thread reads one task ahead."""
     card, grouped = tasks(job, first_row)
-    ready: queue.Queue[Rows | BaseException] = queue.Queue(maxsize=1)
-
-    def read() -> None:
-        try:
-            for windows in grouped:
-                ready.put(read_task(job.data, card, windows, 0, 1))
-        except Exception as error:
-            ready.put(error)
-
-    threading.Thread(target=read, daemon=True).start()
 
     def parts() -> Iterator[Rows]:
-        for _ in grouped:
-            part = ready.get()
-            if isinstance(part, BaseException):
-                raise part
-            yield part
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[Rows] | None = None
+            for windows in grouped:
+                ready, ahead = ahead, reader.submit(read_task, job.data, card, windows, 0, 1)
+                if ready:
+                    yield ready.result()
+            if ahead:
+                yield ahead.result()
 
     return in_shares(parts(), job.run.train.batch_size)

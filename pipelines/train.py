@@ -185,9 +185,9 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     start = _start(launch.start_from, train.steps)
     directory = root / (launch.name or run.recipe)
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, start_from=start)]
-    if getattr(run.model, "pretrain_steps", 0) >= train.steps:
+    if launch.baseline and getattr(run.model, "pretrain_steps", 0) >= train.steps:
         raise ValueError(
-            f"pretrain_steps={run.model.pretrain_steps} leaves no joint steps of steps={train.steps}; "  # pyright: ignore
+            f"pretrain_steps={run.model.pretrain_steps} leaves no steps of steps={train.steps} to compare with the baseline; "  # pyright: ignore
             f"give more --steps, or fewer --pretrain-steps"
         )
     if launch.baseline:

@@ -40,12 +40,12 @@ def test_a_killed_driver_goes_on_to_the_end_of_a_local_run(tmp_path):
     try:
         wait_for((run / "checkpoints" / "step-00000020" / "state.json").is_file)
     finally:
-        workers = processes("ray::", driver.pid)
+        workers = processes(TITLE, driver.pid)
         driver.send_signal(signal.SIGKILL)
         driver.wait()
     assert workers
     assert not (run / "model.safetensors").exists()
-    wait_for(lambda: not any(os.path.exists(f"/proc/{number}") for number in workers), 60)  # nothing is left behind
+    wait_for(lambda: not any(os.path.exists(f"/proc/{number}") for number in workers), 60)  # nobody else writes there
     done = run_script("train", *words)
     assert done.returncode == 0, done.stderr
     assert "goes on after step" in done.stdout

@@ -96,7 +96,7 @@ def test_training_went_on_after_a_worker_was_killed(out):
 def test_everything_that_was_promised_is_there(out):
     for name in ("digits_vp_nll", "digits_linear_nll"):
         files = {str(file.relative_to(out / name)) for file in (out / name).rglob("*") if file.is_file()}
-        promised = {"config.json", "metrics.jsonl", "model.safetensors", "evaluation.json", "samples.png"}
+        promised = {"config.json", "metrics.jsonl", "model.safetensors", "evaluation-brief.json", "samples.png"}
         promised |= {"learning_curve.png", "samples/step-00000020.png", "samples/step-00000040.png", "mlflow.json"}
         assert promised <= files
         for picture in (file for file in promised if file.endswith(".png")):
@@ -134,7 +134,7 @@ def test_mlflow_holds_the_run(out):
         steps = {metric.step for metric in client(out).get_metric_history(run_id, "nelbo")}
         assert steps == {record["step"] for record in read_metrics(out / name)}
         files = {file.path for file in client(out).list_artifacts(run_id)}
-        assert {"learning_curve.png", "evaluation.json", "samples.png", "model", "samples"} <= files
+        assert {"learning_curve.png", "evaluation-brief.json", "samples.png", "model", "samples"} <= files
         models = {file.path for file in client(out).list_artifacts(run_id, "model")}
         assert models == {"model/config.json", "model/model.safetensors"}
     first = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
@@ -152,13 +152,13 @@ def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
 
 def test_the_same_command_says_that_the_run_is_complete(out, capsys):
     words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--out", str(out)]
-    before = (out / "digits_vp_nll" / "evaluation.json").read_bytes()
+    before = (out / "digits_vp_nll" / "evaluation-brief.json").read_bytes()
     assert training.main(words) == 0
     shown = capsys.readouterr().out
     for name in ("digits_vp_nll", "digits_linear_nll"):
         assert f"{name}: complete, 40 steps" in shown
     assert "NELBO bits/dim" in shown
-    assert (out / "digits_vp_nll" / "evaluation.json").read_bytes() == before
+    assert (out / "digits_vp_nll" / "evaluation-brief.json").read_bytes() == before
 
 
 def test_more_workers_than_the_cluster_has(out, tmp_path, capsys):
