@@ -45,6 +45,7 @@ SETTINGS = evaluate.Settings(
     chunk=4,
     actors=2,
 )
+BRIEF = replace(SETTINGS, nll_replicates=1)
 
 
 @pytest.fixture(scope="module")
@@ -70,12 +71,11 @@ def session():
 def out(session, tmp_path_factory):
     """The main job with two workers, one of which was killed after its checkpoint at step 20."""
     root = tmp_path_factory.mktemp("runs")
-    brief = replace(SETTINGS, nll_replicates=1)
     due = root / "digits_vp_nll" / "checkpoints" / "step-00000020" / "state.json"
     killer = kill_when(due.is_file, "ray::RayTrainWorker")
     words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--threads", "1", "--out", str(root)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.conclude.BRIEF", brief)
+        patch.setattr("pipelines.conclude.BRIEF", BRIEF)
         assert training.main(words) == 0
     assert not killer.is_alive()
     return root
@@ -150,7 +150,8 @@ def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
     load(copied)
 
 
-def test_the_same_command_says_that_the_run_is_complete(out, capsys):
+def test_the_same_command_says_that_the_run_is_complete(out, capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.conclude.BRIEF", BRIEF)
     words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--out", str(out)]
     before = (out / "digits_vp_nll" / "evaluation-brief.json").read_bytes()
     assert training.main(words) == 0
