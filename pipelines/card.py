@@ -67,6 +67,7 @@ class Card:
         num_classes: labels are 0, ..., num_classes - 1; 0: there are none (stored as -1).
         group_rows: g, rows in a Parquet row group.
         options: how it was prepared, canonical JSON.
+        fingerprint: of the source's file names, lengths and times, so that another content is prepared anew.
         splits: by name.
     """
 
@@ -80,6 +81,7 @@ class Card:
     num_classes: int = 0
     group_rows: int = 1024
     options: str = "{}"
+    fingerprint: str = ""
     splits: dict[str, Split] = field(default_factory=dict)
     version: int = VERSION
 

@@ -17,7 +17,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -70,9 +70,19 @@ def checkpoints(run: Path) -> list[Path]:
 
 
 def latest(run: Path) -> Path | None:
-    """The newest complete checkpoint."""
-    found = checkpoints(run)
-    return found[-1] if found else None
+    """The newest checkpoint whose files are whole; one that a full disk or a bad copy has cut short is passed over."""
+    return next((directory for directory in reversed(checkpoints(run)) if _whole(directory)), None)
+
+
+def _whole(directory: Path) -> bool:
+    """Whether the numbers can be read and the tensors' header agrees with their file's length."""
+    try:
+        json.loads((directory / STATE).read_text(encoding="utf-8"))
+        with safe_open(directory / TENSORS, "pt"):
+            return True
+    except (OSError, ValueError, SafetensorError):
+        print(f"{directory}: damaged, going on from an earlier checkpoint", flush=True)
+        return False
 
 
 def prune(run: Path, keep: int) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,25 +41,27 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     if measure:
         document = _measured_already(runs)
         if document is None:
-            for job in jobs:
-                tracking.open_run(job, root)
             evaluate.connect(1, 1.0)
             document = evaluate.evaluate(runs, BRIEF, root, evaluate.BRIEF)
-            evaluate.log(document, runs, root)
         print("\n" + evaluate.table(document))
+        evaluate.log(document, runs, root)
     for job in jobs:
-        tracking.open_run(job, root)
-        log = tracking.RunLog(job, tracking.tracking_uri(root))
-        log.artifact(job.directory / "learning_curve.png")
-        for file in ("config.json", "model.safetensors"):
-            log.artifact(job.directory / file, "model")
-        log.close("FINISHED")
+        tracking.log_quietly(partial(_keep, job, root), root)
         pictures = "samples.png, learning_curve.png" if measure else "learning_curve.png"
         print(f"{job.directory}: model.safetensors, {pictures}, metrics.jsonl")
     names = " ".join(str(run) for run in runs)
     print(
         f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({tracking.tracking_uri(root)})"
     )
+
+
+def _keep(job: Job, root: Path) -> None:
+    """The learning curve and the model in the job's MLflow run, which is finished by this."""
+    log = tracking.RunLog(job, tracking.tracking_uri(root))
+    log.artifact(job.directory / "learning_curve.png")
+    for file in ("config.json", "model.safetensors"):
+        log.artifact(job.directory / file, "model")
+    log.close("FINISHED")
 
 
 def _measured_already(runs: Sequence[Path]) -> dict[str, Any] | None:

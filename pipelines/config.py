@@ -248,6 +248,11 @@ class ModelConfig(ABC):
     def build(self, spec: DataSpec) -> GenerativeModel:
         """The model with fresh weights, drawn from torch's default generator."""
 
+    @property
+    def shared_steps(self) -> int:
+        """Steps at the start that a baseline shares: RUN/pretrained is what they lead to. 0: none."""
+        return 0
+
 
 @dataclass(frozen=True, kw_only=True)
 class INDMConfig(ModelConfig):
@@ -266,6 +271,10 @@ class INDMConfig(ModelConfig):
     backbone: Backbone = field(default_factory=UNetConfig)
     mode: Literal["nll", "fid"] = "nll"
     pretrain_steps: int = 0
+
+    @property
+    def shared_steps(self) -> int:
+        return self.pretrain_steps
 
     def build(self, spec: DataSpec) -> GenerativeModel:
         backbone = self.backbone.build(spec, self.sde)

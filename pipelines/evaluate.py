@@ -44,7 +44,7 @@ from pipelines.config import DataSpec, RunConfig, load, read_run
 from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
 from pipelines.loop import to_unit
 from pipelines.outputs import output_root
-from pipelines.pool import Pool
+from pipelines.pool import Pool, places
 from pipelines.prepare import ensure
 from pipelines.sampling import Sampling, samples
 from pipelines.shards import Card, load_card, permutation, read_all, read_split
@@ -71,7 +71,7 @@ class Settings:
         sampling: How they are drawn.
         inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
         chunk: Images per task.
-        actors: Actors; 0 takes one for every two logical CPUs of the cluster.
+        actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
         seed: Of every draw.
     """
 
@@ -136,30 +136,33 @@ class Evaluator:
         subjects: References to the models.
         features: Makes the feature network.
         threads: Of torch.
+        device: That the models compute on; draws are made there, and so differ between kinds of device.
     """
 
-    def __init__(self, subjects: list[ray.ObjectRef], features: Callable[[], FeatureNetwork], threads: int) -> None:
+    def __init__(
+        self, subjects: list[ray.ObjectRef], features: Callable[[], FeatureNetwork], threads: int, device: str
+    ) -> None:
         torch.set_num_threads(threads)
-        self.subjects, self.make_features = subjects, features
+        self.subjects, self.make_features, self.device = subjects, features, device
         self.models: dict[int, tuple[GenerativeModel, DataSpec]] = {}
         self.features: FeatureNetwork | None = None
 
     def likelihood(self, kind: str, model: int, k: Tensor, seed: int, settings: Settings) -> Tensor:
         """NLL or NELBO of a chunk of levels, bits/dim or nats/dim per image (b,); the draws depend on the seed alone."""
         subject, spec = self._model(model)
-        x = dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(seed))
-        generator = torch.Generator().manual_seed(step_seed(seed, 1, 0))
+        x = dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(seed)).to(self.device)
+        generator = torch.Generator(self.device).manual_seed(step_seed(seed, 1, 0))
         if kind == "nll":
             s = settings
             nats = nll(subject, x, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol, generator=generator)
         else:
             nats = nelbo(subject, x, num_draws=settings.nelbo_draws, generator=generator)
-        return to_unit(nats, spec)[0]
+        return to_unit(nats.cpu(), spec)[0]
 
     def sample(self, model: int, seeds: list[int], sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
         """Features, logits and the samples themselves (levels, or vectors) of the given seeds."""
         subject, spec = self._model(model)
-        x = samples(subject, seeds, sampling)
+        x = samples(subject, seeds, sampling, self.device).cpu()
         shown = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
         return (*self._features(shown), shown.to(torch.int32) if spec.levels else shown)
 
@@ -175,7 +178,7 @@ class Evaluator:
     def _model(self, index: int) -> tuple[GenerativeModel, DataSpec]:
         if index not in self.models:
             subject: Subject = ray.get(self.subjects[index])
-            self.models[index] = (subject.build(), subject.spec)
+            self.models[index] = (subject.build().to(self.device), subject.spec)
         return self.models[index]
 
 
@@ -199,8 +202,9 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
     data = ensure(first.run.data.source, root / "data", first.run.data.options)
     card = load_card(data)
     name, make_features = _feature_maker(card, data, settings, root)
-    actors = settings.actors or max(1, int(ray.cluster_resources().get("CPU", 1) // 2))
-    with Pool(Evaluator, ([ray.put(s) for s in subjects], make_features, 1), actors) as pool:
+    actors, device = places(settings.actors)
+    arguments = ([ray.put(s) for s in subjects], make_features, 1, device)
+    with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
         results = pool.run(_tasks(len(runs), data, card, settings), "evaluating")
     names = [run.name for run in runs]
     document: dict[str, Any] = {
@@ -403,6 +407,12 @@ def _cell(estimate: dict[str, float]) -> str:
 
 def log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
     """Writes each run's figures, table and samples into its MLflow run."""
+    from pipelines import tracking
+
+    tracking.log_quietly(partial(_log, document, runs, root), root)
+
+
+def _log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
     from mlflow.tracking import MlflowClient
 
     from pipelines import tracking

@@ -67,6 +67,7 @@ class Session:
         device: That it computes on.
         rows: rows(job, first_row) -> this rank's rows {x, label} in chunks of its share of a batch, from a row of the run on.
         average: The mean of a vector over the ranks.
+        agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
         wrap: Wraps the model for gradient averaging.
         publish: Called on rank 0 with (job, record) for every record.
         publish_picture: Called on rank 0 with (job, file) for every picture.
@@ -78,6 +79,7 @@ class Session:
     device: torch.device
     rows: Callable[[Job, int], Iterator[Rows]]
     average: Callable[[Tensor], Tensor]
+    agree: Callable[[Any], Any]
     wrap: Callable[[GenerativeModel], nn.Module]
     publish: Callable[[Job, dict[str, Any]], None]
     publish_picture: Callable[[Job, Path], None]
@@ -99,7 +101,7 @@ def run_job(job: Job, session: Session) -> None:
         ValueError: a checkpoint of another architecture.
     """
     train = job.run.train
-    if finished(job):
+    if session.agree(finished(job)):
         return
     share = train.batch_size // session.world
     if train.batch_size % (session.world * train.accumulate):
@@ -116,7 +118,7 @@ def run_job(job: Job, session: Session) -> None:
         wrap=session.wrap,
         autocast=_autocast(train.precision, session.device),
     )
-    _restore(job, trainer)
+    _restore(job, trainer, session.agree(checkpoint.latest(job.directory)))
     if session.rank == 0:
         job.directory.mkdir(parents=True, exist_ok=True)
         write_run(job.directory / "config.json", job.run, job.spec)
@@ -180,9 +182,8 @@ def finished(job: Job) -> bool:
     return weights.stat().st_mtime_ns >= (newest / checkpoint.STATE).stat().st_mtime_ns
 
 
-def _restore(job: Job, trainer: Trainer) -> None:
+def _restore(job: Job, trainer: Trainer, newest: Path | None) -> None:
     """The newest checkpoint of the run, else the one that it starts from, else nothing."""
-    newest = checkpoint.latest(job.directory)
     source = newest or job.start_from
     if source is None:
         return

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["RULE", "output_root"]
+__all__ = ["RULE", "only_one", "output_root"]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
 
@@ -32,3 +35,19 @@ def output_root(out: str | None) -> Path:
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror}); give another --out DIR") from None
     return root
+
+
+@contextmanager
+def only_one(run: Path) -> Iterator[None]:
+    """Keeps a second command from training in the same directory; the lock goes with the process, however it ends.
+
+    Raises:
+        ValueError: another process holds it.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    with (run / ".lock").open("w", encoding="utf-8") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(f"{run}: another command is training there; wait for it, or give another --name") from None
+        yield

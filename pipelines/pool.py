@@ -10,7 +10,19 @@ from typing import Any
 import ray
 from ray.exceptions import RayActorError, RayTaskError
 
-__all__ = ["Pool"]
+__all__ = ["Pool", "places"]
+
+
+def places(actors: int) -> tuple[int, str]:
+    """How many actors, and the device of each: one per GPU where the cluster has any, else one for every two logical CPUs.
+
+    Args:
+        actors: A number that was asked for; 0 for the rule above.
+    """
+    there = ray.cluster_resources()
+    gpus = int(there.get("GPU", 0))
+    return actors or gpus or max(1, int(there.get("CPU", 1) // 2)), "cuda" if gpus >= max(1, actors) else "cpu"
+
 
 Key = tuple[Any, ...]
 MAX_DEATHS = 3
@@ -24,15 +36,19 @@ class Pool:
         arguments: Of its constructor.
         num_actors: How many.
         cpus: Logical CPUs of each.
+        gpus: GPUs of each.
     """
 
-    def __init__(self, owner: type, arguments: tuple[Any, ...], num_actors: int, cpus: float = 1.0) -> None:
-        there = ray.cluster_resources().get("CPU", 0.0)
-        if num_actors * cpus > there:
-            raise ValueError(
-                f"actors={num_actors} need {num_actors * cpus:g} CPUs, the cluster has {there:g}: take fewer"
-            )
-        remote = ray.remote(num_cpus=cpus)(owner)
+    def __init__(
+        self, owner: type, arguments: tuple[Any, ...], num_actors: int, cpus: float = 1.0, gpus: float = 0.0
+    ) -> None:
+        for kind, each in (("CPU", cpus), ("GPU", gpus)):
+            there = ray.cluster_resources().get(kind, 0.0)
+            if num_actors * each > there:
+                raise ValueError(
+                    f"actors={num_actors} need {num_actors * each:g} {kind}s, the cluster has {there:g}: take fewer"
+                )
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(owner)
         self.make = lambda: remote.remote(*arguments)
         self.actors = [self.make() for _ in range(num_actors)]
 

@@ -77,6 +77,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
         low=options.low,
         high=options.high,
         options=options.to_json(),
+        fingerprint=_fingerprint(origin),
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
@@ -126,7 +127,22 @@ def _current(directory: Path, origin: str, options: Options) -> bool:
         card = load_card(directory)
     except ValueError:
         return False
-    return (card.source, card.options) == (origin, options.to_json())
+    there = embedded(origin) or not Path(origin).exists()  # a source that was taken away cannot have changed
+    return (card.source, card.options) == (origin, options.to_json()) and (
+        there or card.fingerprint == _fingerprint(origin)
+    )
+
+
+def _fingerprint(origin: str) -> str:
+    """A hash of the names, lengths and times of a source's files; '' for an embedded set."""
+    if embedded(origin):
+        return ""
+    path, sha = Path(origin), hashlib.sha256()
+    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        if file.is_file():
+            stat = file.stat()
+            sha.update(f"{file.relative_to(path.parent)}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
+    return sha.hexdigest()[:16]
 
 
 def _placed(building: Path, directory: Path) -> bool:

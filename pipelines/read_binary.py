@@ -27,6 +27,8 @@ from pipelines.source import Chunk, Options, Source, SourceSplit, array_chunks, 
 
 __all__ = ["BatchUnpickler", "read_cifar", "read_idx"]
 
+GZIP_RATIO = 1032
+"""What a byte of a gzip file can become at most."""
 CIFAR_SHAPE = (3, 32, 32)
 
 
@@ -83,6 +85,8 @@ def _idx_header(stream: BinaryIO, file: Path, rank: int) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in np.frombuffer(head, ">u4", rank, 4))
     if 0 in sizes:
         raise ValueError(f"{file}: declares the sizes {sizes}, of which one is 0; download it again")
+    if math.prod(sizes) > GZIP_RATIO * file.stat().st_size:  # before anything of that size is allocated
+        raise ValueError(f"{file}: declares the sizes {sizes}, more than its bytes can hold; download it again")
     return sizes
 
 

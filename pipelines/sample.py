@@ -45,7 +45,7 @@ class Sample:
         sampling: The sampler and its options.
         batch: Samples drawn together.
         out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
-        actors: Ray actors; 0 draws in this process, without Ray.
+        actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
         traceback: Show where an error came from.
     """
 
@@ -67,12 +67,12 @@ class Sample:
 class Sampler:
     """An actor that holds a model."""
 
-    def __init__(self, run: str, threads: int) -> None:
+    def __init__(self, run: str, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.model = load(run)
+        self.model, self.device = load(run).to(device), device
 
     def draw(self, seeds: list[int], sampling: Sampling) -> Tensor:
-        return samples(self.model, seeds, sampling)
+        return samples(self.model, seeds, sampling, self.device).cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -120,17 +120,20 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
     seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
     starts = range(0, wanted.num_samples, wanted.batch)
     if not wanted.actors:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        model = model.to(device)
         for start in starts:
-            yield start, samples(model, seeds[start : start + wanted.batch], wanted.sampling)
+            yield start, samples(model, seeds[start : start + wanted.batch], wanted.sampling, device).cpu()
         return
     from pipelines.cluster import connect
-    from pipelines.pool import Pool
+    from pipelines.pool import Pool, places
 
     connect(wanted.actors, 1.0)
+    actors, device = places(wanted.actors)
     tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {
         (start,): ("draw", (list(seeds[start : start + wanted.batch]), wanted.sampling)) for start in starts
     }
-    with Pool(Sampler, (str(run), 1), wanted.actors) as pool:
+    with Pool(Sampler, (str(run), 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], x) for key, x in pool.stream(tasks))
 
 

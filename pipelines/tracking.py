@@ -16,12 +16,16 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # not minutes for each figure
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "20")
 
 import mlflow
 from mlflow.entities import Metric, Param, RunTag
@@ -33,7 +37,7 @@ from pipelines.cli import options
 from pipelines.loop import Job
 from pipelines.outputs import output_root
 
-__all__ = ["OpenLogs", "RunLog", "environment", "main", "open_run", "tracking_uri"]
+__all__ = ["OpenLogs", "RunLog", "environment", "log_quietly", "main", "open_run", "tracking_uri"]
 
 EXPERIMENT, KEPT = "indm", "mlflow.json"
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its first start narrates the creation of the store
@@ -55,7 +59,19 @@ def environment(root: Path) -> dict[str, str]:
 
 
 def open_run(job: Job, root: Path) -> str:
-    """The id of the job's MLflow run, created with its configuration where there is none yet."""
+    """The id of the job's MLflow run, created with its configuration where there is none yet.
+
+    Raises:
+        ValueError: the store does not answer.
+    """
+    try:
+        return _open_run(job, root)
+    except (MlflowException, OSError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise ValueError(f"MLFLOW_TRACKING_URI={tracking_uri(root)}: {said}; mend or unset it") from error
+
+
+def _open_run(job: Job, root: Path) -> str:
     client = MlflowClient(tracking_uri(root))
     known = run_id(job.directory)
     if known:
@@ -76,6 +92,21 @@ def open_run(job: Job, root: Path) -> str:
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
     write_text(job.directory / KEPT, json.dumps({"run_id": run.info.run_id}) + "\n")
     return run.info.run_id
+
+
+def log_quietly(action: Callable[[], None], root: Path) -> None:
+    """Writes to the store of an output directory; where it does not answer, that is said and the work goes on."""
+    _attempt(action, tracking_uri(root), aloud=True)
+
+
+def _attempt(action: Callable[[], None], uri: str, aloud: bool) -> bool:
+    try:
+        action()
+    except (MlflowException, OSError) as error:
+        if aloud:
+            print(f"not logged to {uri}: {' '.join(str(error).split())[:200]}", flush=True)
+        return False
+    return True
 
 
 def run_id(directory: Path) -> str:
@@ -131,8 +162,14 @@ class OpenLogs:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.open: dict[Path, RunLog] = {}
+        self.failed = False
 
-    def of(self, job: Job) -> RunLog:
+    def write(self, job: Job, entry: Callable[[RunLog], None]) -> None:
+        """Writes to the job's log. A store that does not answer is said once; training does not wait for it, and
+        RUN/metrics.jsonl has every figure."""
+        self.failed = not _attempt(lambda: entry(self._of(job)), self.uri, aloud=not self.failed)
+
+    def _of(self, job: Job) -> RunLog:
         """The job's log; that of the job before it is closed."""
         if job.directory not in self.open:
             self._close()
@@ -147,7 +184,8 @@ class OpenLogs:
 
     def _close(self) -> None:
         for log in self.open.values():
-            log.close()
+            with suppress(MlflowException, OSError):
+                log.close()
 
 
 def main(port: int = 5000) -> int:

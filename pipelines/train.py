@@ -20,6 +20,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, is_dataclass, replace
 from typing import Any
 
@@ -31,8 +32,8 @@ from pipelines import checkpoint
 from pipelines.cli import describe, nearest, options, override, split_arguments, with_values
 from pipelines.config import DataSpec, RunConfig, read_run
 from pipelines.loop import Job, Session, finished, run_job
-from pipelines.outputs import RULE, output_root
-from pipelines.prepare import ensure
+from pipelines.outputs import RULE, only_one, output_root
+from pipelines.prepare import embedded, ensure
 from pipelines.progress import Ticker, show
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
 from pipelines.shards import load_card
@@ -145,15 +146,18 @@ def _run(words: list[str], given: dict[str, str]) -> int:
     run = override(RECIPES[recipe](), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     jobs = jobs_for(run, launch, root)
-    if launch.local:
-        train_local(jobs, launch)
-        return 0
-    try:
-        from pipelines.conclude import conclude  # Ray and MLflow from here on
-    except ModuleNotFoundError as error:
-        raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
-    train_on_ray(jobs, launch, root)
-    conclude(jobs, launch.evaluate, root)
+    with ExitStack() as locks:
+        for job in jobs:
+            locks.enter_context(only_one(job.directory))
+        if launch.local:
+            train_local(jobs, launch)
+            return 0
+        try:
+            from pipelines.conclude import conclude  # Ray and MLflow from here on
+        except ModuleNotFoundError as error:
+            raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
+        train_on_ray(jobs, launch, root)
+        conclude(jobs, launch.evaluate, root)
     return 0
 
 
@@ -173,6 +177,9 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
     data = ensure(run.data.source, root / "data", run.data.options)
+    if not embedded(run.data.source):  # evaluation may be started elsewhere
+        source = str(Path(run.data.source).expanduser().resolve())
+        run = replace(run, data=replace(run.data, source=source))
     card = load_card(data)
     spec = DataSpec.of(card)
     rows = card.split("train").count
@@ -185,16 +192,17 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     start = _start(launch.start_from, train.steps)
     directory = root / (launch.name or run.recipe)
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, start_from=start)]
-    if launch.baseline and getattr(run.model, "pretrain_steps", 0) >= train.steps:
+    shared = run.model.shared_steps
+    if launch.baseline and shared >= train.steps:
         raise ValueError(
-            f"pretrain_steps={run.model.pretrain_steps} leaves no steps of steps={train.steps} to compare with the baseline; "  # pyright: ignore
-            f"give more --steps, or fewer --pretrain-steps"
+            f"pretrain_steps={shared} leaves no steps of steps={train.steps} to compare with the baseline; "
+            "give more --steps, or fewer --pretrain-steps"
         )
     if launch.baseline:
         if launch.baseline not in RECIPES:
             raise ValueError(f"unknown baseline {launch.baseline!r}: {nearest(launch.baseline, list(RECIPES))}")
         other = _baseline(launch.baseline, run)
-        after = directory / "pretrained" if getattr(run.model, "pretrain_steps", 0) else start
+        after = directory / "pretrained" if shared else start
         beside = root / (f"{launch.name}-{other.recipe}" if launch.name else other.recipe)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after))
     for job in jobs:
@@ -272,6 +280,7 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
         device=torch.device("cuda" if use_gpu else "cpu"),
         rows=local_rows,
         average=lambda vector: vector,
+        agree=lambda value: value,
         wrap=lambda model: model,
         publish=lambda job, record: show(job, record),
         publish_picture=lambda job, file: None,
@@ -373,6 +382,7 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
     """What every Ray Train worker runs; a refusal comes back as {reason, trace}, so that it is not tried again."""
     import ray.train
     import ray.train.torch
+    from ray.train.collective import broadcast_from_rank_zero
 
     from pipelines import tracking
     from pipelines.data import ray_rows
@@ -390,9 +400,10 @@ def train_worker(config: dict[str, Any]) -> dict[str, str]:
             device=device,
             rows=lambda job, first_row: ray_rows(job, first_row, rank, world),
             average=lambda vector: _average(vector, world),
+            agree=broadcast_from_rank_zero,
             wrap=lambda model: _wrapped(model, device, world),
-            publish=lambda job, record: logs.of(job).record(record, record["step"]),
-            publish_picture=lambda job, file: logs.of(job).artifact(file, "samples"),
+            publish=lambda job, record: logs.write(job, lambda log: log.record(record, record["step"])),
+            publish_picture=lambda job, file: logs.write(job, lambda log: log.artifact(file, "samples")),
             checkpointed=lambda job, place, record: ray.train.report({"run": job.directory.name, **record}),
         )
         try:

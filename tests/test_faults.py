@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from pipelines import checkpoint, evaluate, sample
 from pipelines.loop import read_metrics
+from pipelines.outputs import only_one
 
 
 @pytest.fixture(scope="module")
@@ -128,14 +129,33 @@ def test_a_checkpoint_of_another_recipe(tmp_path, capsys):
     one_line(capsys.readouterr().err, "error: ", str(start), "another architecture", "options that it was written with")
 
 
-def test_a_damaged_checkpoint(tmp_path, capsys):
+@pytest.mark.parametrize("damaged", ["training.safetensors", "state.json"])
+def test_a_damaged_checkpoint_is_passed_over(damaged, tmp_path, capsys):
     train("toy2d_spiral", *TINY_2D, out=tmp_path)
     run = tmp_path / "toy2d_spiral"
+    whole = load_file(run / "model.safetensors")
     (run / "model.safetensors").unlink()
-    file = checkpoint.latest(run) / "training.safetensors"
-    file.write_bytes(file.read_bytes()[:1000])
-    train("toy2d_spiral", *TINY_2D, out=tmp_path, status=2)
-    one_line(capsys.readouterr().err, "error: ", file.parent.name, "no complete checkpoint", "remove it")
+    file = checkpoint.latest(run) / damaged
+    file.write_bytes(file.read_bytes()[:20])
+    train("toy2d_spiral", *TINY_2D, out=tmp_path)
+    assert f"{file.parent}: damaged, going on from an earlier checkpoint" in capsys.readouterr().out
+    again = load_file(run / "model.safetensors")
+    assert all(torch.equal(whole[key], again[key]) for key in whole)
+
+
+def test_a_damaged_start(tmp_path, capsys):
+    train("toy2d_spiral", *TINY_2D, out=tmp_path)
+    start = tmp_path / "toy2d_spiral" / "pretrained"
+    (start / "training.safetensors").write_bytes(b"short")
+    train("toy2d_spiral", *TINY_2D, "--start-from", str(start), "--name", "b", out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", str(start), "no complete checkpoint", "remove it")
+
+
+def test_two_commands_in_one_directory(tmp_path, capsys):
+    with only_one(tmp_path / "toy2d_spiral"):
+        train("toy2d_spiral", *TINY_2D, out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", str(tmp_path / "toy2d_spiral"), "another command", "another --name")
+    train("toy2d_spiral", *TINY_2D, out=tmp_path)
 
 
 def test_a_loss_that_is_not_finite(tmp_path, capsys):
@@ -173,12 +193,22 @@ def test_a_corrupt_shard_met_during_the_run(tmp_path, capsys):
 def test_an_interrupt_says_how_to_go_on(tmp_path):
     words = later_wins(["toy2d_spiral", *TINY_2D, "--steps", "100000", "--log-every", "10"])
     program = command("train", *words, "--local", "--threads", "1", "--out", str(tmp_path))
-    process = subprocess.Popen(program, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 120
-    while not read_metrics(tmp_path / "toy2d_spiral") and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    _, shown = process.communicate(timeout=60)
+    with subprocess.Popen(
+        program,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
+    ) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not read_metrics(tmp_path / "toy2d_spiral") and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGINT)
+            _, shown = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130
     one_line(shown, "interrupted", "the same command goes on")
 

@@ -70,6 +70,7 @@ def session(
         device=torch.device("cpu"),
         rows=rows,
         average=lambda vector: vector,
+        agree=lambda value: value,
         wrap=lambda model: model,
         publish=publish,
         publish_picture=lambda job, file: None,

@@ -46,7 +46,6 @@ SETTINGS = evaluate.Settings(
     actors=2,
 )
 BRIEF = replace(SETTINGS, nll_replicates=1)
-BRIEF = replace(SETTINGS, nll_replicates=1)
 """What the main job measures here."""
 
 

@@ -104,6 +104,22 @@ def test_ensure_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert [entry.name for entry in tmp_path.iterdir()] == [directory.name]
 
 
+def test_a_source_that_has_changed_is_prepared_anew(tmp_path: Path) -> None:
+    source = tmp_path / "points.npy"
+    np.save(source, np.zeros((20, 2), np.float32))
+    directory = ensure(source, tmp_path / "data")
+    first = load_card(directory)
+    assert load_card(ensure(source, tmp_path / "data")) == first
+    np.save(source, np.ones((30, 2), np.float32))
+    assert ensure(source, tmp_path / "data") == directory
+    second = load_card(directory)
+    assert sum(split.count for split in second.splits.values()) == 30
+    source.unlink()  # what was prepared from it stays good
+    with pytest.raises(ValueError, match="no such file"):
+        prepare(source, tmp_path / "again")
+    assert load_card(ensure(source, tmp_path / "data")) == second
+
+
 @pytest.mark.parametrize("stale", [False, True])
 def test_two_at_once_share_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
     """Four preparations finish at the same moment, into an empty root or over a stale directory."""

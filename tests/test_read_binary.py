@@ -52,6 +52,8 @@ def test_bad_idx_files_are_named(tmp_path: Path) -> None:
     refused(root, out, str(images), "more bytes")
     images.write_bytes(b"\0\0\x0d\3" + good[4:])
     refused(root, out, str(images), "00000d03")
+    images.write_bytes(good[:4] + b"\x7f\xff\xff\xff" + good[8:])
+    refused(root, out, str(images), "2147483647", "more than its bytes can hold")
     images.write_bytes(good)
     labels.write_bytes(idx(np.zeros(49, np.uint8)))
     refused(root, out, str(labels), "49 labels", "50 images")
