@@ -13,28 +13,31 @@ loss 1/2 |d|^2, with one flow pass and one score evaluation: the variance-weight
 is turned into that of the NELBO at u_t, before u_t enters the score network. Where M is a multiple of I that is a factor
 M_t per sample, exactly; otherwise a second vector-Jacobian product through the same evaluation.
 
+Soft Truncation draws the smallest time anew for each batch, tau ~ p(tau) ~ tau^-k on [t_min, T], and bounds -log p at tau. A
+bridge to a second data set y ~ p_2 asks that the flow's law at T be p_2: it adds -log pi(h(y)) - log|det dh/dy|.
+
 References:
-    Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Theorem 1, Eq. 2
-    and Algorithm 1; Song et al. 2021, "Maximum likelihood training of score-based diffusion models", Theorem 3.
+    Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Theorem 1, Eq. 2,
+    Algorithm 1 and section 7.3; Song et al. 2021, "Maximum likelihood training of score-based diffusion models", Theorem 3;
+    Kim, Shin, Song, Kang, Moon 2022, "Soft truncation" (the law of tau).
 """
 
 from __future__ import annotations
 
-from typing import Literal, final
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from indm_core.flow import Flow
 from indm_core.model import GenerativeModel, Losses
-from indm_core.noise import Noise, randn_like
+from indm_core.noise import Noise, rand, randn_like
 from indm_core.score import ScoreModel, importance_times, likelihood_error, stratified
-from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det
+from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, inverse, log_abs_det
 
-__all__ = ["INDM"]
+__all__ = ["INDM", "Bridge", "entropy_production", "truncation_time"]
 
 
-@final
 class INDM(GenerativeModel):
     """Flow, score and linear SDE.
 
@@ -45,6 +48,7 @@ class INDM(GenerativeModel):
         shape: Event of the data.
         mode: 'nll' trains both networks by the NELBO; 'fid' weights the score's loss by the variance.
         pretrain_steps: Optimiser steps at the start in which the flow is the identity and only the score is trained.
+        soft_truncation: The exponent k of Soft Truncation, at least 1 (the paper of that name takes 1.2); 0 trains from t_min.
 
     References: Kim et al. 2022, Algorithm 1 and section 7.2 (pre-training).
     """
@@ -58,25 +62,32 @@ class INDM(GenerativeModel):
         shape: tuple[int, ...],
         mode: Literal["nll", "fid"] = "nll",
         pretrain_steps: int = 0,
+        soft_truncation: float = 0.0,
     ) -> None:
         super().__init__()
         if mode not in ("nll", "fid"):
             raise ValueError(f"mode={mode!r} is neither 'nll' nor 'fid'")
         if pretrain_steps < 0:
             raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
+        if soft_truncation and not soft_truncation >= 1:
+            raise ValueError(f"soft_truncation={soft_truncation} must be at least 1, or 0 for none")
         self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde), sde
         self.shape, self.mode, self.pretrain_steps = tuple(shape), mode, pretrain_steps
-        self.t_start = sde.t_max
+        self.t_start, self.soft_truncation = sde.t_max, soft_truncation
         self.pretraining = False
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
-        """One draw of (t, eps) per sample: `objective` as `mode` says, and the terms of the NELBO in nats."""
+        """One draw of (t, eps) per sample: `objective` as `mode` says, and the terms of the NELBO in nats; with Soft Truncation
+        those of the bound at tau."""
         if self.pretraining:
             u_0, log_det = self.sde.embed(x), x.new_zeros(x.shape[0])
         else:
             u_0, log_det = self.encode(x, generator)
+        t_low = self.sde.t_min
+        if self.soft_truncation:
+            t_low = truncation_time(self.soft_truncation, rand(len(x), x, generator)[0], t_low, self.t_start)
         q = stratified(x.shape[0], x, generator)
-        t, density = importance_times(self.sde, q, self.sde.t_min, self.t_start)
+        t, density = importance_times(self.sde, q, t_low, self.t_start)
         t, weight = t.reshape(-1, *[1] * (x.ndim - 1)), density.reciprocal().to(x.dtype)
         eps = randn_like(u_0, generator)
         u_t = self.sde.perturb(u_0, t, eps)
@@ -87,7 +98,7 @@ class INDM(GenerativeModel):
         else:
             objective, denoising = self._variance_weighted(u_t, t, eps, weight, y)
         objective = objective + prior - log_det
-        constant = entropy_production(self.sde, u_0, self.t_start)
+        constant = entropy_production(self.sde, u_0, t_low, self.t_start)
         nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
         terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
         return Losses(objective, {name: term.detach() for name, term in terms.items()})
@@ -152,9 +163,41 @@ class INDM(GenerativeModel):
         self.flow.requires_grad_(not self.pretraining)
 
 
-def entropy_production(sde: LinearSDE, u: Tensor, t_start: float) -> Tensor:
-    """[log det R] at t_start minus that at t_min, summed over the event of u: the NELBO's constant, nats (b,)."""
-    ends = [torch.tensor(t, dtype=torch.float64, device=u.device) for t in (sde.t_min, t_start)]
+class Bridge(INDM):
+    """An INDM whose flow carries a second data set to the prior: h^-1(z_T) has its law, h^-1(z_0) that of the first.
+
+    `y` of `forward` is a batch of the second data set. Its term of the loss, `partner`, is the flow's negative log-likelihood.
+
+    References: Kim et al. 2022, section 7.3.
+    """
+
+    def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
+        if y is None:
+            raise ValueError("y: a bridge is trained on pairs; give a batch of the second data set")
+        losses = super().forward(x, None, generator)
+        if self.pretraining:
+            return losses
+        partner = self.partner_nll(y, generator)
+        return Losses(losses.objective + partner, losses.terms | {"partner": partner.detach()})
+
+    def partner_nll(self, y: Tensor, generator: Noise = None) -> Tensor:
+        """-log p of the second data set's samples under the flow and pi, nats (b,)."""
+        u, log_det = self.encode(y, generator)
+        return -gaussian_log_prob(u[..., :1], self.sde.prior_cov().to(u.device)[..., :1, :1]) - log_det
+
+
+def truncation_time(k: float, u: Tensor, t_low: float, t_high: float) -> float:
+    """The quantile u of the density ~ tau^-k on [t_low, t_high], k >= 1 (Soft Truncation)."""
+    if k == 1:
+        tau = t_low * (t_high / t_low) ** float(u)
+    else:
+        tau = t_low * (1 - float(u) * (1 - (t_low / t_high) ** (k - 1))) ** (-1 / (k - 1))
+    return min(tau, t_high * (1 - 1e-6))
+
+
+def entropy_production(sde: LinearSDE, u: Tensor, t_low: float, t_high: float) -> Tensor:
+    """[log det R] at t_high minus that at t_low, summed over the event of u: the NELBO's constant, nats (b,)."""
+    ends = [torch.tensor(t, dtype=torch.float64, device=u.device) for t in (t_low, t_high)]
     low, high = (event_sum(log_abs_det(sde.R(t)), u) for t in ends)
     return (high - low).to(u.dtype)
 

@@ -210,7 +210,7 @@ def nelbo(
             integral = integral + weight * likelihood_error(model.sde, _error(model, u_0, t, eps, y), t)
         mass = model.t_start - model.sde.t_min
         ends = [(eps, weight / mass) for _, eps, weight in nodes]
-    bound = integral - entropy_production(model.sde, u_0, model.t_start) - log_det
+    bound = integral - entropy_production(model.sde, u_0, model.sde.t_min, model.t_start) - log_det
     for eps, share in ends:
         bound = bound - share * model.expected_log_prob_start(u_0, eps)
     return bound + _residual(model, u_0, ends, y) if residual else bound

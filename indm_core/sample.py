@@ -32,6 +32,8 @@ __all__ = [
     "Score",
     "draw",
     "edm_times",
+    "forward_path",
+    "generative_path",
     "log_rho_times",
     "power_times",
     "sample_em",
@@ -220,20 +222,86 @@ def draw(
     *,
     generator: Noise = None,
     denoise: bool = True,
+    temperature: float = 1.0,
+    start_temperature: float = 1.0,
+    start: Tensor | None = None,
 ) -> Tensor:
-    """Samples x of a model: its law at t_start, a sampler down to t_min, optionally Tweedie's mean there, one decode.
+    """Samples x of a model: its law at t_start, a sampler down to ts[-1], optionally Tweedie's mean there, one decode.
 
     Args:
         sampler: sampler(sde, score, u, ts, generator) -> u.
-        ts: Decreasing times from the model's t_start.
+        ts: Decreasing times from the model's t_start; an end above t_min stops early.
         like: Gives dtype and device.
         num: Number of samples.
         generator: One generator per sample makes the samples independent of `num` and of their order.
         denoise: Whether E[u_0 | u at ts[-1]] replaces the state there.
+        temperature: Factor of the final latent (as published).
+        start_temperature: Factor of the state at t_start.
+        start: Data (num, *shape) whose diffused latents are the states at t_start, instead of draws of the model's law there:
+            what is lost between the two laws is then no part of the samples.
+
+    References: Kim et al. 2022, appendix F (temperature, stopping time, z_T^phi).
     """
-    u = model.sample_start(model.state_like(num, like), generator)
-    u = sampler(model.sde, model.score, u, ts, generator)
+    if not (temperature > 0 and start_temperature > 0):
+        raise ValueError(f"temperature={temperature} and start_temperature={start_temperature} must be positive")
+    if start is None:
+        u = model.sample_start(model.state_like(num, like), generator)
+    else:
+        u_0, _ = model.encode(start.to(like), generator)
+        u = model.sde.perturb(u_0, ts[0], randn_like(u_0, generator))
+    u = sampler(model.sde, model.score, start_temperature * u, ts, generator)
     if denoise:
         t = ts[-1]
         u = model.sde.denoise(u, t, model.score(u, t))
-    return model.decode(u)
+    return model.decode(temperature * u)
+
+
+@torch.no_grad()
+def forward_path(model: GenerativeModel, x: Tensor, ts: Tensor, generator: Noise = None) -> Tensor:
+    """The data-space path x_t = h^-1(z_t) of one forward diffusion of each x.
+
+    Args:
+        x: Data (b, *shape).
+        ts: Increasing times, from 0 on; between them the diffusion is drawn from its exact transitions.
+
+    Returns:
+        (len(ts), b, *shape); at t = 0 the data themselves (but for the noise that an SDE has there, as VE).
+
+    References: Kim et al. 2022, Figure 8 (with a bridge: from one data set to the other).
+    """
+    if ts.ndim != 1 or not bool((ts.diff() > 0).all()) or not 0 <= float(ts[0]) <= float(ts[-1]) <= model.sde.t_max:
+        raise ValueError(f"ts={ts.tolist()} must increase within [0, {model.sde.t_max:g}]")
+    sde, rungs = model.sde, []
+    u, _ = model.encode(x, generator)
+    s = torch.zeros((), dtype=torch.float64)
+    cov_s = torch.zeros_like(sde.cov(s))
+    for t in ts:
+        psi, cov = sde.psi(t, s), sde.cov(t)
+        u = apply(psi, u) + apply(sqrt_psd(cov - psi @ cov_s @ psi.mT), randn_like(u, generator))
+        s, cov_s = t, cov
+        rungs.append(model.decode(u))
+    return torch.stack(rungs)
+
+
+@torch.no_grad()
+def generative_path(
+    model: GenerativeModel, sampler: Sampler, u: Tensor, ts: Tensor, rungs: int, generator: Noise = None
+) -> Tensor:
+    """The data-space path x_t = h^-1(z_t) of a sampler from the states u at ts[0].
+
+    Args:
+        sampler: sampler(sde, score, u, ts, generator) -> u.
+        ts: Its decreasing times.
+        rungs: Points of the path, ends included; they lie at grid times spread evenly over the grid.
+
+    Returns:
+        (rungs, b, *shape), from ts[0] down to ts[-1].
+    """
+    if not 2 <= rungs <= len(ts):
+        raise ValueError(f"rungs={rungs} must lie between 2 and the {len(ts)} times of the grid")
+    at = torch.linspace(0, len(ts) - 1, rungs).round().long().tolist()
+    path = [model.decode(u)]
+    for first, last in pairwise(at):
+        u = sampler(model.sde, model.score, u, ts[first : last + 1], generator)
+        path.append(model.decode(u))
+    return torch.stack(path)

@@ -26,17 +26,18 @@ from safetensors.torch import load_file
 from torch import nn
 
 from indm_core.flow import ActNorm, Composed, Flow, Identity
-from indm_core.indm import INDM
+from indm_core.indm import INDM, Bridge
 from indm_core.model import GenerativeModel
 from indm_core.nn import MLP, UNet
 from indm_core.resflow import LipSwish, ResFlow, Roulette, Sine
-from indm_core.sde import VP, LinearSDE
+from indm_core.sde import VP, LinearSDE, log_abs_det
 from indm_core.training import AdamW, load_networks
 from pipelines.card import Card
 from pipelines.source import Options
 
 __all__ = [
     "Backbone",
+    "BridgeConfig",
     "Data",
     "DataSpec",
     "Dense",
@@ -101,11 +102,13 @@ class Data:
         source: An embedded set (digits, toy2d:spiral, ...) or a path in any format that prepare.py reads.
         options: How the source is prepared.
         flip: Whether images are mirrored left to right at random.
+        partner: A second data set of the same shape, for a bridge; its training rows come with the first's as `y`.
     """
 
     source: str = "digits"
     options: Options = field(default_factory=Options)
     flip: bool = False
+    partner: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,29 +180,39 @@ class Backbone(ABC):
         """The network for the states of `sde` on this data."""
 
 
+TimeFeature = Literal["scaled", "log-sigma", "log-snr"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class UNetConfig(Backbone):
-    """The DDPM++ U-Net.
+    """The DDPM++ U-Net, or NCSN++: with filtered resampling, Fourier features and a path of the image itself.
 
     Args:
+        family: ddpm++ or ncsn++.
         nf: Channels of the first level.
         ch_mult: Channels of each level in units of nf.
         num_res_blocks: Residual blocks per level.
         attention: Image sides at which attention is applied.
         dropout: In the residual blocks.
-        time: What the embedding sees: scaled (999 t, as published) or log-snr (smooth at small t: fewer ODE steps).
+        time: What the embedding sees: scaled (999 t, as published for VP), log-sigma (as published for VE), or log-snr
+            (smooth at small t: fewer ODE steps).
     """
 
+    family: Literal["ddpm++", "ncsn++"] = "ddpm++"
     nf: int = 128
     ch_mult: tuple[int, ...] = (1, 2, 2, 2)
     num_res_blocks: int = 4
     attention: tuple[int, ...] = (16,)
     dropout: float = 0.1
-    time: Literal["scaled", "log-snr"] = "scaled"
+    time: TimeFeature = "scaled"
 
     def build(self, spec: DataSpec, sde: LinearSDE) -> nn.Module:
+        ncsn = self.family == "ncsn++"
         return UNet(
             network_shape(spec, sde),
+            embedding="fourier" if ncsn else "positional",
+            fir=ncsn,
+            progressive_input="residual" if ncsn else "none",
             time_feature=_time_feature(self.time, sde),
             nf=self.nf,
             ch_mult=self.ch_mult,
@@ -216,12 +229,12 @@ class Dense(Backbone):
     Args:
         width: Hidden units.
         depth: Residual blocks.
-        time: What the embedding sees: scaled (999 t) or log-snr.
+        time: What the embedding sees: scaled (999 t), log-sigma or log-snr.
     """
 
     width: int = 128
     depth: int = 3
-    time: Literal["scaled", "log-snr"] = "log-snr"
+    time: TimeFeature = "log-snr"
 
     def build(self, spec: DataSpec, sde: LinearSDE) -> nn.Module:
         (num_dims,) = network_shape(spec, sde)
@@ -229,10 +242,18 @@ class Dense(Backbone):
 
 
 def _time_feature(kind: str, sde: LinearSDE) -> Callable[[torch.Tensor], torch.Tensor]:
-    """999 t, or minus twice the log-SNR, which the importance law of t draws uniformly."""
+    """999 t; log sigma(t); or minus twice the log-SNR, which the importance law of t draws uniformly."""
     if kind == "scaled":
         return lambda t: 999 * t
+    if kind == "log-sigma":
+        return lambda t: log_sigma(sde, t)
     return lambda t: 2 * sde.log_importance(t.reshape(-1, 1, 1, 1)).reshape(t.shape)
+
+
+def log_sigma(sde: LinearSDE, t: torch.Tensor) -> torch.Tensor:
+    """The logarithm of the noise's standard deviation (geometric mean over coordinates) at times (b,)."""
+    R = sde.R(t.reshape(-1, 1, 1, 1))
+    return log_abs_det(R).reshape(len(t), -1).mean(1) / R.shape[-1]
 
 
 def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:
@@ -264,6 +285,7 @@ class INDMConfig(ModelConfig):
         backbone: The score network.
         mode: nll or fid: the weighting of the score's loss.
         pretrain_steps: Steps at the start in which only the score is trained, as a linear diffusion.
+        soft_truncation: Exponent k of Soft Truncation, at least 1; 0 for none.
     """
 
     sde: LinearSDE = field(default_factory=VP)
@@ -271,15 +293,34 @@ class INDMConfig(ModelConfig):
     backbone: Backbone = field(default_factory=UNetConfig)
     mode: Literal["nll", "fid"] = "nll"
     pretrain_steps: int = 0
+    soft_truncation: float = 0.0
 
     @property
     def shared_steps(self) -> int:
         return self.pretrain_steps
 
     def build(self, spec: DataSpec) -> GenerativeModel:
+        return self._built(INDM, spec)
+
+    def _built(self, kind: type[INDM], spec: DataSpec) -> INDM:
         backbone = self.backbone.build(spec, self.sde)
-        flow = self.flow.build(spec.shape)
-        return INDM(flow, backbone, self.sde, shape=spec.shape, mode=self.mode, pretrain_steps=self.pretrain_steps)
+        return kind(
+            self.flow.build(spec.shape),
+            backbone,
+            self.sde,
+            shape=spec.shape,
+            mode=self.mode,
+            pretrain_steps=self.pretrain_steps,
+            soft_truncation=self.soft_truncation,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class BridgeConfig(INDMConfig):
+    """An INDM whose flow carries the data set `data.partner` to the prior (see indm_core/indm.py)."""
+
+    def build(self, spec: DataSpec) -> GenerativeModel:
+        return self._built(Bridge, spec)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ from pipelines.config import DataSpec, RunConfig, write_run
 __all__ = ["Job", "Session", "finished", "read_metrics", "run_job", "to_unit"]
 
 Rows = dict[str, np.ndarray]
+PARTNER = 2**31
+"""In place of a rank: what tells the second data set's order from the first's."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,7 @@ class Job:
         spec: Of the data.
         directory: Of the run.
         data: Of the prepared data set.
+        partner: Of the second one of a bridge.
         start_from: A checkpoint of another run whose networks of the same name start this one; None starts afresh.
     """
 
@@ -55,7 +58,13 @@ class Job:
     spec: DataSpec
     directory: Path
     data: Path
+    partner: Path | None = None
     start_from: Path | None = None
+
+    def of_partner(self) -> Job:
+        """The same run on the second data set, in an order of its own."""
+        train = replace(self.run.train, seed=step_seed(self.run.train.seed, 0, PARTNER))
+        return replace(self, run=replace(self.run, train=train), data=self.partner, partner=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +134,23 @@ def run_job(job: Job, session: Session) -> None:
         _truncate_metrics(job.directory / "metrics.jsonl", trainer.step_count)
     meter = _Meter(job, session)
     stream = session.rows(job, trainer.step_count * train.batch_size)
+    partners = session.rows(job.of_partner(), trainer.step_count * train.batch_size) if job.partner else None
     generator = torch.Generator(session.device)
     while trainer.step_count < train.steps:
         with meter.waiting():
-            rows = next(stream)
-        if len(rows["x"]) != share:
-            raise ValueError(f"the data stream gave {len(rows['x'])} rows where a step needs {share}; prepare it again")
+            rows, others = next(stream), next(partners) if partners else None
+        for part in filter(None, (rows, others)):
+            if len(part["x"]) != share:
+                raise ValueError(
+                    f"the data stream gave {len(part['x'])} rows where a step needs {share}; prepare it again"
+                )
         seed = step_seed(train.seed, trainer.step_count, session.rank)
         generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
-        x = _on_device(rows, job, session.device, generator)
-        meter.add(trainer.step([(part, None) for part in x.split(share // train.accumulate)], generator))
+        micro = share // train.accumulate
+        xs = _on_device(rows, job, session.device, generator).split(micro)
+        ys = _on_device(others, job, session.device, generator).split(micro) if others else [None] * len(xs)
+        meter.add(trainer.step(list(zip(xs, ys, strict=True)), generator))
         _after_step(job, session, trainer, meter)
     _finish(job, session, trainer)
 

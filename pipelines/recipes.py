@@ -7,13 +7,34 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
+from indm_core.sde import VE, VP
 from indm_core.training import AdamW
-from pipelines.config import Data, Dense, INDMConfig, NoFlow, ResidualFlow, RunConfig, Train, UNetConfig
+from pipelines.config import (
+    BridgeConfig,
+    Data,
+    Dense,
+    INDMConfig,
+    NoFlow,
+    ResidualFlow,
+    RunConfig,
+    Train,
+    UNetConfig,
+)
+from pipelines.source import Options
 
 __all__ = ["BASELINES", "DEFAULT", "RECIPES"]
 
+Recipe = Callable[[], RunConfig]
+
 _DIGITS_UNET = UNetConfig(nf=24, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
+_MNIST_UNET = UNetConfig(nf=24, ch_mult=(1, 2, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
+
+
+def _both(lr: float) -> dict[str, AdamW]:
+    """One learning rate for score and flow."""
+    return {"score": AdamW(lr=lr), "flow": AdamW(lr=lr)}
 
 
 def digits_vp_nll() -> RunConfig:
@@ -29,7 +50,7 @@ def digits_vp_nll() -> RunConfig:
         train=Train(
             steps=1200,
             batch_size=128,
-            optimisers={"score": AdamW(lr=1e-3), "flow": AdamW(lr=1e-3)},
+            optimisers=_both(1e-3),
             ema_decay=0.995,
             log_every=25,
             checkpoint_every=200,
@@ -80,7 +101,7 @@ def _toy2d(name: str) -> RunConfig:
         train=Train(
             steps=3000,
             batch_size=500,
-            optimisers={"score": AdamW(lr=1e-3), "flow": AdamW(lr=1e-3)},
+            optimisers=_both(1e-3),
             ema_decay=0.995,
             log_every=100,
             checkpoint_every=1000,
@@ -103,21 +124,114 @@ def mnist_vp_nll() -> RunConfig:
     )
 
 
+def mnist_vp_tiny() -> RunConfig:
+    """INDM on MNIST with small networks: an hour on two cores; --source is the directory of the IDX files."""
+    return replace(
+        mnist_vp_nll(),
+        recipe="mnist_vp_tiny",
+        model=INDMConfig(
+            flow=ResidualFlow(blocks=(0, 4), width=32, constraint="spectral", actnorm="pixel"),
+            backbone=_MNIST_UNET,
+            pretrain_steps=500,
+        ),
+        train=Train(
+            steps=2000,
+            batch_size=64,
+            optimisers=_both(1e-3),
+            ema_decay=0.995,
+            log_every=25,
+            checkpoint_every=200,
+            sample_every=1000,
+        ),
+    )
+
+
+def mnist_linear_tiny() -> RunConfig:
+    """The linear diffusion that mnist_vp_tiny generalises: the same score network, budget and data."""
+    base = mnist_vp_tiny()
+    return replace(base, recipe="mnist_linear_tiny", model=INDMConfig(flow=NoFlow(), backbone=_MNIST_UNET))
+
+
+def mnist_fashion_bridge() -> RunConfig:
+    """A bridge between two sets of images of one shape: --source MNIST --partner FASHION, or any two; small networks."""
+    base = mnist_vp_tiny()
+    flow = ResidualFlow(blocks=(0, 8), width=64, constraint="spectral", actnorm="pixel")
+    model = BridgeConfig(flow=flow, backbone=_MNIST_UNET, pretrain_steps=0)
+    return replace(base, recipe="mnist_fashion_bridge", model=model)
+
+
+def digits_bridge() -> RunConfig:
+    """A bridge between digits and a second set of 8x8 images with 17 levels, --partner PATH."""
+    base = digits_vp_nll()
+    model = BridgeConfig(flow=base.model.flow, backbone=_DIGITS_UNET)  # pyright: ignore[reportAttributeAccessIssue]
+    return replace(base, recipe="digits_bridge", model=model)
+
+
 def cifar10_vp_nll() -> RunConfig:
     """The paper's INDM (VP, NLL) on CIFAR-10 at the paper's sizes: days on a GPU; --source is its directory."""
+    return _paper("cifar10_vp_nll", VP(), "nll")
+
+
+def cifar10_vp_fid() -> RunConfig:
+    """The paper's INDM (VP, FID) on CIFAR-10; --source is its directory."""
+    return _paper("cifar10_vp_fid", VP(), "fid")
+
+
+def cifar10_ve_fid() -> RunConfig:
+    """The paper's INDM (VE, FID, NCSN++) on CIFAR-10; --source is its directory."""
+    return _paper("cifar10_ve_fid", VE(sigma_max=50.0), "fid")
+
+
+def celeba64_vp_nll() -> RunConfig:
+    """The paper's INDM (VP, NLL) on CelebA at 64x64; --source is a folder of the aligned images."""
+    return _celeba(_paper("celeba64_vp_nll", VP(), "nll"))
+
+
+def celeba64_vp_fid() -> RunConfig:
+    """The paper's INDM (VP, FID) on CelebA at 64x64; --source is a folder of the aligned images."""
+    return _celeba(_paper("celeba64_vp_fid", VP(), "fid"))
+
+
+def celeba64_ve_fid() -> RunConfig:
+    """The paper's INDM (VE, FID, NCSN++) on CelebA at 64x64; --source is a folder of the aligned images."""
+    return _celeba(_paper("celeba64_ve_fid", VE(sigma_max=90.0), "fid"))
+
+
+def _paper(name: str, sde: VP | VE, mode: Literal["nll", "fid"]) -> RunConfig:
+    """The published sizes: DDPM++ and EMA 0.9999 for VP, NCSN++ and 0.999 for VE; 500,000 steps of pre-training."""
+    ve = isinstance(sde, VE)
+    backbone = UNetConfig(family="ncsn++", time="log-sigma") if ve else UNetConfig()
     return RunConfig(
-        recipe="cifar10_vp_nll",
+        recipe=name,
         data=Data(source="", flip=True),
-        model=INDMConfig(flow=ResidualFlow(), backbone=UNetConfig(), pretrain_steps=500_000),
+        model=INDMConfig(sde=sde, flow=ResidualFlow(), backbone=backbone, mode=mode, pretrain_steps=500_000),
         train=Train(
             steps=1_000_000,
+            ema_decay=0.999 if ve else 0.9999,
             ema_ramp=False,
-            precision="fp32",
             log_every=100,
             checkpoint_every=5000,
             sample_every=25_000,
         ),
     )
+
+
+def _celeba(base: RunConfig) -> RunConfig:
+    """CelebA is cut to its centre of 140 pixels and resized to 64."""
+    return replace(base, data=replace(base.data, options=Options(crop=140, size=64)))
+
+
+def _deep(base: Recipe) -> Recipe:
+    """The deep variant of a recipe: eight residual blocks per level."""
+
+    def recipe() -> RunConfig:
+        run = base()
+        backbone = replace(run.model.backbone, num_res_blocks=8)  # pyright: ignore[reportAttributeAccessIssue]
+        return replace(run, recipe=recipe.__name__, model=replace(run.model, backbone=backbone))  # pyright: ignore
+
+    recipe.__name__ = f"{base.__name__}_deep"
+    recipe.__doc__ = f"{base.__name__} with eight residual blocks per level."
+    return recipe
 
 
 def cifar10_vp_tiny() -> RunConfig:
@@ -135,19 +249,25 @@ def cifar10_vp_tiny() -> RunConfig:
     )
 
 
-RECIPES: dict[str, Callable[[], RunConfig]] = {
+_PAPER = (cifar10_vp_nll, cifar10_vp_fid, cifar10_ve_fid, celeba64_vp_nll, celeba64_vp_fid, celeba64_ve_fid)
+RECIPES: dict[str, Recipe] = {
     recipe.__name__: recipe
     for recipe in (
         digits_vp_nll,
         digits_linear_nll,
+        digits_bridge,
         toy2d_spiral,
         toy2d_eight_gaussians,
         toy2d_checkerboard,
         toy2d_rings,
         toy2d_moons,
         mnist_vp_nll,
-        cifar10_vp_nll,
+        mnist_vp_tiny,
+        mnist_linear_tiny,
+        mnist_fashion_bridge,
         cifar10_vp_tiny,
+        *_PAPER,
+        *map(_deep, _PAPER),
     )
 }
 DEFAULT = "digits_vp_nll"

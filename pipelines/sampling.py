@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -21,7 +21,6 @@ from indm_core.sample import (
     sample_em,
     sample_ode,
     sample_pc,
-    start_times,
     uniform_times,
 )
 from indm_core.sde import SDE
@@ -39,7 +38,11 @@ class Sampling:
         grid: Spacing of their times: uniform, power (quadratic), log-rho or edm.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
+        corrector_steps: Langevin steps of pc per time.
         denoise: Whether Tweedie's mean replaces the last state.
+        temperature: Factor of the final latent.
+        start_temperature: Factor of the noise that sampling starts from.
+        stop: Time at which sampling ends; 0 takes the diffusion's smallest.
     """
 
     sampler: Literal["ode", "em", "pc"] = "ode"
@@ -48,19 +51,27 @@ class Sampling:
     rtol: float = 1e-4
     atol: float = 1e-4
     snr: float = 0.16
+    corrector_steps: int = 1
     denoise: bool = True
+    temperature: float = 1.0
+    start_temperature: float = 1.0
+    stop: float = 0.0
 
     def __post_init__(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
-        for name in ("rtol", "atol", "snr"):
+        if self.corrector_steps < 0 or not 0 <= self.stop < 1:
+            raise ValueError(
+                f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
+            )
+        for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
 
 def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, device: str = "cpu") -> Tensor:
     """One sample per seed, x (n, *shape): a sample depends on its seed alone, not on its neighbours."""
-    sde = model.sde
+    sde = replace(model.sde, t_min=sampling.stop or model.sde.t_min, t_max=model.t_start)  # the interval of the grid
     grids: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: uniform_times(sde, sampling.steps),
         "power": lambda: power_times(sde, sampling.steps, 2.0),
@@ -70,13 +81,20 @@ def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, de
     samplers: dict[str, Callable[..., Tensor]] = {
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
         "em": sample_em,
-        "pc": partial(sample_pc, snr=sampling.snr),
+        "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
     }
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
         return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
 
-    ts = start_times(model) if sampling.sampler == "ode" else grids[sampling.grid]()
-    like = torch.zeros((), device=device)
-    noise = seeded(seeds, device)
-    return draw(model, sampler, ts, like, len(seeds), generator=noise, denoise=sampling.denoise)
+    return draw(
+        model,
+        sampler,
+        uniform_times(sde, 1) if sampling.sampler == "ode" else grids[sampling.grid](),
+        torch.zeros((), device=device),
+        len(seeds),
+        generator=seeded(seeds, device),
+        denoise=sampling.denoise,
+        temperature=sampling.temperature,
+        start_temperature=sampling.start_temperature,
+    )

@@ -30,13 +30,13 @@ from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError
 from pipelines import checkpoint
 from pipelines.cli import describe, nearest, options, override, split_arguments, with_values
-from pipelines.config import DataSpec, RunConfig, read_run
+from pipelines.config import BridgeConfig, DataSpec, RunConfig, read_run
 from pipelines.loop import Job, Session, finished, run_job
 from pipelines.outputs import RULE, only_one, output_root
 from pipelines.prepare import embedded, ensure
 from pipelines.progress import Ticker, show
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
-from pipelines.shards import load_card
+from pipelines.shards import Card, load_card
 from pipelines.stream import local_rows
 
 __all__ = ["Launch", "jobs_for", "main", "train_local", "train_on_ray"]
@@ -177,9 +177,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
     data = ensure(run.data.source, root / "data", run.data.options)
-    if not embedded(run.data.source):  # evaluation may be started elsewhere
-        source = str(Path(run.data.source).expanduser().resolve())
-        run = replace(run, data=replace(run.data, source=source))
+    run = replace(run, data=replace(run.data, source=_absolute(run.data.source), partner=_absolute(run.data.partner)))
     card = load_card(data)
     spec = DataSpec.of(card)
     rows = card.split("train").count
@@ -189,9 +187,10 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
         raise ValueError(f"{card.name} has no test split to measure on; prepare one, or give --evaluate false")
     if len(card.shape) != 3 and run.data.flip:
         raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
+    partner = _partner(run, card, root)
     start = _start(launch.start_from, train.steps)
     directory = root / (launch.name or run.recipe)
-    jobs = [Job(run=run, spec=spec, directory=directory, data=data, start_from=start)]
+    jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start)]
     shared = run.model.shared_steps
     if launch.baseline and shared >= train.steps:
         raise ValueError(
@@ -208,6 +207,31 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     for job in jobs:
         _refuse_another_run(job)
     return jobs
+
+
+def _absolute(source: str) -> str:
+    """A source as it is found from anywhere: evaluation may be started elsewhere."""
+    return source if not source or embedded(source) else str(Path(source).expanduser().resolve())
+
+
+def _partner(run: RunConfig, card: Card, root: Path) -> Path | None:
+    """The prepared second data set of a bridge, which must look like the first."""
+    wanted = isinstance(run.model, BridgeConfig)
+    if wanted != bool(run.data.partner):
+        need = "needs a second data set: give --partner PATH" if wanted else "takes one data set, leave --partner away"
+        raise ValueError(f"{run.recipe}: its model {need}")
+    if not wanted:
+        return None
+    partner = ensure(run.data.partner, root / "data", run.data.options)
+    other = load_card(partner)
+    for name in ("shape", "levels", "low", "high"):
+        mine, theirs = getattr(card, name), getattr(other, name)
+        if mine != theirs:
+            raise ValueError(f"partner={run.data.partner}: its {name} is {theirs}, that of {card.name} is {mine}")
+    rows = other.split("train").count
+    if run.train.batch_size > rows:
+        raise ValueError(f"batch_size={run.train.batch_size} is larger than the {rows} training rows of {other.name}")
+    return partner
 
 
 def _start(given: str, steps: int) -> Path | None:

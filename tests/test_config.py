@@ -13,7 +13,18 @@ from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
 from indm_core.training import network_tensors
 from pipelines import checkpoint
-from pipelines.config import DataSpec, INDMConfig, NoFlow, RunConfig, from_json, load, read_run, to_json, write_run
+from pipelines.config import (
+    DataSpec,
+    INDMConfig,
+    NoFlow,
+    RunConfig,
+    from_json,
+    load,
+    log_sigma,
+    read_run,
+    to_json,
+    write_run,
+)
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
 
 SPEC = DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10)
@@ -181,3 +192,31 @@ def test_weights_of_another_architecture_are_refused(copy):
     wider = replace(run.model, flow=replace(run.model.flow, width=24))
     write_run(copy / "config.json", replace(run, model=wider), spec)
     refused(copy, "model.safetensors", "another architecture", "flow.", "shape")
+
+
+CIFAR10 = DataSpec(name="cifar10", shape=(3, 32, 32), levels=256, low=-1.0, high=1.0, num_classes=10)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        ("cifar10_vp_nll", 61_804_419),
+        ("cifar10_vp_fid", 61_804_419),
+        ("cifar10_ve_fid", 62_758_787),
+        ("cifar10_vp_nll_deep", 106_632_579),
+        ("cifar10_ve_fid_deep", 107_586_947),
+        ("celeba64_vp_fid", 61_804_419),
+    ],
+)
+def test_the_published_sizes(name, count):
+    """61.80, 62.76, 106.63 and 107.59 million parameters of the score (Kim et al. 2022, Table 4)."""
+    run = RECIPES[name]()
+    with torch.device("meta"):
+        backbone = run.model.backbone.build(CIFAR10, run.model.sde)
+    assert sum(p.numel() for p in backbone.parameters()) == count
+
+
+def test_the_time_of_ncsn_is_the_logarithm_of_its_noise():
+    sde = RECIPES["cifar10_ve_fid"]().model.sde
+    t = torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
+    torch.testing.assert_close(log_sigma(sde, t), sde.sigma(t).log())

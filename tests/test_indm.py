@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from test_score import log_odds
 from torch import Tensor
 
 from indm_core.flow import Flow, Identity
-from indm_core.indm import INDM
+from indm_core.indm import INDM, Bridge, truncation_time
 from indm_core.resflow import ResFlow
 from indm_core.sde import VE, VP, SubVP
 
@@ -216,3 +217,58 @@ def test_settings_out_of_range_are_named():
         make(VP(), pretrain_steps=-1)
     with pytest.raises(ValueError, match="mode='both'"):
         make(VP(), mode="both")
+    with pytest.raises(ValueError, match="soft_truncation=0.5"):
+        make(VP(), soft_truncation=0.5)
+
+
+@pytest.mark.parametrize("k", [1.0, 1.2, 2.0])
+def test_the_truncation_time_is_the_quantile_of_its_density(k):
+    """tau ~ tau^-k on [low, high]: u against the integral of the density up to tau, by quadrature in log tau."""
+    low, high = 1e-5, 0.8
+    nodes = torch.linspace(math.log(low), math.log(high), 200_001, dtype=torch.float64)
+    mass = torch.cumulative_trapezoid(torch.exp((1 - k) * nodes), nodes)
+    for u in (0.0, 1e-3, 0.25, 0.5, 0.9):
+        tau = truncation_time(k, scalar(u), low, high)
+        below = float((mass / mass[-1])[max(0, int(torch.searchsorted(nodes, math.log(tau))) - 2)])
+        assert below == pytest.approx(u, abs=1e-4)
+    assert low < truncation_time(k, scalar(1 - 1e-16), low, high) < high
+
+
+@ISOTROPIC
+@pytest.mark.parametrize("mode", ["nll", "fid"])
+def test_soft_truncation_is_the_loss_of_a_diffusion_that_ends_at_tau(sde, mode):
+    model, x = make(sde, affine(), mode=mode, soft_truncation=1.2), randn(16, D)
+    losses = model(x, generator=rng(3))
+    generator = rng(3)
+    u = torch.rand(16, dtype=torch.float64, generator=generator)[0]
+    tau = truncation_time(1.2, u, sde.t_min, sde.t_max)
+    cut = replace(sde, t_min=tau)
+    plain = INDM(model.flow, model.score_model.backbone, cut, shape=(D,), mode=mode).double()
+    direct = plain(x, generator=generator)
+    torch.testing.assert_close(losses.objective, direct.objective, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(losses.terms["nelbo"], direct.terms["nelbo"], rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+def test_a_bridge_adds_the_flow_s_likelihood_of_the_second_set(sde):
+    """-log pi(h(y)) - log|det dh/dy| with pi's position block, written out with torch.distributions."""
+    flow = affine()
+    plain, x, y = make(sde, flow), randn(8, D), randn(8, D, seed=9)
+    bridge = Bridge(flow, plain.score_model.backbone, sde, shape=(D,)).double()
+    losses, direct = bridge(x, y, rng(1)), plain(x, generator=rng(1))
+    z = y @ flow.A.T + flow.b
+    cov = sde.prior_cov()[..., :1, :1].reshape(-1).expand(D)
+    latent = sde.embed(z)[..., 0]
+    log_p = torch.distributions.Normal(0.0, cov.sqrt()).log_prob(latent).sum(1) + flow.A.det().abs().log()
+    torch.testing.assert_close(losses.terms["partner"], -log_p.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(losses.objective - losses.terms["partner"], direct.objective, rtol=1e-10, atol=1e-10)
+    losses.objective.sum().backward()
+    assert flow.A.grad is not None
+    bridge.begin_phase("pretraining")
+    assert "partner" not in bridge(x, y, rng(1)).terms
+
+
+def test_a_bridge_needs_pairs():
+    bridge = Bridge(affine(), SmallBackbone(D), VP(), shape=(D,)).double()
+    with pytest.raises(ValueError, match="trained on pairs"):
+        bridge(randn(4, D))

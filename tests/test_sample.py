@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import SDES, Coupled, ExactModel, Gaussian, Mixture, ids, randn, rng, scalar
+from problems import SDES, Affine, Coupled, ExactModel, Gaussian, Mixture, ids, randn, rng, scalar
 from scipy.stats import kstest, norm
 from torch import Tensor
 
@@ -16,6 +16,8 @@ from indm_core.noise import rademacher_like, rand, randn_like, seeded
 from indm_core.sample import (
     draw,
     edm_times,
+    forward_path,
+    generative_path,
     log_rho_times,
     power_times,
     sample_em,
@@ -358,3 +360,72 @@ def test_float32_states_stay_float32():
         out = sampler(sde, lambda u, t, y=None: -u, u, power_times(sde, 5, 2.0), rng(1))
         assert out.dtype == torch.float32
     assert Coupled().sample_prior(u.expand(4, 2, 2), rng(0)).dtype == torch.float32
+
+
+def affine_model(sde) -> ExactModel:
+    """Gaussian latents behind an affine flow."""
+    A, b = torch.tensor([[1.5, 0.2], [-0.3, 0.8]]).double(), torch.tensor([0.3, -0.1]).double()
+    return ExactModel(Gaussian(sde=sde, mean=MEAN, cov=COV), flow=Affine(A, b))
+
+
+@EVERY
+@pytest.mark.usefixtures("unchecked")
+def test_a_forward_path_has_the_marginals_of_the_diffusion(sde):
+    """x_t = h^-1(z_t): mean and covariance at every rung, from exact transitions; the noise grows with the path."""
+    model, num = affine_model(sde), 4000
+    z = MEAN + randn(num, 2) @ torch.linalg.cholesky(COV).T
+    ts = torch.tensor([0.0, 0.25, 0.5, 1.0], dtype=torch.float64)
+    path = forward_path(model, model.flow.inverse(z), ts, rng(1))
+    assert path.shape == (4, num, 2)
+    if bool((sde.cov(scalar(0.0)) == 0).all()):
+        torch.testing.assert_close(path[0], model.flow.inverse(z))
+    A_inv, k = torch.linalg.inv(model.flow.A.detach()), sde.prior_cov().shape[-1]
+    for t, x in zip(ts, path, strict=True):
+        mean, cov = model.law.moments(t)
+        mean, cov = A_inv @ (mean[::k] - model.flow.b.detach()), A_inv @ cov[::k, ::k] @ A_inv.T
+        v = cov.diagonal()
+        assert ((x.mean(0) - mean).abs() < 5 * (v / num).sqrt()).all()
+        assert ((x.T.cov() - cov).abs() < 5 * ((v.outer(v) + cov**2) / num).sqrt()).all()
+
+
+@EVERY
+def test_a_generative_path_is_its_sampler_seen_in_data_space(sde):
+    model = affine_model(sde)
+    u, ts = model.sample_start(torch.zeros(3, 2, sde.prior_cov().shape[-1]).double(), rng(0)), power_times(sde, 9, 2.0)
+    path = generative_path(model, SAMPLERS["EM"], u, ts, 4, rng(5))
+    assert path.shape == (4, 3, 2)
+    torch.testing.assert_close(path[0], model.decode(u))
+    torch.testing.assert_close(path[-1], model.decode(SAMPLERS["EM"](sde, model.score, u, ts, rng(5))))
+
+
+@EVERY
+def test_draw_starts_from_data_and_takes_temperatures(sde):
+    """From diffused latents with the same noise; a temperature scales the latent, the other the start."""
+    model, ts = affine_model(sde), uniform_times(sde, 3)
+    like, x = torch.zeros(1).double(), randn(5, 2)
+    seen = []
+
+    def sampler(sde, score, u, ts, generator):
+        seen.append(u)
+        return u
+
+    plain = {"like": like, "num": 5, "denoise": False}
+    first = draw(model, sampler, ts, generator=rng(1), **plain)
+    warm = draw(model, sampler, ts, generator=rng(1), temperature=0.5, **plain)
+    torch.testing.assert_close(model.flow(warm)[0], 0.5 * model.flow(first)[0])
+    draw(model, sampler, ts, generator=rng(1), start_temperature=0.5, **plain)
+    torch.testing.assert_close(seen[-1], 0.5 * seen[0])
+    draw(model, sampler, ts, generator=rng(1), start=x, **plain)
+    u_0 = sde.embed(model.flow(x)[0])
+    torch.testing.assert_close(seen[-1], sde.perturb(u_0, ts[0], randn(*u_0.shape, seed=1)))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_bad_paths_and_temperatures_are_named():
+    model, ts = affine_model(VP()), uniform_times(VP(), 3)
+    with pytest.raises(ValueError, match="temperature=0"):
+        draw(model, SAMPLERS["EM"], ts, torch.zeros(1).double(), 2, temperature=0.0)
+    with pytest.raises(ValueError, match="must increase within"):
+        forward_path(model, randn(2, 2), torch.tensor([0.5, 0.2]).double())
+    with pytest.raises(ValueError, match="rungs=9"):
+        generative_path(model, SAMPLERS["EM"], randn(2, 2, 1), ts, 9)
