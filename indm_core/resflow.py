@@ -1,4 +1,4 @@
-r"""Residual flows: z = x + g(x) with Lip(g) < 1, inverted by a fixed point.
+r"""Residual flows: z = x + g(x) with Lip(g) < 1, inverted by an accelerated fixed point.
 
 With J = dg/dx the log-determinant and its gradient are power series in J,
 
@@ -19,9 +19,11 @@ Lipschitz constraint, coefficient c < 1 for g as a whole (c^{1/layers} per layer
 the spectral norm (power iteration; for a convolution that of the operator on the image) or the infinity norm (the largest
 absolute row sum, closed form: each row is scaled by its own sum). Either makes g a contraction in that norm.
 
+The inverse is a fixed point, accelerated (`anderson`).
+
 References:
-    Behrmann et al. 2019, "Invertible residual networks"; Chen et al. 2019, "Residual flows", Eqs. 6-8; Kim et al. 2022
-    (INDM), appendix F; Lu et al. 2021, "Implicit normalizing flows" (sin activation).
+    Behrmann et al. 2019, "Invertible residual networks", Algorithm 1; Chen et al. 2019, "Residual flows", Eqs. 6-8; Kim et al.
+    2022 (INDM), appendix F; Lu et al. 2021, "Implicit normalizing flows" (sin activation).
 """
 
 from __future__ import annotations
@@ -35,12 +37,12 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from indm_core.errors import ConvergenceError
+from indm_core.anderson import invert_block
 from indm_core.flow import Flow
 from indm_core.noise import Noise, rademacher_like
 from indm_core.shapes import Float
 
-__all__ = ["Constraint", "LipSwish", "LipschitzLayer", "ResFlow", "ResidualBlock", "Roulette", "Sine", "fixed_point"]
+__all__ = ["Constraint", "LipSwish", "LipschitzLayer", "ResFlow", "ResidualBlock", "Roulette", "Sine"]
 
 Constraint = Literal["spectral", "infinity"]
 
@@ -105,51 +107,52 @@ class LipschitzLayer(nn.Module):
         self.bias = nn.Parameter(torch.zeros(num_out))
         left = torch.randn(1, num_out, *shape[1:], generator=torch.Generator().manual_seed(num_out))
         self.register_buffer("left", left / left.norm())
-        self._cached: tuple[tuple[int, int], Tensor] | None = None
+        self._kept: tuple[tuple[int, int, bool], Tensor, Tensor] | None = None
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
-        """The map with a weight from `bounded_weight`, which is computed once for all uses in a step."""
-        return self._map(x, weight, self.bias)
+        """The map in x's dtype with a weight from `bounded_weight`, which is computed once for all uses in a step."""
+        return self._map(x, weight, self.bias.to(x.dtype))
 
     def bounded_weight(self) -> Tensor:
-        """W min(1, c/|W|): one power iteration a call in training; in evaluation a hundred for each new W, then kept."""
-        if self.training:
-            return self._bounded(num_iterations=1)
-        key = (self.weight.data_ptr(), self.weight._version)
-        if self._cached is None or self._cached[0] != key:
-            self._bounded(num_iterations=10_000)
-            self._cached = (key, self._bounded(num_iterations=0).detach())
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return self._bounded(num_iterations=0)  # the same value, with its gradient
-        return self._cached[1]
+        """W min(1, c/|W|), with its gradient.
 
-    def _bounded(self, num_iterations: int) -> Tensor:
+        The power iteration runs once for each new W: a single iteration in training, which the micro-batches of an optimiser
+        step thus share; to convergence in evaluation.
+        """
         if self.constraint == "infinity":
-            norm = self.weight.abs().flatten(1).sum(1)
-            bound = norm.reshape(-1, *[1] * (self.weight.ndim - 1))
+            norm = self.weight.abs().flatten(1).sum(1).reshape(-1, *[1] * (self.weight.ndim - 1))
         else:
-            bound = self._spectral_norm(num_iterations)
-        return self.weight * (self.coefficient / bound.clamp(min=1e-12)).clamp(max=1.0)
+            with torch.autocast(self.weight.device.type, enabled=False):  # bfloat16 would move the norm by 0.4 %
+                left, right = self._singular_vectors()
+                norm = (left * self._map(right, self.weight, None)).sum()  # vectors held: with the norm's gradient
+        return self.weight * (self.coefficient / norm.clamp(min=1e-12)).clamp(max=1.0)
 
-    def _spectral_norm(self, num_iterations: int) -> Tensor:
-        """left^T W right after power iterations; its gradient is that of the norm, left and right being held."""
-        left, right = self.left, self.left
-        with torch.no_grad():
-            if num_iterations == 0:
-                right = _unit(self._transposed(left))
-            last = math.inf
-            for _ in range(num_iterations):
-                right = _unit(self._transposed(left))
-                mapped = self._map(right, self.weight, None)
-                left = _unit(mapped)
-                if num_iterations > 1:  # one iteration, in training, need not wait for the device
-                    norm = float(mapped.norm())
-                    if abs(norm - last) <= 2 * torch.finfo(mapped.dtype).eps * norm:
-                        break
-                    last = norm
-            if left.isfinite().all() and left.abs().sum() > 0:
-                self.left.copy_(left)
-        return (left * self._map(right, self.weight, None)).sum()
+    @torch.no_grad()
+    def _singular_vectors(self) -> tuple[Tensor, Tensor]:
+        """The vectors (left, right) of the largest singular value of the present W, kept until W or the mode changes."""
+        key = (self.weight.data_ptr(), self.weight._version, self.training)
+        if self._kept is None or self._kept[0] != key:
+            left, right = self._half_steps(self.left) if self.training else self._converged(self.left)
+            usable = left.isfinite().all() & (left.abs().sum() > 0)
+            self.left.copy_(torch.where(usable, left, self.left))
+            self._kept = (key, left, right)
+        return self._kept[1], self._kept[2]
+
+    def _half_steps(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """One power iteration; it does not wait for the device."""
+        right = _unit(self._transposed(left))
+        return _unit(self._map(right, self.weight, None)), right
+
+    def _converged(self, left: Tensor) -> tuple[Tensor, Tensor]:
+        """Power iterations until the norm rests."""
+        last = math.inf
+        for _ in range(10_000):
+            mapped = self._map(_unit(self._transposed(left)), self.weight, None)
+            left, norm = _unit(mapped), float(mapped.norm())
+            if abs(norm - last) <= 2 * torch.finfo(mapped.dtype).eps * norm:
+                break
+            last = norm
+        return left, _unit(self._transposed(left))
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if self.is_conv:
@@ -240,9 +243,9 @@ class ResidualBlock(nn.Module):
         )
         self.activations = nn.ModuleList(activation() for _ in kernels)
 
-    def bound(self) -> Callable[[Tensor], Tensor]:
-        """x -> g(x) with the weights bounded once."""
-        weights = [layer.bounded_weight() for layer in self.layers]  # pyright: ignore[reportCallIssue]
+    def bound(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """x -> g(x) for x of a dtype, with the weights bounded once."""
+        weights = [layer.bounded_weight().to(dtype) for layer in self.layers]  # pyright: ignore[reportCallIssue]
 
         def g(x: Tensor) -> Tensor:
             for activation, layer, weight in zip(self.activations, self.layers, weights, strict=True):
@@ -330,7 +333,7 @@ class ResFlow(Flow):
             for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
                 num_extra = next(counts)
                 estimate = _exact_log_det if exact else _series_log_det(roulette, num_extra, generator)
-                z, term = _residual_step(block.bound(), z, estimate)
+                z, term = _residual_step(block.bound(z.dtype), z, estimate)
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):
             z = functional.pixel_shuffle(z, 2)
@@ -338,47 +341,35 @@ class ResFlow(Flow):
 
     @torch.no_grad()
     def inverse(
-        self, z: Float[Tensor, " b *event"], *, tolerance: float = 1e-6, max_iterations: int = 1000
+        self,
+        z: Float[Tensor, " b *event"],
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 1000,
+        double: bool = False,
     ) -> Float[Tensor, " b *event"]:
-        """h^-1(z), block by block by the fixed point x <- z - g(x).
+        """h^-1(z), block by block (`invert_block`), in z's dtype.
 
         Args:
-            tolerance: Bound on the last change of x, relative to max(1, |x|).
-            max_iterations: Iterations per block.
+            tolerance: Bound on the last change of x, relative to max(1, |x|), in each block; the error may be
+                Lip(g) / (1 - Lip(g)) times as large.
+            max_iterations: Evaluations of g per block.
+            double: Whether to compute in float64, for tolerances that z's dtype cannot resolve.
 
         Raises:
             ConvergenceError: a block that did not reach the tolerance.
         """
-        x = self._flatten(z)
+        x = self._flatten(z.double() if double else z)
         for _ in range(len(self.scales) - 1):
             x = functional.pixel_unshuffle(x, 2)
         for index in reversed(range(len(self.scales))):
             for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
-                x = fixed_point(block.bound(), x, tolerance=tolerance, max_iterations=max_iterations)
+                x = invert_block(block.bound(x.dtype), x, tolerance=tolerance, max_iterations=max_iterations)
             x = functional.pixel_shuffle(x, 2) if index else x
-        return x.reshape(z.shape)
+        return x.reshape(z.shape).to(z.dtype)
 
     def _flatten(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.dense else x
-
-
-def fixed_point(g: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, max_iterations: int) -> Tensor:
-    """Solves x + g(x) = z by x <- z - g(x), which converges at the rate Lip(g).
-
-    Raises:
-        ConvergenceError: the largest change of x is still above the tolerance after `max_iterations`.
-    """
-    x, change = z, math.inf
-    for _ in range(max_iterations):
-        x_new = z - g(x)
-        change = float(((x_new - x).abs() / x_new.abs().clamp(min=1)).amax()) if len(x) else 0.0
-        x = x_new
-        if change <= tolerance:
-            return x
-    raise ConvergenceError(
-        f"inverse of a residual block: |dx| = {change:.2e} after {max_iterations} iterations, tolerance={tolerance:g}; "
-        "is the Lipschitz constant below 1 and the latent finite?"
-    )
 
 
 Estimate = Callable[[Tensor, Tensor, bool], Tensor]

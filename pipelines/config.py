@@ -141,7 +141,9 @@ class ResidualFlow(FlowConfig):
         constraint: Norm that is bounded.
         activation: 1-Lipschitz activation.
         roulette: Law of the number of series terms in training.
-        actnorm: A learned scale and shift before the blocks, per channel or per pixel; starts at the identity.
+        actnorm: A learned scale and shift before the blocks, per channel or per pixel.
+        actnorm_init: Start of these: identity (an INDM goes on from the linear diffusion that it was), or the mean and the
+            standard deviation of the first batch.
     """
 
     blocks: tuple[int, ...] = (16, 16)
@@ -153,6 +155,11 @@ class ResidualFlow(FlowConfig):
     activation: Literal["sine", "lipswish"] = "sine"
     roulette: Roulette = field(default_factory=Roulette)
     actnorm: Literal["none", "channel", "pixel"] = "none"
+    actnorm_init: Literal["identity", "data"] = "identity"
+
+    def __post_init__(self) -> None:
+        if self.actnorm == "none" and self.actnorm_init != "identity":
+            raise ValueError(f"actnorm_init={self.actnorm_init!r} needs actnorm='channel' or 'pixel', not 'none'")
 
     def build(self, shape: tuple[int, ...]) -> Flow:
         blocks = ResFlow(
@@ -168,7 +175,8 @@ class ResidualFlow(FlowConfig):
         )
         if self.actnorm == "none":
             return blocks
-        return Composed([ActNorm(shape, per_pixel=self.actnorm == "pixel"), blocks])
+        per_pixel, data_init = self.actnorm == "pixel", self.actnorm_init == "data"
+        return Composed([ActNorm(shape, per_pixel=per_pixel, data_init=data_init), blocks])
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ import math
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import ray
@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 
 from indm_core.errors import ConvergenceError
+from indm_core.indm import Bridge
 from indm_core.likelihood import dequantise, nelbo, nll, quantise
 from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
 from indm_core.model import GenerativeModel
@@ -43,13 +44,27 @@ from pipelines.cluster import connect
 from pipelines.config import DataSpec, RunConfig, load, read_run
 from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
 from pipelines.loop import to_unit
-from pipelines.outputs import output_root
+from pipelines.outputs import find_run, output_root
 from pipelines.pool import Pool, places
 from pipelines.prepare import ensure
 from pipelines.sampling import Sampling, samples
 from pipelines.shards import Card, load_card, permutation, read_all, read_split
 
-__all__ = ["BRIEF", "FULL", "Estimate", "Settings", "digest", "evaluate", "main"]
+__all__ = [
+    "BRIEF",
+    "FULL",
+    "Estimate",
+    "Evaluator",
+    "Samples",
+    "Settings",
+    "digest",
+    "distances",
+    "evaluate",
+    "feature_maker",
+    "main",
+    "reference_rows",
+    "subjects_of",
+]
 
 
 FULL, BRIEF = "evaluation.json", "evaluation-brief.json"
@@ -67,6 +82,7 @@ class Settings:
         rtol, atol: Tolerances of its ODE.
         nelbo_replicates: NELBOs per image.
         nelbo_draws: Draws of (t, eps) in each, an even number.
+        uncorrected: Also the NLL and NELBO without the residual, the data fed at t_min as they are ("before correction").
         samples: Samples per model for the distances; 0 leaves them out.
         sampling: How they are drawn.
         inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
@@ -82,6 +98,7 @@ class Settings:
     atol: float = 1e-5
     nelbo_replicates: int = 8
     nelbo_draws: int = 64
+    uncorrected: bool = False
     samples: int = 5000
     sampling: Sampling = field(default_factory=Sampling)
     inception_weights: str = ""
@@ -95,6 +112,16 @@ class Settings:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.images < 0 or self.samples == 1 or self.samples < 0:
             raise ValueError(f"images={self.images} and samples={self.samples} must not be negative, nor samples 1")
+
+
+KINDS = {
+    "nll": "NLL",
+    "nelbo": "NELBO",
+    "nll_before": "NLL before correction",
+    "nelbo_before": "NELBO without the residual",
+    "partner": "NLL of the second data set under the flow",
+}
+"""What is taken of each test image."""
 
 
 @dataclass(frozen=True)
@@ -129,6 +156,16 @@ class Subject:
         return model.eval()
 
 
+class Samples(NamedTuple):
+    """A batch of samples: features, logits, the samples (levels, or vectors), score evaluations of each, and seconds."""
+
+    features: Tensor
+    logits: Tensor
+    shown: Tensor
+    evaluations: float
+    seconds: float
+
+
 class Evaluator:
     """An actor's work: it builds each model and the feature network once.
 
@@ -148,23 +185,32 @@ class Evaluator:
         self.features: FeatureNetwork | None = None
 
     def likelihood(self, kind: str, model: int, k: Tensor, seed: int, settings: Settings) -> Tensor:
-        """NLL or NELBO of a chunk of levels, bits/dim or nats/dim per image (b,); the draws depend on the seed alone."""
+        """What `KINDS` says of a chunk of levels, bits/dim or nats/dim per image (b,); the draws depend on the seed alone."""
         subject, spec = self._model(model)
         x = dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(seed)).to(self.device)
         generator = torch.Generator(self.device).manual_seed(step_seed(seed, 1, 0))
-        if kind == "nll":
+        residual = not kind.endswith("_before")
+        if kind == "partner":
+            assert isinstance(subject, Bridge)
+            with torch.no_grad():
+                nats = subject.partner_nll(x, generator)
+        elif kind.startswith("nll"):
             s = settings
-            nats = nll(subject, x, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol, generator=generator)
+            exact = {"num_probes": s.num_probes, "rtol": s.rtol, "atol": s.atol}
+            nats = nll(subject, x, residual=residual, generator=generator, **exact)
         else:
-            nats = nelbo(subject, x, num_draws=settings.nelbo_draws, generator=generator)
+            nats = nelbo(subject, x, residual=residual, num_draws=settings.nelbo_draws, generator=generator)
         return to_unit(nats.cpu(), spec)[0]
 
-    def sample(self, model: int, seeds: list[int], sampling: Sampling) -> tuple[Tensor, Tensor, Tensor]:
-        """Features, logits and the samples themselves (levels, or vectors) of the given seeds."""
+    def sample(self, model: int, seeds: list[int], sampling: Sampling) -> Samples:
+        """The samples of the given seeds and their features."""
         subject, spec = self._model(model)
-        x = samples(subject, seeds, sampling, self.device).cpu()
+        began = time.monotonic()
+        drawn = samples(subject, seeds, sampling, self.device)
+        x, seconds = drawn.x.cpu(), time.monotonic() - began
         shown = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
-        return (*self._features(shown), shown.to(torch.int32) if spec.levels else shown)
+        features, logits = self._features(shown)
+        return Samples(features, logits, shown.to(torch.int32) if spec.levels else shown, drawn.evaluations, seconds)
 
     def reference(self, k: Tensor) -> Tensor:
         """Features of data."""
@@ -197,15 +243,15 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
         ValueError: no run, a run that is not trained, or runs on different data.
     """
     began = time.monotonic()
-    subjects = _subjects(runs)
+    subjects = subjects_of(runs)
     first = subjects[0]
     data = ensure(first.run.data.source, root / "data", first.run.data.options)
     card = load_card(data)
-    name, make_features = _feature_maker(card, data, settings, root)
+    name, make_features = feature_maker(card, data, root, settings.inception_weights, settings.samples > 0)
     actors, device = places(settings.actors)
     arguments = ([ray.put(s) for s in subjects], make_features, 1, device)
     with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
-        results = pool.run(_tasks(len(runs), data, card, settings), "evaluating")
+        results = pool.run(_tasks(subjects, data, card, settings, root), "evaluating")
     names = [run.name for run in runs]
     document: dict[str, Any] = {
         "unit": to_unit(torch.zeros(()), first.spec)[1],
@@ -219,8 +265,11 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
     per_image: dict[tuple[str, int], Tensor] = {}
     for i, run_name in enumerate(names):
         figures: dict[str, Any] = {"parameters": sum(t.numel() for t in subjects[i].tensors.values())}
-        for kind, replicates in (("nll", settings.nll_replicates), ("nelbo", settings.nelbo_replicates)):
-            rows = [torch.cat([results[kind, i, r, c] for c in _chunks(card, settings)]) for r in range(replicates)]
+        for kind in sorted({key[0] for key in results if key[0] in KINDS and key[1] == i}):
+            rows = []
+            for r in range(_replicates(kind, settings)):
+                chunks = sorted(key for key in results if key[:3] == (kind, i, r))
+                rows.append(torch.cat([results[key] for key in chunks]))
             per_image[kind, i] = torch.stack(rows).double()
             figures[kind] = asdict(Estimate.of(per_image[kind, i]))
         figures["gap"] = asdict(_gap(per_image["nelbo", i], per_image["nll", i]))
@@ -249,12 +298,16 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _subjects(runs: Sequence[Path]) -> list[Subject]:
-    """The models of runs, which must be on the same data and have names that tell them apart."""
+def subjects_of(runs: Sequence[Path]) -> list[Subject]:
+    """The models of runs, which must be on the same data and have names that tell them apart.
+
+    Raises:
+        ValueError: no trained run, runs on other data, or two of one name.
+    """
     subjects = [Subject(*read_run(run / "config.json"), network_tensors(load(run))) for run in runs]
     first = subjects[0]
     for run, subject in zip(runs, subjects, strict=True):
-        if subject.spec != first.spec or subject.run.data != first.run.data:
+        if subject.spec != first.spec or replace(subject.run.data, partner="") != replace(first.run.data, partner=""):
             names = f"{subject.spec.name} and {first.spec.name}"
             raise ValueError(f"{run} and {runs[0]} were trained on other data ({names}): measure them apart")
     if len({run.name for run in runs}) < len(runs):
@@ -274,7 +327,9 @@ def _differences(names: Sequence[str], per_image: dict[tuple[str, int], Tensor])
     found = {}
     for j in range(1, len(names)):
         pairs = {}
-        for kind in ("nll", "nelbo"):
+        for kind in ("nll", "nelbo", "nll_before", "nelbo_before"):
+            if (kind, 0) not in per_image or (kind, j) not in per_image:
+                continue
             pairs[kind] = asdict(Estimate.of(per_image[kind, 0] - per_image[kind, j]))
         found[f"{names[0]} - {names[j]}"] = pairs
     return found
@@ -285,36 +340,58 @@ def _num_images(card: Card, settings: Settings) -> int:
     return min(settings.images or count, count)
 
 
+def _replicates(kind: str, settings: Settings) -> int:
+    return settings.nll_replicates if kind.startswith("nll") else settings.nelbo_replicates
+
+
 def _chunks(card: Card, settings: Settings) -> range:
     return range(0, _num_images(card, settings), settings.chunk)
 
 
+def _test_rows(data: Path, card: Card, settings: Settings) -> Tensor:
+    return torch.from_numpy(read_all(data, card, "test", _num_images(card, settings))["x"].astype("float32"))
+
+
 def _tasks(
-    num_models: int, data: Path, card: Card, settings: Settings
+    subjects: Sequence[Subject], data: Path, card: Card, settings: Settings, root: Path
 ) -> dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]]:
     """Every task by its key: the method and its arguments. Long ones first; models in turn, so that both show early."""
-    test = torch.from_numpy(read_all(data, card, "test", _num_images(card, settings))["x"].astype("float32"))
+    num_models, test = len(subjects), _test_rows(data, card, settings)
     tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {}
-    for kind, replicates in (("nll", settings.nll_replicates), ("nelbo", settings.nelbo_replicates)):
-        for r in range(replicates):
+    for kind in ("nll", "nelbo", *(("nll_before", "nelbo_before") if settings.uncorrected else ())):
+        for r in range(_replicates(kind, settings)):
             for c in _chunks(card, settings):
                 seed = step_seed(settings.seed, r, c)
                 for i in range(num_models):
                     arguments = (kind, i, test[c : c + settings.chunk].clone(), seed, settings)
                     tasks[kind, i, r, c] = ("likelihood", arguments)
+    for i, subject in enumerate(subjects):
+        if subject.run.data.partner:
+            place = ensure(subject.run.data.partner, root / "data", subject.run.data.options)
+            other = _test_rows(place, load_card(place), settings)
+            for r in range(settings.nelbo_replicates):
+                for c in range(0, len(other), settings.chunk):
+                    arguments = (
+                        "partner",
+                        i,
+                        other[c : c + settings.chunk].clone(),
+                        step_seed(settings.seed, r, c),
+                        settings,
+                    )
+                    tasks["partner", i, r, c] = ("likelihood", arguments)
     step = max(settings.chunk, 250)
     for a in range(0, settings.samples, step):
         seeds = list(range(a, min(a + step, settings.samples)))
         for i in range(num_models):
             tasks["sample", i, a] = ("sample", (i, seeds, settings.sampling))
     if settings.samples:
-        train = _reference(data, card, settings.seed)
+        train = reference_rows(data, card, settings.seed)
         for a in range(0, len(train), 2000):
             tasks["reference", a] = ("reference", (train[a : a + 2000].clone(),))
     return tasks
 
 
-def _reference(data: Path, card: Card, seed: int) -> Tensor:
+def reference_rows(data: Path, card: Card, seed: int) -> Tensor:
     """At most 50,000 training rows, drawn without regard to their order (folders are sorted by class)."""
     count = card.split("train").count
     kept = np.sort(permutation(seed, 0, 0, count)[:50_000])
@@ -322,18 +399,20 @@ def _reference(data: Path, card: Card, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(list(chunks)))
 
 
-def _feature_maker(card: Card, data: Path, settings: Settings, root: Path) -> tuple[str, Callable[[], FeatureNetwork]]:
+def feature_maker(
+    card: Card, data: Path, root: Path, inception_weights: str = "", needed: bool = True
+) -> tuple[str, Callable[[], FeatureNetwork]]:
     """The feature network's name and what builds it in an actor; a classifier is trained here if need be."""
-    if settings.inception_weights:
-        weights = Path(settings.inception_weights).expanduser().resolve()
+    if inception_weights:
+        weights = Path(inception_weights).expanduser().resolve()
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
         return name, partial(inception, weights, levels=card.levels)
-    if card.num_classes < 2 and card.num_dims > 1024 and settings.samples:
+    if card.num_classes < 2 and card.num_dims > 1024 and needed:
         raise ValueError(
             f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
             "give --inception-weights FILE, or --samples 0"
         )
-    if card.kind == "vector" or card.num_classes < 2 or not settings.samples:
+    if card.kind == "vector" or card.num_classes < 2 or not needed:
         return "raw", partial(raw, card.num_dims)
 
     def training_split() -> tuple[Tensor, Tensor]:
@@ -344,13 +423,29 @@ def _feature_maker(card: Card, data: Path, settings: Settings, root: Path) -> tu
     return f"{card.name}-cnn", partial(classifier_features, network, card.name)
 
 
+def _made(results: dict[Any, Any], model: int) -> list[Samples]:
+    """A model's samples in the order of their seeds."""
+    return [results[key] for key in sorted((k for k in results if k[:2] == ("sample", model)), key=lambda k: k[2])]
+
+
 def _distances(results: dict[Any, Any], model: int, settings: Settings) -> dict[str, Any]:
-    """Frechet and kernel distances of a model's samples from the training data, and with Inception its score."""
-    made = [results[key] for key in sorted((k for k in results if k[:2] == ("sample", model)), key=lambda k: k[2])]
-    features = torch.cat([part[0] for part in made])
+    made = _made(results, model)
     real = torch.cat([results[key] for key in sorted(k for k in results if k[0] == "reference")])
+    return distances(
+        torch.cat([part.features for part in made]), torch.cat([part.logits for part in made]), real, settings.seed
+    )
+
+
+def distances(features: Tensor, logits: Tensor, real: Tensor, seed: int) -> dict[str, Any]:
+    """Frechet and kernel distances of samples from the training data, and with Inception its score, with standard errors.
+
+    Args:
+        features, logits: Of the samples, (n, d) and (n, classes).
+        real: Features of the training data (m, d).
+        seed: Of the bootstrap.
+    """
     reference = Moments().update(real)
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator().manual_seed(seed)
     num = 20 if features.shape[1] > 512 else 100
     frechet = frechet_bootstrap(features, reference.mean, reference.cov, num_resamples=num, generator=generator)
     kid = kernel_distance(features, real, generator=generator)
@@ -359,7 +454,6 @@ def _distances(results: dict[Any, Any], model: int, settings: Settings) -> dict[
         "kernel": {"mean": float(kid.mean), "se": float(kid.standard_error), "samples": len(features)},
         "reference_samples": len(real),
     }
-    logits = torch.cat([part[1] for part in made])
     if logits.shape[1] == 1008:  # Inception's classes
         score = inception_score(logits)
         found["inception_score"] = {"mean": float(score.mean), "se": float(score.standard_error)}
@@ -369,9 +463,8 @@ def _distances(results: dict[Any, Any], model: int, settings: Settings) -> dict[
 def _draw(run: Path, spec: DataSpec, results: dict[Any, Any], model: int, settings: Settings) -> None:
     from pipelines.pictures import draw_levels
 
-    made = [results[key][2] for key in sorted((k for k in results if k[:2] == ("sample", model)), key=lambda k: k[2])]
     num = 100 if len(spec.shape) == 3 else 2000
-    draw_levels(torch.cat(made)[:num], spec, run / "samples.png")
+    draw_levels(torch.cat([part.shown for part in _made(results, model)])[:num], spec, run / "samples.png")
 
 
 def table(document: dict[str, Any]) -> str:
@@ -386,6 +479,9 @@ def table(document: dict[str, Any]) -> str:
         distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
         params = f"{figures['parameters'] / 1e6:.2f}M"
         lines.append(f"{name:<24} {params:>8}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
+        for kind in ("nll_before", "nelbo_before", "partner"):
+            if kind in figures:
+                lines.append(f"  {KINDS[kind]}: {_cell(figures[kind])}")
     for pair, kinds in document["differences"].items():
         shown = ", ".join(f"{kind.upper()} {d['mean']:+.4f} +- {d['se_images']:.4f}" for kind, d in kinds.items())
         lines.append(f"{pair}, paired per image on the same draws: {shown}")
@@ -458,8 +554,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
         settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
         root = output_root(launch.out)
-        runs = [_find(word, root) for word in words]
-        _subjects(runs)  # refused before a session is started
+        runs = [find_run(word, root) for word in words]
+        subjects_of(runs)  # refused before a session is started
         connect(1, 1.0)
         document = evaluate(runs, settings, root)
         log(document, runs, root)
@@ -470,11 +566,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
-
-
-def _find(word: str, root: Path) -> Path:
-    """A run by its directory or its name under the output directory."""
-    return Path(word).resolve() if (Path(word) / "config.json").is_file() else root / word
 
 
 if __name__ == "__main__":

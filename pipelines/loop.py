@@ -6,8 +6,9 @@ The loop resumes from the newest checkpoint of the run directory, trains to the 
     config.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
 
 A record of metrics.jsonl (one a line, one every `log_every` steps) has: step, phase, nelbo / denoising / prior / log_det in
-`unit` (bits/dim for dequantised data, nats/dim otherwise), images_per_s, data_wait (share of the time that the step waited for
-rows), eta_s, skipped, and the gradient norm of each network before clipping.
+`unit` (bits/dim for dequantised data, nats/dim otherwise; the bound at t_min, without the residual), for a bridge `partner`
+(the second set's NLL under the flow), images_per_s, data_wait (share of the time that the step waited for rows), eta_s,
+skipped, and the gradient norm of each network before clipping.
 """
 
 from __future__ import annotations
@@ -299,7 +300,7 @@ class _Meter:
         spec, shown = self.job.spec, {}
         for name, value in means.items():
             in_unit, unit = to_unit(value, spec)
-            is_part = name != "nelbo"
+            is_part = name not in ("nelbo", "partner")
             shown[name] = float(in_unit - to_unit(torch.zeros_like(value), spec)[0] if is_part else in_unit)
             shown["unit"] = unit
         return shown

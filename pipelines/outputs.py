@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["RULE", "only_one", "output_root"]
+__all__ = ["RULE", "find_run", "only_one", "output_root"]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
 
@@ -35,6 +35,11 @@ def output_root(out: str | None) -> Path:
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror}); give another --out DIR") from None
     return root
+
+
+def find_run(word: str, root: Path | None = None) -> Path:
+    """A run by its directory or by its name under the output directory."""
+    return Path(word).resolve() if (Path(word) / "config.json").is_file() else (root or output_root(None)) / word
 
 
 @contextmanager

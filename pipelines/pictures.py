@@ -15,7 +15,7 @@ from torch import Tensor
 from indm_core.likelihood import quantise
 from pipelines.config import DataSpec
 
-__all__ = ["draw_levels", "draw_samples", "image_grid", "learning_curve", "pixels"]
+__all__ = ["draw_levels", "draw_samples", "figure_of", "image_grid", "learning_curve", "lines", "pixels"]
 
 
 def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
@@ -27,10 +27,14 @@ def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
     return np.concatenate([grey, np.zeros_like(grey)], axis=-1)[..., :3]
 
 
-def image_grid(shown: np.ndarray, *, least: int = 8) -> Image.Image:
-    """(n, h, w, 3) pixels in a near-square grid, with a thin border, enlarged until a side has about 400 pixels."""
+def image_grid(shown: np.ndarray, *, columns: int = 0) -> Image.Image:
+    """(n, h, w, 3) pixels in a grid, with a thin border, enlarged until a side has about 400 pixels.
+
+    Args:
+        columns: 0 makes it nearly square.
+    """
     n, h, w, _ = shown.shape
-    columns = max(min(least, n), math.isqrt(n))
+    columns = columns or max(min(8, n), math.isqrt(n))
     rows = -(-n // columns)
     canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 64, np.uint8)
     for i, tile in enumerate(shown):
@@ -50,7 +54,7 @@ def draw_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
     if len(spec.shape) == 3:
         image_grid(pixels(shown, spec)).save(file)
         return
-    figure = _figure(4.5, 4.5)
+    figure = figure_of(4.5, 4.5)
     axes = figure.add_subplot()
     points = shown.cpu().numpy()
     axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
@@ -60,7 +64,7 @@ def draw_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
 
 def learning_curve(series: Mapping[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
     """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training."""
-    figure = _figure(7, 4)
+    figure = figure_of(7, 4)
     axes = figure.add_subplot()
     for name, records in series.items():
         (line,) = axes.plot([r["step"] for r in records], [r["nelbo"] for r in records], label=name, linewidth=1.2)
@@ -78,7 +82,27 @@ def learning_curve(series: Mapping[str, Sequence[dict[str, Any]]], unit: str, fi
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
-def _figure(width: float, height: float) -> Any:
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], across: str, up: str, file: Path, *, log: bool = False
+) -> None:
+    """Points (x, y, standard error of y) joined by a line for each name; `log`: logarithmic axes."""
+    figure = figure_of(7, 4)
+    axes = figure.add_subplot()
+    for name, points in series.items():
+        x, y, error = zip(*sorted(points), strict=True)
+        axes.errorbar(x, y, error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=name)
+    if log:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def figure_of(width: float, height: float) -> Any:
+    """A matplotlib figure of a size in inches, without a window."""
     matplotlib.use("Agg")
     from matplotlib.figure import Figure
 

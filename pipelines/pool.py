@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from types import TracebackType
 from typing import Any
 
@@ -92,10 +92,20 @@ class Pool:
             idle.append(actor)
             yield key, result
 
-    def run(self, tasks: Mapping[Key, tuple[str, tuple[Any, ...]]], what: str) -> dict[Key, Any]:
-        """The results of all tasks by key, with a line of progress every few seconds."""
+    def run(
+        self,
+        tasks: Mapping[Key, tuple[str, tuple[Any, ...]]],
+        what: str,
+        keep: Callable[[Key, Any], None] = lambda key, result: None,
+    ) -> dict[Key, Any]:
+        """The results of all tasks by key, with a line of progress every few seconds.
+
+        Args:
+            keep: Called with each result as it is done.
+        """
         results, began, shown = {}, time.monotonic(), -10.0
         for key, result in self.stream(tasks):
+            keep(key, result)
             results[key] = result
             now = time.monotonic() - began
             if now - shown > 5 or len(results) == len(tasks):

@@ -69,6 +69,12 @@ def toy2d_spiral() -> RunConfig:
     return _toy2d("spiral")
 
 
+def toy2d_linear() -> RunConfig:
+    """The linear diffusion that the toy2d recipes generalise, with the same score network; --source toy2d:NAME."""
+    base = _toy2d("spiral")
+    return replace(base, recipe="toy2d_linear", model=INDMConfig(flow=NoFlow(), backbone=Dense(width=128, depth=3)))
+
+
 def toy2d_eight_gaussians() -> RunConfig:
     """INDM on eight Gaussians."""
     return _toy2d("eight_gaussians")
@@ -256,6 +262,7 @@ RECIPES: dict[str, Recipe] = {
         digits_vp_nll,
         digits_linear_nll,
         digits_bridge,
+        toy2d_linear,
         toy2d_spiral,
         toy2d_eight_gaussians,
         toy2d_checkerboard,

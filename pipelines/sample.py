@@ -16,7 +16,7 @@ import time
 import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -24,13 +24,15 @@ from PIL import Image
 from torch import Tensor
 
 from indm_core.errors import ConvergenceError
-from indm_core.likelihood import quantise
+from indm_core.likelihood import dequantise, quantise
 from indm_core.model import GenerativeModel
 from pipelines.cli import describe, override, split_arguments
 from pipelines.config import DataSpec, load, read_run
-from pipelines.outputs import RULE, output_root
+from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_samples, pixels
+from pipelines.prepare import ensure
 from pipelines.sampling import Sampling, samples
+from pipelines.shards import load_card, read_all
 
 __all__ = ["Sample", "main"]
 
@@ -44,6 +46,7 @@ class Sample:
         seed: Of the first sample; sample i has seed + i.
         sampling: The sampler and its options.
         batch: Samples drawn together.
+        start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
         out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
         actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
         traceback: Show where an error came from.
@@ -53,6 +56,7 @@ class Sample:
     seed: int = 0
     sampling: Sampling = field(default_factory=lambda: Sampling(rtol=1e-5, atol=1e-5))
     batch: int = 64
+    start: Literal["prior", "data"] = "prior"
     out: str = ""
     actors: int = 0
     traceback: bool = False
@@ -71,8 +75,8 @@ class Sampler:
         torch.set_num_threads(threads)
         self.model, self.device = load(run).to(device), device
 
-    def draw(self, seeds: list[int], sampling: Sampling) -> Tensor:
-        return samples(self.model, seeds, sampling, self.device).cpu()
+    def draw(self, seeds: list[int], sampling: Sampling, start: Tensor | None) -> Tensor:
+        return samples(self.model, seeds, sampling, self.device, start).x.cpu()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -96,7 +100,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _draw(word: str, wanted: Sample) -> None:
-    run = Path(word).resolve() if (Path(word) / "config.json").is_file() else output_root(None) / word
+    run = find_run(word)
     _, spec = read_run(run / "config.json")
     model = load(run)
     out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
@@ -119,22 +123,38 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
     """(index of the first sample, samples) as they are done."""
     seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
     starts = range(0, wanted.num_samples, wanted.batch)
+    data = _data(run, wanted)
+
+    def of(start: int) -> tuple[list[int], Sampling, Tensor | None]:
+        stop = start + wanted.batch
+        return list(seeds[start:stop]), wanted.sampling, None if data is None else data[start:stop]
+
     if not wanted.actors:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         model = model.to(device)
         for start in starts:
-            yield start, samples(model, seeds[start : start + wanted.batch], wanted.sampling, device).cpu()
+            chosen, sampling, first = of(start)
+            yield start, samples(model, chosen, sampling, device, first).x.cpu()
         return
     from pipelines.cluster import connect
     from pipelines.pool import Pool, places
 
     connect(wanted.actors, 1.0)
     actors, device = places(wanted.actors)
-    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {
-        (start,): ("draw", (list(seeds[start : start + wanted.batch]), wanted.sampling)) for start in starts
-    }
+    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {(start,): ("draw", of(start)) for start in starts}
     with Pool(Sampler, (str(run), 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], x) for key, x in pool.stream(tasks))
+
+
+def _data(run: Path, wanted: Sample) -> Tensor | None:
+    """Test data to start from, dequantised by the seed; sample i has the row i modulo their number."""
+    if wanted.start == "prior":
+        return None
+    config, spec = read_run(run / "config.json")
+    place = ensure(config.data.source, run.parent / "data", config.data.options)
+    k = torch.from_numpy(read_all(place, load_card(place), "test", wanted.num_samples)["x"].astype("float32"))
+    k = k[torch.arange(wanted.num_samples) % len(k)]
+    return dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(wanted.seed))
 
 
 def _write(x: Tensor, spec: DataSpec, out: Path, start: int) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from indm_core.sample import (
 )
 from indm_core.sde import SDE
 
-__all__ = ["Sampling", "samples"]
+__all__ = ["Drawn", "Sampling", "samples"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,26 @@ class Sampling:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
 
-def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, device: str = "cpu") -> Tensor:
-    """One sample per seed, x (n, *shape): a sample depends on its seed alone, not on its neighbours."""
+class Drawn(NamedTuple):
+    """Samples x (n, *shape) and the evaluations of the score that each took on average."""
+
+    x: Tensor
+    evaluations: float
+
+
+def samples(
+    model: GenerativeModel,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    device: str = "cpu",
+    start: Tensor | None = None,
+) -> Drawn:
+    """One sample per seed: a sample depends on its seed alone, not on its neighbours.
+
+    Args:
+        start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
+    """
+    evaluated = 0
     sde = replace(model.sde, t_min=sampling.stop or model.sde.t_min, t_max=model.t_start)  # the interval of the grid
     grids: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: uniform_times(sde, sampling.steps),
@@ -85,9 +103,14 @@ def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, de
     }
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
-        return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
+        def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            nonlocal evaluated
+            evaluated += len(u)
+            return score(u, t, y)
 
-    return draw(
+        return samplers[sampling.sampler](sde, counted, u, ts, generator=generator)
+
+    x = draw(
         model,
         sampler,
         uniform_times(sde, 1) if sampling.sampler == "ode" else grids[sampling.grid](),
@@ -97,4 +120,6 @@ def samples(model: GenerativeModel, seeds: Sequence[int], sampling: Sampling, de
         denoise=sampling.denoise,
         temperature=sampling.temperature,
         start_temperature=sampling.start_temperature,
+        start=start,
     )
+    return Drawn(x, evaluated / len(seeds) + sampling.denoise)

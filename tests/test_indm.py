@@ -217,7 +217,7 @@ def test_settings_out_of_range_are_named():
         make(VP(), pretrain_steps=-1)
     with pytest.raises(ValueError, match="mode='both'"):
         make(VP(), mode="both")
-    with pytest.raises(ValueError, match="soft_truncation=0.5"):
+    with pytest.raises(ValueError, match=r"soft_truncation=0\.5"):
         make(VP(), soft_truncation=0.5)
 
 

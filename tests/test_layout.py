@@ -17,7 +17,10 @@ SHARED = {"shapes", "noise", "errors"}
 """Small leaves that every module may import."""
 
 LEAVES = {
-    "sde": SHARED,
+    "linear_sde": SHARED,
+    "isotropic": SHARED | {"linear_sde"},
+    "cld": SHARED | {"linear_sde"},
+    "bdm": SHARED | {"linear_sde"},
     "flow": SHARED,
     "metrics": SHARED,
     "collage": SHARED,
@@ -29,7 +32,9 @@ LEAVES = {
 }
 LEVELS = [
     SHARED,
-    {"sde", "flow", "metrics", "collage", "ode", "embedding"},
+    {"linear_sde"},
+    {"isotropic", "cld", "bdm"},
+    {"sde", "flow", "metrics", "collage", "ode", "embedding", "anderson"},
     {"blocks", "resflow", "glow", "score", "model", "pis"},
     {"unet", "sample", "exponential", "training", "indm", "dinof", "diffflow"},
     {"nn", "likelihood", "diagnostics"},

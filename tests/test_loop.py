@@ -466,6 +466,41 @@ def test_ray_is_named_where_it_is_missing(tmp_path):
     one_line(done.stderr, "error: ", "ray", "--local")
 
 
+BRIDGE = ["digits_bridge", *TINY, "--partner", "digits"]
+
+
+def test_a_bridge_trains_on_pairs_and_goes_on_after_a_stop(tmp_path):
+    words = later_wins([*BRIDGE, "--pretrain-steps", "2"])
+    train(*words, out=tmp_path / "a")
+    records = read_metrics(tmp_path / "a" / "digits_bridge")
+    assert ["partner" in record for record in records] == [False] * 2 + [True] * 4
+    assert records[-1]["partner"] == pytest.approx(records[-1]["prior"] + np.log2(17 / 2), abs=0.5)  # near the identity
+    train(*later_wins([*words, "--steps", "4"]), out=tmp_path / "b")
+    train(*words, out=tmp_path / "b")
+    mine, theirs = (weights(tmp_path / name / "digits_bridge") for name in "ab")
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_the_two_orders_of_a_bridge_differ(tmp_path):
+    job = replace(tiny_job(tmp_path), partner=tiny_job(tmp_path).data)
+    first, second = next(local_rows(job, 0)), next(local_rows(job.of_partner(), 0))
+    assert (first["row"] != second["row"]).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["digits_bridge"], ["digits_bridge: its model needs a second data set", "--partner"]),
+        (["digits_vp_nll", "--partner", "digits"], ["digits_vp_nll: its model takes one data set"]),
+        (["digits_bridge", "--partner", "toy2d:rings"], ["partner=toy2d:rings", "shape is (2,)", "(1, 8, 8)"]),
+        (["digits_bridge", "--partner", "/nowhere"], ["/nowhere", "no such file"]),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(words, parts, tmp_path, capsys):
+    train(*words, out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", *parts)
+
+
 def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
     (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "nel')
     assert read_metrics(tmp_path) == [{"step": 1}]

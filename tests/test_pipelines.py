@@ -15,7 +15,7 @@ from PIL import Image
 from ray_session import TINY, TINY_2D, kill_when, later_wins, one_line, processes, train
 from safetensors.torch import load_file
 
-from pipelines import checkpoint, evaluate, sample, stream
+from pipelines import checkpoint, compare, evaluate, report, sample, stream
 from pipelines import train as training
 from pipelines.cli import options, override
 from pipelines.config import DataSpec, load, read_run
@@ -249,8 +249,67 @@ def test_samples_are_the_same_for_any_batch_and_number_of_actors(out, tmp_path):
 def test_samples_do_not_depend_on_their_neighbours(sampling, out):
     model = load(out / "digits_vp_nll")
     together = samples(model, range(6), sampling)
-    apart = torch.cat([samples(model, [seed], sampling) for seed in range(6)])
-    torch.testing.assert_close(together, apart, rtol=2e-6, atol=1e-4)  # of the few steps' wild samples
+    apart = [samples(model, [seed], sampling) for seed in range(6)]
+    torch.testing.assert_close(together.x, torch.cat([one.x for one in apart]), rtol=2e-6, atol=1e-4)  # wild samples
+    evaluations = sum(one.evaluations for one in apart) / 6
+    assert together.evaluations == pytest.approx(evaluations) == pytest.approx(41) or sampling.sampler == "ode"
+
+
+def test_samples_from_data_are_near_them(out, tmp_path):
+    """Sampling that starts from the latents of images and stops at once gives them back, noise and all."""
+    words = [str(out / "digits_vp_nll"), "--num-samples", "6", "--start", "data", "--sampler", "em", "--steps", "1"]
+    assert sample.main([*words, "--out", str(tmp_path / "a")]) == 0
+    assert sample.main([*words, "--start-temperature", "0.5", "--out", str(tmp_path / "b")]) == 0
+    assert grey(tmp_path / "a").shape == (6, 8, 8)
+    assert (grey(tmp_path / "a") != grey(tmp_path / "b")).any()
+
+
+def test_compared_samplers_are_kept_and_gone_on_with(out, tmp_path, capsys):
+    runs = [str(out / name) for name in ("digits_vp_nll", "digits_linear_nll")]
+    words = [*runs, "--rows", "em:2 ode:rtol=1e-2,atol=1e-2", "--actors", "2", "--out", str(out)]
+    assert compare.main([*words, "--num-samples", "60"]) == 0
+    assert "pieces are there already" not in capsys.readouterr().out
+    first = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
+    assert [row["row"] for row in first["runs"]["digits_vp_nll"]] == ["em:2", "ode:rtol=1e-2,atol=1e-2"]
+    for rows in first["runs"].values():
+        assert rows[0]["evaluations"] == 3  # two steps and the last denoising
+        assert all(row[kind]["se"] > 0 and row[kind]["samples"] == 60 for row in rows for kind in ("frechet", "kernel"))
+    lost = next((out / "digits_vp_nll" / "compare").glob("em-2-*/000000-000060.safetensors"))
+    lost.write_bytes(lost.read_bytes()[:100])  # as a kill leaves it
+    assert compare.main([*words, "--num-samples", "60"]) == 0
+    assert "3 of 4 pieces are there already" in capsys.readouterr().out
+    again = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
+    for name, rows in again["runs"].items():
+        for a, b in zip(rows, first["runs"][name], strict=True):
+            assert a["frechet"] == pytest.approx(b["frechet"], rel=1e-3)
+    assert (out / "digits_linear_nll" / "compare.png").is_file()
+
+
+def test_a_report_is_one_page_with_everything_in_it(measured, out, tmp_path):
+    runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
+    page = report.report(runs, report.Report(images=4, out=str(tmp_path)))
+    text = page.read_text()
+    assert "src='data:image/png;base64," in text
+    assert all(word not in text for word in ("http://", "https://", "<script", "src='/", "<link"))
+    for run in runs:
+        assert f"Configuration of {run.name}" in text
+        assert f"{measured['runs'][run.name]['nelbo']['mean']:.4f}" in text
+    table = (tmp_path / "report.md").read_text()
+    assert "Kim et al. 2022, Table 4" in table
+    assert "Mean squared norms" in table
+    for picture in ("smoothness.png", "cosine.png", "discretisation.png", "ladder-digits_vp_nll.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 100
+
+
+def test_a_report_escapes_what_files_say(out, tmp_path):
+    run = tmp_path / "<b>run"
+    run.mkdir()
+    text = (out / "digits_vp_nll" / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"name": "digits"', '"name": "<script>alert(1)</script>"'))
+    page = report.report([run], report.Report(images=0, out=str(tmp_path / "out"))).read_text()
+    assert "<script" not in page
+    assert "<b>" not in page
 
 
 def order_job(root: Path, *words: str) -> Job:
@@ -303,7 +362,7 @@ def test_a_fault_of_one_worker_ends_the_others(session, tmp_path, capsys):
     (run / "checkpoints").write_text("a file where the directory would be")
     words = [*MAIN, "--workers", "2", "--threads", "1", "--evaluate", "false", "--out", str(tmp_path)]
     assert training.main(words) == 2
-    one_line(capsys.readouterr().err, "error: ", str(run / "checkpoints"), "give the same command again")
+    one_line(capsys.readouterr().err, "error: training stopped", str(run / "checkpoints"), "the same command goes on")
     (run / "checkpoints").unlink()
     assert training.main(words) == 0
     assert [record["step"] for record in read_metrics(run)] == list(range(1, 41))

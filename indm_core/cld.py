@@ -1,0 +1,182 @@
+r"""Critically-damped Langevin diffusion: every coordinate x has a velocity v, and only the velocity is driven by noise.
+
+    dx = beta m v dt,        dv = -beta x dt - beta Gamma m v dt + sqrt(2 Gamma beta) dw,          m = m_inv,
+
+so F = beta A with A = [[0, m], [-1, -Gamma m]], GG^T = diag(0, 2 Gamma beta), Sigma_0 = diag(0, g), g = vv_gamma / m, and the
+law at infinity is x ~ N(0, 1), v ~ N(0, 1/m). (The sign of F is that of Dockhorn et al.; the thesis misprints it.)
+
+psi(t, s) = exp(F (t - s)) in closed form: with a = Gamma m / 2 and N = A + a I, N^2 = delta I, delta = a^2 - m, so that
+exp(A tau) = e^{-a tau} (cosh(sqrt(delta) tau) I + sinh(sqrt(delta) tau)/sqrt(delta) N); delta = 0 is the critical damping.
+
+Sigma_t = g c(t) c(t)^T + 2 Gamma beta int_0^t c(s) c(s)^T ds with c(s) = psi(s, 0) e_v: a sum of positive terms, because
+Sigma_inf - psi (Sigma_inf - Sigma_0) psi^T loses all digits at small t (Sigma_xx ~ t^2). Gauss-Legendre nodes take the integral
+to rounding.
+
+R = L Q(theta) with L the Cholesky factor of Sigma and Q a rotation. The first row of dR/dt = (F + 1/2 GG^T Sigma^-1) R, where
+GG^T vanishes, gives
+
+    dtheta/dt = -beta m L_22/L_11,       theta(0) = -pi/2,  so that R(0) = diag(0, sqrt(g)),
+
+and L_22/L_11 ~ t^-1/2: theta is a smooth function of sqrt t, which a Chebyshev series represents to rounding. In this form
+R R^T = Sigma at every t.
+
+References:
+    Dockhorn, Vahdat, Kreis 2022, "Score-based generative modeling with critically-damped Langevin diffusion", section 3;
+    Zhang, Tao, Chen 2023, "gDDIM", section 4 (R in the place of L).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indm_core.linear_sde import LinearSDE
+
+__all__ = ["CLD"]
+
+NODES, DEGREE = 40, 160
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class CLD(LinearSDE):
+    """Position and velocity of every coordinate; K = 2, and R is no scalar.
+
+    Args:
+        beta: Speed of time, positive.
+        gamma: Friction, positive; 2/sqrt(m_inv) is critical.
+        m_inv: Inverse mass m, positive.
+        vv_gamma: Velocity's variance at time 0 as a share of its final one, positive: it is hybrid score matching that the
+            velocity is marginalised from the start.
+    """
+
+    beta: float = 4.0
+    gamma: float = 1.0
+    m_inv: float = 4.0
+    vv_gamma: float = 0.04
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("beta", "gamma", "m_inv", "vv_gamma"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    @property
+    def pixelwise(self) -> bool:
+        return True
+
+    @property
+    def start_var(self) -> float:
+        """g, the variance of the velocity at time 0."""
+        return self.vv_gamma / self.m_inv
+
+    def F(self, t: Tensor) -> Tensor:
+        A = torch.tensor([[0.0, self.m_inv], [-1.0, -self.gamma * self.m_inv]]).to(t)
+        return (self.beta * A).expand(*t.shape, 2, 2)
+
+    def GG(self, t: Tensor) -> Tensor:
+        return torch.tensor([[0.0, 0.0], [0.0, 2 * self.gamma * self.beta]]).to(t).expand(*t.shape, 2, 2)
+
+    def psi(self, t: Tensor, s: Tensor) -> Tensor:
+        tau = self.beta * (t - s)
+        a, m = self.gamma * self.m_inv / 2, self.m_inv
+        delta = a**2 - m
+        root = math.sqrt(abs(delta))
+        if root < 1e-9:
+            even, odd = torch.ones_like(tau), tau
+        elif delta > 0:
+            even, odd = torch.cosh(root * tau), torch.sinh(root * tau) / root
+        else:
+            even, odd = torch.cos(root * tau), torch.sin(root * tau) / root
+        first = torch.stack([even + a * odd, m * odd], -1)
+        second = torch.stack([-odd, even - a * odd], -1)
+        return torch.exp(-a * tau)[..., None, None] * torch.stack([first, second], -2)
+
+    def cov(self, t: Tensor) -> Tensor:
+        x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())
+        c = self.psi0(t.unsqueeze(-1) * x)[..., 1]
+        noise = 2 * self.gamma * self.beta * torch.einsum("...n,...ni,...nj->...ij", t.unsqueeze(-1) * w, c, c)
+        start = self.psi0(t)[..., 1]
+        return self.start_var * start.unsqueeze(-1) * start.unsqueeze(-2) + noise
+
+    def R(self, t: Tensor) -> Tensor:
+        cov = self.cov(t)
+        xx, xv, vv = cov[..., 0, 0], cov[..., 0, 1], cov[..., 1, 1]
+        safe = xx.clamp(min=torch.finfo(t.dtype).tiny)  # at t = 0 there is no position noise
+        at_zero = xx <= 0
+        l11 = xx.sqrt()
+        l21 = torch.where(at_zero, vv.sqrt(), xv / safe.sqrt())
+        l22 = torch.where(at_zero, torch.zeros_like(vv), (vv - xv.square() / safe).clamp(min=0).sqrt())
+        theta = self._theta(t)
+        cos, sin = theta.cos(), theta.sin()
+        first = torch.stack([l11 * cos, -l11 * sin], -1)
+        second = torch.stack([l21 * cos + l22 * sin, l22 * cos - l21 * sin], -1)
+        return torch.stack([first, second], -2)
+
+    def _theta(self, t: Tensor) -> Tensor:
+        coefficients = torch.as_tensor(_rotation(self)).to(t)
+        x = (2 * (t / self.t_max).sqrt() - 1).clamp(-1, 1)
+        k = torch.arange(len(coefficients)).to(t)
+        return torch.cos(k * torch.acos(x).unsqueeze(-1)) @ coefficients
+
+    def prior_cov(self) -> Tensor:
+        return torch.diag(torch.tensor([1.0, 1 / self.m_inv], dtype=torch.float64))
+
+    def unseen(self, t: Tensor) -> Tensor:
+        M = self.M(t)
+        trace = M.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
+        return torch.eye(2).to(t) - M / trace
+
+    def embed(self, x: Tensor) -> Tensor:
+        return torch.stack([x, torch.zeros_like(x)], -1)
+
+    def project(self, u: Tensor) -> Tensor:
+        return u[..., 0]
+
+    def to_network(self, u: Tensor) -> Tensor:
+        """Positions, then velocities: (b, 2c, h, w) or (b, 2d)."""
+        return torch.cat(u.unbind(-1), 1)
+
+    def from_network(self, out: Tensor) -> Tensor:
+        return torch.stack(out.chunk(2, 1), -1)
+
+
+@lru_cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(NODES)
+    return (x + 1) / 2, w / 2
+
+
+@lru_cache
+def _rotation(sde: CLD) -> np.ndarray:
+    """Chebyshev coefficients of theta in r = sqrt(t / t_max), from dtheta/dr = -2 r t_max beta m L_22/L_11.
+
+    det Sigma is summed from positive terms as well: with x the cross product of two columns,
+    det Sigma = g D int (c(t) x c(s))^2 ds + D^2/2 int int (c(s) x c(s'))^2 ds ds',  D = 2 Gamma beta.
+    """
+    x, w = _gauss_legendre()
+    r = (np.cos((np.arange(DEGREE) + 0.5) * np.pi / DEGREE) + 1) / 2
+    t = torch.as_tensor(sde.t_max * r**2)
+    c = sde.psi0(t.unsqueeze(-1) * torch.as_tensor(x))[..., 1].numpy()
+    end = sde.psi0(t)[..., 1].numpy()[:, None, :]
+    D, weights = 2 * sde.gamma * sde.beta, t.numpy()[:, None] * w
+    squares = _cross(end, c) ** 2
+    pairs = _cross(c[:, :, None, :], c[:, None, :, :]) ** 2
+    det = sde.start_var * D * (weights * squares).sum(1)
+    det = det + 0.5 * D**2 * np.einsum("tn,tm,tnm->t", weights, weights, pairs)
+    ratio = np.sqrt(det) / sde.cov(t)[..., 0, 0].numpy()
+    slope = np.polynomial.chebyshev.chebfit(2 * r - 1, -2 * r * sde.t_max * sde.beta * sde.m_inv * ratio, DEGREE - 1)
+    theta = np.polynomial.chebyshev.chebint(slope, scl=0.5)
+    theta[0] += -math.pi / 2 - np.polynomial.chebyshev.chebval(-1.0, theta)
+    return theta
+
+
+def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return a[..., 0] * b[..., 1] - a[..., 1] * b[..., 0]

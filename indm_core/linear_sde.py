@@ -1,0 +1,271 @@
+r"""Stochastic differential equations and their closed forms.
+
+The forward diffusion of a state u is
+
+    du = drift(u, t) dt + G_t dw,                 t in [0, t_max],
+
+and a score s(u, t) = grad log p_t(u) gives every process with the same marginals,
+
+    du = [drift - (1 + lam^2)/2 GG^T s] dt + lam G dw    run from t down to s < t:
+
+lam = 1 is the reverse SDE, lam = 0 the probability-flow ODE. `SDE` asks for `drift` and `GG` only, because Euler-Maruyama,
+Runge-Kutta and the likelihood need no more. A `LinearSDE` has drift = F_t u, hence Gaussian transitions
+
+    u_t | x  ~  N(psi(t, 0) embed(x), Sigma_t),        d psi(t, s)/dt = F_t psi(t, s),  psi(s, s) = I,
+                                                       dSigma/dt = F Sigma + Sigma F^T + GG^T,
+    u_t = psi(t, 0) embed(x) + R_t eps,                R R^T = Sigma,  dR/dt = (F + 1/2 GG^T Sigma^-1) R,
+    score = -R^-T eps_hat(u, t)                        where eps_hat = E[eps | u_t].
+
+Every coefficient is one tensor (*e, K, K): K is the block in which coordinates are coupled (1 for VP, sub-VP and VE; position
+and velocity would be 2) and *e broadcasts against the event. The state has shape (b, *event, K). A time is a 0-d tensor or
+(b, 1, ..., 1) with the event's rank; a coefficient has shape broadcast(t, *e) + (K, K) and the dtype of t. Give times in
+float64: the coefficients are cast once, in `apply`.
+
+Two identities serve everywhere. With M = R^-1 GG^T R^-T and D coordinates,
+
+    d/dt log det R = tr F + 1/2 tr M,                                                     (NELBO's constant)
+    d/dt [log det Sigma - 2 log det psi(t, 0)] = tr(GG^T Sigma^-1) = tr M,                (the importance law of t)
+
+so that the integral of tr M over any interval is a difference of closed forms for every linear SDE.
+
+References:
+    Song et al. 2021, "Score-based generative modeling through SDEs".
+    Zhang, Tao, Chen 2023, "gDDIM", Eqs. 13-17 (R and the matrix form).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from indm_core.noise import Noise, randn_like
+from indm_core.shapes import Float
+
+__all__ = [
+    "SDE",
+    "LinearSDE",
+    "apply",
+    "event_sum",
+    "gaussian_log_prob",
+    "inverse",
+    "log_abs_det",
+    "sqrt_psd",
+]
+
+
+def apply(A: Float[Tensor, "*t k k"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, "b *event k"]:
+    """A u, block by block: the only place where coefficients meet a state, and where they are cast to its dtype."""
+    if A.shape[-1] != u.shape[-1]:
+        raise ValueError(f"u: its blocks have size {u.shape[-1]} but the coefficient's have {A.shape[-1]}")
+    A = A.to(u)
+    return A[..., 0] * u if A.shape[-1] == 1 else (A @ u.unsqueeze(-1)).squeeze(-1)
+
+
+def inverse(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
+    """A^-1."""
+    return A.reciprocal() if A.shape[-1] == 1 else torch.linalg.inv(A)
+
+
+def log_abs_det(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t"]:
+    """log |det A| of each block."""
+    return A[..., 0, 0].abs().log() if A.shape[-1] == 1 else torch.linalg.slogdet(A).logabsdet
+
+
+def sqrt_psd(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
+    """The symmetric square root of a positive semi-definite A, which may be singular."""
+    if A.shape[-1] == 1:
+        return A.sqrt()
+    values, vectors = torch.linalg.eigh(A)
+    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+
+
+def event_sum(value: Float[Tensor, "*t"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b"]:
+    """Sum of a per-position value, shape broadcast(t, *e), over the event of u."""
+    return value.expand(u.shape[:-1]).flatten(1).sum(1)
+
+
+def gaussian_log_prob(u: Float[Tensor, "b *event k"], cov: Float[Tensor, "*t k k"]) -> Float[Tensor, " b"]:
+    """log N(u; 0, cov), nats."""
+    quadratic = (u * apply(inverse(cov), u)).flatten(1).sum(1)
+    log_norm = u.shape[-1] * math.log(2 * math.pi) + log_abs_det(cov)
+    return -0.5 * (quadratic + event_sum(log_norm, u).to(u.dtype))
+
+
+class SDE(ABC):
+    """du = drift(u, t) dt + G_t dw on [0, t_max]; samplers and likelihoods stay in [t_min, t_max]."""
+
+    t_min: float
+    t_max: float
+
+    @abstractmethod
+    def drift(self, u: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"]) -> Float[Tensor, "b *event k"]:
+        """The forward drift."""
+
+    @abstractmethod
+    def GG(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
+        """The squared diffusion coefficient G_t G_t^T."""
+
+    def reverse_drift(self, u: Tensor, t: Tensor, score: Tensor, lam: float = 1.0) -> Tensor:
+        """drift - (1 + lam^2)/2 GG^T score: the reverse SDE at lam = 1, the probability-flow ODE at lam = 0."""
+        return self.drift(u, t) - apply(0.5 * (1 + lam**2) * self.GG(t), score)
+
+    def check_time(self, name: str, t: float) -> None:
+        """Refuses a time outside [t_min, t_max], where scores are untrained and coefficients may be singular."""
+        if not self.t_min * (1 - 1e-9) <= t <= self.t_max * (1 + 1e-9):
+            raise ValueError(f"{name}={t:g} lies outside [t_min, t_max] = [{self.t_min:g}, {self.t_max:g}]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearSDE(SDE):
+    """drift = F_t u. Everything below the abstract methods is derived from them, once, for every linear SDE.
+
+    Args:
+        t_min: Smallest time at which scores are trained and evaluated, 0 < t_min < t_max.
+        t_max: Largest time.
+    """
+
+    t_min: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.t_max:
+            raise ValueError(f"t_min={self.t_min} must lie strictly between 0 and t_max={self.t_max}")
+
+    @property
+    @abstractmethod
+    def pixelwise(self) -> bool:
+        """Whether the noise of different positions of the event is independent."""
+
+    @abstractmethod
+    def F(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
+        """Drift matrix."""
+
+    @abstractmethod
+    def psi(self, t: Float[Tensor, "*t"], s: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
+        """Transition to t from s: d psi/dt = F_t psi, psi(s, s) = I."""
+
+    @abstractmethod
+    def cov(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
+        """Sigma_t, the covariance of u_t given x."""
+
+    @abstractmethod
+    def R(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
+        """The noise basis: R R^T = Sigma and dR/dt = (F + 1/2 GG^T Sigma^-1) R."""
+
+    @abstractmethod
+    def prior_cov(self) -> Float[Tensor, "*e k k"]:
+        """Covariance of the law pi at t_max from which sampling starts, float64."""
+
+    @abstractmethod
+    def embed(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, "b *event k"]:
+        """The state's mean at time 0, deterministic; the law of u_0 is N(embed(x), cov(0))."""
+
+    @abstractmethod
+    def project(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *event"]:
+        """project(embed(x)) = x."""
+
+    @abstractmethod
+    def to_network(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *shape"]:
+        """What a backbone sees, (b, c, h, w) or (b, d): an orthogonal map, so that its log-det is 0."""
+
+    @abstractmethod
+    def from_network(self, out: Float[Tensor, " b *shape"]) -> Float[Tensor, "b *event k"]:
+        """The inverse of `to_network`: a backbone's output as eps, like u."""
+
+    def drift(self, u: Tensor, t: Tensor) -> Tensor:
+        """F_t u."""
+        return apply(self.F(t), u)
+
+    def psi0(self, t: Tensor) -> Tensor:
+        """psi(t, 0)."""
+        return self.psi(t, torch.zeros_like(t))
+
+    def M(self, t: Tensor) -> Tensor:
+        """R^-1 GG^T R^-T, symmetric: what the likelihood weights an error of eps with; tr M = tr(GG^T Sigma^-1)."""
+        R_inv = inverse(self.R(t))
+        return R_inv @ self.GG(t) @ R_inv.mT
+
+    def unseen(self, t: Tensor) -> Tensor | None:
+        """The projector onto the directions of eps that M does not weight, (*te, k, k); None where there are none."""
+        return None
+
+    def perturb(self, u_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """psi(t, 0) u_0 + R_t eps."""
+        return apply(self.psi0(t), u_0) + apply(self.R(t), eps)
+
+    def score_from_eps(self, eps: Tensor, t: Tensor) -> Tensor:
+        """-R^-T eps."""
+        return -apply(inverse(self.R(t)).mT, eps)
+
+    def eps_from_score(self, score: Tensor, t: Tensor) -> Tensor:
+        """-R^T score, the inverse of `score_from_eps`."""
+        return -apply(self.R(t).mT, score)
+
+    def denoise(self, u: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """E[u_0 | u_t] = psi(t, 0)^-1 (u + Sigma score) (Tweedie)."""
+        return apply(inverse(self.psi0(t)), u + apply(self.cov(t), score))
+
+    def log_prior(self, u: Tensor) -> Tensor:
+        """log pi(u), nats per sample."""
+        return gaussian_log_prob(u, self.prior_cov().to(u.device))
+
+    def sample_prior(self, u: Tensor, generator: Noise = None) -> Tensor:
+        """A draw from pi, like u."""
+        return apply(sqrt_psd(self.prior_cov().to(u.device)), randn_like(u, generator))
+
+    def log_importance(self, t: Tensor) -> Tensor:
+        """log det Sigma_t - 2 log det psi(t, 0), averaged over *e: a primitive of tr M, shape of t."""
+        value = log_abs_det(self.cov(t)) - 2 * log_abs_det(self.psi0(t))
+        return _mean_over_event(value, t)
+
+    def trace_M(self, t: Tensor) -> Tensor:
+        """tr(GG^T Sigma^-1) averaged over *e: the derivative of `log_importance`, shape of t."""
+        return _mean_over_event(self.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), t)
+
+    def time_at(self, importance: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The times at which `log_importance` (increasing in t) takes the given values: a log-spaced table, then Newton.
+
+        Args:
+            importance: Values between those at t_min and t_max, float64.
+        """
+        steps = torch.linspace(0, 1, 257, dtype=torch.float64, device=importance.device)
+        nodes = self.t_min * (self.t_max / self.t_min) ** steps
+        values = self.log_importance(nodes.reshape(-1, 1, 1, 1)).flatten()
+        right = torch.searchsorted(values, importance).clamp(1, len(nodes) - 1)
+        low, high = nodes[right - 1], nodes[right]
+        share = (importance - values[right - 1]) / (values[right] - values[right - 1])
+        t = low + share.clamp(0, 1) * (high - low)
+        for _ in range(4):
+            s = t.reshape(-1, 1, 1, 1)
+            step = (self.log_importance(s) - importance.reshape(s.shape)) / self.trace_M(s)
+            t = (t - step.flatten()).clamp(low, high)
+        return t
+
+    def residual(self, t: Tensor, eps: Tensor, eps_hat: Tensor) -> Float[Tensor, " b"]:
+        """log q(u_t | x) - log p(x | u_t) at u_t = psi(t, 0) embed(x) + R_t eps, nats: what turns -log p(u_t) into a bound
+        on -log p(x).
+
+        p(x | u_t) is the Gaussian about Tweedie's estimate whose covariance is that of psi^-1 R eps, seen in x (the
+        first coordinate of a block). For K = 1 both densities share their norm and the residual is
+
+            1/2 |eps_hat - eps|^2 - 1/2 |eps|^2 - log det psi(t, 0).
+
+        References: Kim et al. 2022 (INDM), Eq. 3.
+        """
+        k = eps.shape[-1]
+        psi_inv_R = inverse(self.psi0(t)) @ self.R(t)
+        cov_x = (psi_inv_R @ psi_inv_R.mT)[..., :1, :1]
+        error = apply(psi_inv_R, eps_hat - eps)[..., :1]
+        log_q = -0.5 * eps.square().flatten(1).sum(1) - event_sum(
+            log_abs_det(self.R(t)) + 0.5 * k * math.log(2 * math.pi), eps
+        ).to(eps.dtype)
+        return log_q - gaussian_log_prob(error, cov_x)
+
+
+def _mean_over_event(value: Tensor, t: Tensor) -> Tensor:
+    """The mean of a value of shape broadcast(t, *e) over *e, in the shape of t."""
+    return value.reshape(t.shape[0], math.prod(value.shape[1:])).mean(1).reshape(t.shape) if t.ndim else value.mean()
