@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from indm_core.exponential import Method, Warmup, sample_deis, steps_for
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import (
@@ -33,9 +34,16 @@ class Sampling:
     """A sampler and its options.
 
     Args:
-        sampler: ode (adaptive RK45), em (Euler-Maruyama) or pc (predictor-corrector).
-        steps: Steps of em and pc.
-        grid: Spacing of their times: uniform, power (quadratic), log-rho or edm.
+        sampler: ode (adaptive RK45), em (Euler-Maruyama), pc (predictor-corrector) or deis (exponential: DDIM, DEIS,
+            gDDIM).
+        steps: Steps of em, pc and deis.
+        nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
+        grid: Spacing of the times: uniform, power (quadratic), log-rho or edm.
+        order: Degree of deis's polynomial, 0 (DDIM) to 3.
+        method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
+        warmup: Of deis: low-order or exact.
+        corrector: Whether deis corrects its t-AB steps.
+        lam: Stochasticity of em (1: the reverse SDE, 0: the ODE) and of deis at order 0 (gDDIM); -1 takes the sampler's own.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
         corrector_steps: Langevin steps of pc per time.
@@ -45,9 +53,15 @@ class Sampling:
         stop: Time at which sampling ends; 0 takes the diffusion's smallest.
     """
 
-    sampler: Literal["ode", "em", "pc"] = "ode"
+    sampler: Literal["ode", "em", "pc", "deis"] = "ode"
     steps: int = 1000
+    nfe: int = 0
     grid: Literal["uniform", "power", "log-rho", "edm"] = "uniform"
+    order: int = 3
+    method: Method = "t-AB"
+    warmup: Warmup = "low-order"
+    corrector: bool = False
+    lam: float = -1.0
     rtol: float = 1e-4
     atol: float = 1e-4
     snr: float = 0.16
@@ -64,9 +78,23 @@ class Sampling:
             raise ValueError(
                 f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
             )
+        if self.nfe < 0 or (self.nfe and self.sampler != "deis"):
+            raise ValueError(f"nfe={self.nfe} counts the evaluations of sampler=deis; {self.sampler} takes steps")
+        if self.lam >= 0 and self.sampler not in ("em", "deis"):
+            raise ValueError(f"lam={self.lam}: sampler={self.sampler} has no stochasticity to set; em and deis have")
+        if not 0 <= self.order <= 3:
+            raise ValueError(f"order={self.order} must be 0, 1, 2 or 3")
         for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+
+    def counted(self) -> dict[str, Any]:
+        """The options of deis that decide how many evaluations a step takes."""
+        return {"order": self.order, "method": self.method, "warmup": self.warmup, "corrector": self.corrector}
+
+    def of_deis(self) -> dict[str, Any]:
+        """The options of `sample_deis`."""
+        return self.counted() | {"lam": max(0.0, self.lam)}
 
 
 class Drawn(NamedTuple):
@@ -89,17 +117,21 @@ def samples(
         start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
     """
     evaluated = 0
+    steps, deis = sampling.steps, sampling.of_deis()
+    if sampling.nfe:
+        steps = steps_for(sampling.nfe - sampling.denoise, **sampling.counted())
     sde = replace(model.sde, t_min=sampling.stop or model.sde.t_min, t_max=model.t_start)  # the interval of the grid
     grids: dict[str, Callable[[], Tensor]] = {
-        "uniform": lambda: uniform_times(sde, sampling.steps),
-        "power": lambda: power_times(sde, sampling.steps, 2.0),
-        "log-rho": lambda: log_rho_times(sde, sampling.steps),
-        "edm": lambda: edm_times(sde, sampling.steps),
+        "uniform": lambda: uniform_times(sde, steps),
+        "power": lambda: power_times(sde, steps, 2.0),
+        "log-rho": lambda: log_rho_times(sde, steps),
+        "edm": lambda: edm_times(sde, steps),
     }
     samplers: dict[str, Callable[..., Tensor]] = {
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
-        "em": sample_em,
+        "em": partial(sample_em, lam=1.0 if sampling.lam < 0 else sampling.lam),
         "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
+        "deis": partial(sample_deis, **deis),
     }
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:

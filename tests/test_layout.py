@@ -36,8 +36,8 @@ LEVELS = [
     {"isotropic", "cld", "bdm"},
     {"sde", "flow", "metrics", "collage", "ode", "embedding", "anderson"},
     {"blocks", "resflow", "glow", "score", "model", "pis"},
-    {"unet", "sample", "exponential", "training", "indm", "dinof", "diffflow"},
-    {"nn", "likelihood", "diagnostics"},
+    {"unet", "sample", "training", "indm", "dinof", "diffflow"},
+    {"nn", "likelihood", "diagnostics", "exponential"},
 ]
 """A module imports modules of lower levels, or `SHARED`."""
 

@@ -1,0 +1,367 @@
+r"""Exponential integrators: one family of fast samplers for every linear SDE.
+
+With score = -B_t^-T eps in a basis B B^T = Sigma, the probability-flow ODE has the exact solution
+
+    u_s = psi(s, t) u_t + int_t^s 1/2 psi(s, tau) GG^T_tau B_tau^-T eps(u_tau, tau) dtau,
+
+in which only eps is approximated. In the basis R the integral of a constant eps is R_s - psi(s, t) R_t, because
+d/dtau [psi(s, tau) R_tau] is the integrand: a step is then exact for data in one point (gDDIM), for every linear SDE.
+
+    t-AB r      eps is the polynomial of degree r in t through its last r + 1 values (DEIS; r = 0: DDIM, gDDIM)
+    rho-AB r    the same in rho = R/psi(t, 0), the variable in which the ODE of y = u/psi(t, 0) is dy/drho = eps
+    rho-RK r    a Runge-Kutta method of order r + 1 in rho: Euler, Heun, Kutta's third-order and the classical method
+    iPNDM r     DDIM steps of fixed Adams-Bashforth combinations of the last r + 1 values
+
+Degree r gives order r + 1. rho is a scalar for VP, sub-VP and VE only. A corrector repeats a t-AB step with the polynomial
+through the predicted value as well (Adams-Moulton).
+
+Stochastic gDDIM, lam in [0, 1], r = 0: with F_hat = F + (1 + lam^2)/2 GG^T Sigma^-1 and its transition Psi_hat,
+
+    u_s ~ N(psi(s, t) (u_t - R_t eps) + Psi_hat(s, t) R_t eps, P),    P = Sigma_s - Psi_hat Sigma_t Psi_hat^T.
+
+In the basis R this is simple: Psi_hat(s, t) = R_s W R_t^-1 with dW/ds = lam^2/2 M_s W, W(t, t) = I;
+P = R_s (I - W W^T) R_s^T. For K = 1, W = exp(lam^2/2 int_t^s M) = (Sigma_s psi(t, 0)^2 / (Sigma_t psi(s, 0)^2))^{lam^2/2}.
+
+References:
+    Zhang, Chen 2023, "Fast sampling of diffusion models with exponential integrator" (DEIS), Eqs. 14-17; Zhang, Tao, Chen 2023,
+    "gDDIM", Eqs. 18-22 and Proposition 6; Liu et al. 2022 (iPNDM's coefficients).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indm_core.noise import Noise, randn_like
+from indm_core.ode import State, rk45
+from indm_core.sample import Score, check_times
+from indm_core.sde import IsotropicSDE, LinearSDE, apply, inverse, sqrt_psd
+
+__all__ = ["Basis", "Method", "Warmup", "evaluations", "noise_factor", "sample_deis", "steps_for"]
+
+Method = Literal["t-AB", "rho-AB", "rho-RK", "iPNDM"]
+Warmup = Literal["low-order", "exact"]
+Basis = Literal["R", "L"]
+NODES = 40
+
+_PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+_STAGES = (
+    ((), (1.0,)),
+    (((1.0,),), (1 / 2, 1 / 2)),
+    (((1 / 2,), (-1.0, 2.0)), (1 / 6, 2 / 3, 1 / 6)),
+    (((1 / 2,), (0.0, 1 / 2), (0.0, 0.0, 1.0)), (1 / 6, 1 / 3, 1 / 3, 1 / 6)),
+)
+"""Runge-Kutta: what each stage after the first adds up of those before it, and the weights; a stage's time is the sum."""
+
+
+@torch.no_grad()
+def sample_deis(
+    sde: LinearSDE,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    *,
+    generator: Noise = None,
+    order: int = 3,
+    method: Method = "t-AB",
+    lam: float = 0.0,
+    warmup: Warmup = "low-order",
+    denoise: bool = False,
+    corrector: bool = False,
+    basis: Basis = "R",
+) -> Tensor:
+    """From ts[0] down to ts[-1] by an exponential integrator.
+
+    Args:
+        sde: Any linear SDE; rho-AB and rho-RK need a scalar one.
+        u: State at ts[0], (b, *event, K).
+        ts: Decreasing times in [t_min, t_max], float64.
+        generator: Of the noise, where lam > 0.
+        order: Degree r of the polynomial, 0 to 3.
+        lam: Stochasticity in [0, 1]; above 0 needs order 0.
+        warmup: The first r steps: of lower order, as published, or by a Runge-Kutta method of order 4 in sqrt t that keeps the
+            order, at 3 more evaluations each.
+        denoise: Whether E[u_0 | u] replaces the last state, at one more evaluation.
+        corrector: Whether each t-AB step is corrected, at one more evaluation.
+        basis: R, or the Cholesky factor L, to show why not.
+
+    Returns:
+        The state at ts[-1] (or the mean at time 0); `evaluations` counts the evaluations of the score.
+
+    Raises:
+        ValueError: an option out of range, or one that the SDE does not allow.
+    """
+    check_times(sde, ts)
+    _check_options(sde, order, method, lam, warmup, corrector, basis)
+    if u.shape[-1] != sde.prior_cov().shape[-1]:
+        raise ValueError(
+            f"u: its blocks have size {u.shape[-1]}, those of {type(sde).__name__} {sde.prior_cov().shape[-1]}"
+        )
+    ts = ts.to(device=u.device, dtype=torch.float64)
+
+    def eps(u: Tensor, t: Tensor) -> Tensor:
+        return -apply(_basis(sde, t, basis).mT, score(u, t))
+
+    if lam > 0:
+        u = _stochastic(sde, eps, u, ts, lam, generator)
+    elif method == "rho-RK":
+        u = _runge_kutta(sde, eps, u, ts, order)
+    else:
+        u = _multistep(sde, eps, u, ts, order, method, warmup, corrector, basis)
+    return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u
+
+
+def _check_options(
+    sde: LinearSDE, order: int, method: str, lam: float, warmup: str, corrector: bool, basis: str
+) -> None:
+    choices = {"method": ("t-AB", "rho-AB", "rho-RK", "iPNDM"), "warmup": ("low-order", "exact"), "basis": ("R", "L")}
+    for name, value in (("method", method), ("warmup", warmup), ("basis", basis)):
+        if value not in choices[name]:
+            raise ValueError(f"{name}={value!r} is none of {', '.join(choices[name])}")
+    if order not in (0, 1, 2, 3):
+        raise ValueError(f"order={order} must be 0, 1, 2 or 3")
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam={lam} must lie in [0, 1]")
+    if lam > 0 and (order or method != "t-AB"):
+        raise ValueError(f"lam={lam} above 0 needs order=0 and method='t-AB', got order={order}, method={method!r}")
+    if method in ("rho-AB", "rho-RK") and not isinstance(sde, IsotropicSDE):
+        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
+    if corrector and method != "t-AB":
+        raise ValueError(f"corrector=True needs method='t-AB', got {method!r}")
+    if basis == "L" and (method != "t-AB" or lam > 0):
+        raise ValueError(f"basis='L' needs method='t-AB' and lam=0, got method={method!r}, lam={lam}")
+
+
+def evaluations(
+    num_steps: int,
+    *,
+    order: int = 3,
+    method: Method = "t-AB",
+    warmup: Warmup = "low-order",
+    corrector: bool = False,
+    denoise: bool = False,
+) -> int:
+    """Evaluations of the score that `sample_deis` takes on a grid of `num_steps` steps."""
+    if method == "rho-RK":
+        return num_steps * (order + 1) + denoise
+    exact = min(order, num_steps) if warmup == "exact" else 0
+    if not corrector:
+        return num_steps + 3 * exact + denoise
+    return 2 * num_steps - 1 + 2 * exact + (exact == num_steps) + denoise  # the last step is not corrected
+
+
+def steps_for(nfe: int, **options: object) -> int:
+    """The largest number of steps that takes at most `nfe` evaluations.
+
+    Raises:
+        ValueError: not even one step is to be had.
+    """
+    steps = max((n for n in range(1, nfe + 1) if evaluations(n, **options) <= nfe), default=0)  # pyright: ignore
+    if not steps:
+        raise ValueError(f"nfe={nfe}: one step takes {evaluations(1, **options)} evaluations; give more")  # pyright: ignore
+    return steps
+
+
+def _basis(sde: LinearSDE, t: Tensor, basis: str) -> Tensor:
+    if basis == "R":
+        return sde.R(t)
+    cov = sde.cov(t)
+    return cov.sqrt() if cov.shape[-1] == 1 else torch.linalg.cholesky(cov)
+
+
+Eps = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class _Step:
+    """u_s = transfer u_t + sum_j weights[j] eps_{i-j}; a corrector's weights begin with that of the predicted eps."""
+
+    transfer: Tensor
+    weights: Sequence[Tensor]
+    correction: Sequence[Tensor] = ()
+
+
+def _multistep(
+    sde: LinearSDE,
+    eps: Eps,
+    u: Tensor,
+    ts: Tensor,
+    order: int,
+    method: str,
+    warmup: str,
+    corrector: bool,
+    basis: str,
+) -> Tensor:
+    steps, past = _plan(sde, ts, order, method, corrector, basis), []
+    for i, step in enumerate(steps):
+        if not (corrector and past and i):
+            past = [eps(u, ts[i]), *past[:order]]
+        if warmup == "exact" and i < order:
+            u = _exact_step(sde, eps, u, ts[i], ts[i + 1], past[0], basis)
+            if corrector and i + 1 < len(steps):
+                past = [eps(u, ts[i + 1]), *past[:order]]
+            continue
+        moved = apply(step.transfer, u)
+        predicted = moved + sum(apply(w, e) for w, e in zip(step.weights, past, strict=False))
+        if corrector and i + 1 < len(steps):
+            first = eps(predicted, ts[i + 1])
+            u = moved + sum(apply(w, e) for w, e in zip(step.correction, [first, *past], strict=False))
+            past = [eps(u, ts[i + 1]), *past[:order]]
+        else:
+            u = predicted
+    return u
+
+
+def _plan(sde: LinearSDE, ts: Tensor, order: int, method: str, corrector: bool, basis: str) -> list[_Step]:
+    """Transfers and weights of every step, computed together in float64."""
+    t, s = ts[:-1], ts[1:]
+    psi = sde.psi(_column(s), _column(t))
+    whole = sde.R(_column(s)) - psi @ sde.R(_column(t))
+    if method == "iPNDM":
+        return [_Step(psi[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
+    nodes = _Nodes.between(sde, t, s, basis)
+    grid = ts if method == "t-AB" else _rho(sde, ts)
+    inner = nodes.tau if method == "t-AB" else _rho(sde, nodes.tau)
+    steps = []
+    for i in range(len(t)):
+        points = [grid[i - j] for j in range(min(i, order) + 1)]
+        weights = nodes.weights(i, _lagrange(points, inner[i]), whole[i] if basis == "R" else None)
+        correction: Sequence[Tensor] = ()
+        if corrector:
+            known = [grid[i + 1], *points[: max(1, order)]]
+            correction = nodes.weights(i, _lagrange(known, inner[i]), whole[i] if basis == "R" else None)
+        steps.append(_Step(psi[i], weights, correction))
+    return steps
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Gauss-Legendre nodes tau (N, n) of every step in sqrt tau, and the integrand times their weights, (N, n, *e, K, K)."""
+
+    tau: Tensor
+    integrand: Tensor
+
+    @staticmethod
+    def between(sde: LinearSDE, t: Tensor, s: Tensor, basis: str) -> _Nodes:
+        x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())
+        a, b = t.sqrt().unsqueeze(1), s.sqrt().unsqueeze(1)
+        r = a + (b - a) * x
+        flat, end = _column(r.square().flatten()), _column(s.repeat_interleave(len(x)))
+        inner = 0.5 * sde.psi(end, flat) @ sde.GG(flat) @ inverse(_basis(sde, flat, basis)).mT
+        weight = (2 * r * (b - a) * w).flatten().reshape(-1, *[1] * (inner.ndim - 1))
+        return _Nodes(r.square(), (weight * inner).reshape(len(t), len(x), *inner.shape[1:]))
+
+    def weights(self, i: int, lagrange: Tensor, whole: Tensor | None) -> list[Tensor]:
+        """The integral of each polynomial (j, n) over step i; together they are `whole`, where that is known."""
+        found = list(torch.einsum("jn,n...->j...", lagrange, self.integrand[i]))
+        if whole is not None:
+            found[0] = whole - sum(found[1:], torch.zeros_like(whole))
+        return found
+
+
+def _lagrange(points: Sequence[Tensor], x: Tensor) -> Tensor:
+    """The Lagrange polynomials of the points at x: (j, n)."""
+    rows = []
+    for j, p in enumerate(points):
+        factors = [(x - q) / (p - q) for k, q in enumerate(points) if k != j]
+        rows.append(torch.stack(factors).prod(0) if factors else torch.ones_like(x))
+    return torch.stack(rows)
+
+
+def _exact_step(sde: LinearSDE, eps: Eps, u: Tensor, t: Tensor, s: Tensor, first: Tensor, basis: str) -> Tensor:
+    """The classical Runge-Kutta step in r = sqrt tau of y = psi(t, tau) u_tau."""
+    a, b = t.sqrt(), s.sqrt()
+
+    def slope(r: Tensor, e: Tensor) -> Tensor:
+        tau = r.square()
+        return apply(r * sde.psi(t, tau) @ sde.GG(tau) @ inverse(_basis(sde, tau, basis)).mT, e)
+
+    def at(r: Tensor, y: Tensor) -> Tensor:
+        return slope(r, eps(apply(sde.psi(r.square(), t), y), r.square()))
+
+    h, middle = (b - a), (a + b) / 2
+    k_1 = slope(a, first)
+    k_2 = at(middle, u + (0.5 * h).to(u.dtype) * k_1)
+    k_3 = at(middle, u + (0.5 * h).to(u.dtype) * k_2)
+    k_4 = at(b, u + h.to(u.dtype) * k_3)
+    return apply(sde.psi(s, t), u + (h / 6).to(u.dtype) * (k_1 + 2 * k_2 + 2 * k_3 + k_4))
+
+
+def _rho(sde: LinearSDE, t: Tensor) -> Tensor:
+    """R/psi(t, 0) of a scalar SDE, in the shape of t."""
+    return (sde.R(t) / sde.psi0(t))[..., 0, 0]
+
+
+def _runge_kutta(sde: LinearSDE, eps: Eps, u: Tensor, ts: Tensor, order: int) -> Tensor:
+    """dy/drho = eps, y = u/psi(t, 0)."""
+    stages, weights = _STAGES[order]
+    rho = _rho(sde, ts)
+    for i in range(len(ts) - 1):
+        y, h = apply(inverse(sde.psi0(ts[i])), u), rho[i + 1] - rho[i]
+        slopes = [eps(u, ts[i])]
+        for row in stages:
+            share = sum(row)
+            t = ts[i + 1] if share == 1 else sde.time_at(2 * torch.log(rho[i] + share * h).reshape(1))[0]
+            inner = y + sum((a * h).to(u.dtype) * k for a, k in zip(row, slopes, strict=True))
+            slopes.append(eps(apply(sde.psi0(t), inner), t))
+        y = y + sum((w * h).to(u.dtype) * k for w, k in zip(weights, slopes, strict=True))
+        u = apply(sde.psi0(ts[i + 1]), y)
+    return u
+
+
+def _stochastic(sde: LinearSDE, eps: Eps, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
+    t, s = ts[:-1], ts[1:]
+    psi, R_t, R_s = sde.psi(_column(s), _column(t)), sde.R(_column(t)), sde.R(_column(s))
+    W = noise_factor(sde, t, s, lam)
+    inner = torch.eye(R_s.shape[-1]).to(R_s) - W @ W.mT
+    mean, spread = R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
+    for i in range(len(t)):
+        u = apply(psi[i], u) + apply(mean[i], eps(u, t[i])) + apply(spread[i], randn_like(u, generator))
+    return u
+
+
+def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
+    """W of stochastic gDDIM for steps to s from t (N,): Psi_hat(s, t) = R_s W R_t^-1 and P = R_s (I - W W^T) R_s^T.
+
+    In closed form for K = 1 and for lam = 0 and 1 (where Psi_hat = Sigma_s psi(t, s)^T Sigma_t^-1); else by RK45 in log time.
+
+    Returns:
+        (N, *e, K, K), float64; no singular value is above 1.
+    """
+    at_t, at_s, k = _column(t), _column(s), sde.prior_cov().shape[-1]
+    if k == 1:
+        early, late = (sde.cov(tau) / sde.psi0(tau).square() for tau in (at_s, at_t))
+        return (early / late) ** (lam**2 / 2)
+    eye = torch.eye(k).to(t).expand(len(t), 1, 1, k, k)
+    if lam == 0:
+        return eye
+    if lam == 1:
+        return (inverse(sde.R(at_t)) @ sde.psi(at_t, at_s) @ sde.R(at_s)).mT
+    span = (s / t).log()
+
+    def field(x: Tensor, W: State, rows: Tensor) -> State:
+        tau = t[rows] * torch.exp(x * span[rows])
+        rate = (0.5 * lam**2 * span[rows] * tau).reshape(-1, 1, 1, 1, 1)
+        return (rate * sde.M(_column(tau)) @ W[0],)
+
+    (W,), _ = rk45(field, (eye.clone(),), 0.0, 1.0, rtol=1e-10, atol=1e-12)
+    left, values, right = torch.linalg.svd(W)
+    return left @ torch.diag_embed(values.clamp(max=1)) @ right
+
+
+def _column(t: Tensor) -> Tensor:
+    """Times (n,) as (n, 1, 1), so that coefficients are (n, *e, K, K) for an *e of at most two axes."""
+    return t.reshape(-1, 1, 1)
+
+
+@lru_cache
+def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(NODES)
+    return (x + 1) / 2, w / 2

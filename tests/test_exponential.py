@@ -1,0 +1,287 @@
+"""Exponential integrators: convergence orders, exactness on one point, identities of DDIM and gDDIM, refusals."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from problems import ids, randn, rng, scalar
+from torch import Tensor
+
+from indm_core.exponential import evaluations, noise_factor, sample_deis, steps_for
+from indm_core.noise import seeded
+from indm_core.sample import power_times, sample_ode, uniform_times
+from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
+
+FIVE = [VP(), SubVP(), VE(), CLD(), BDM(height=2, width=3)]
+EVERY = pytest.mark.parametrize("sde", FIVE, ids=ids)
+SCALAR = pytest.mark.parametrize("sde", FIVE[:3], ids=ids)
+METHODS = [("t-AB", False), ("t-AB", True), ("rho-AB", False), ("rho-RK", False), ("iPNDM", False)]
+
+
+def event(sde: LinearSDE) -> tuple[int, ...]:
+    return (1, 2, 3) if isinstance(sde, BDM) else (1,)
+
+
+class Modes:
+    """Coordinates (of the SDE's basis) drawn independently from three modes of standard deviation `std`; score by hand."""
+
+    def __init__(self, sde: LinearSDE, std: float = 0.3, means: tuple[float, ...] = (-1.2, 0.1, 1.3)) -> None:
+        self.sde, self.std, self.calls = sde, std, 0
+        self.means = torch.tensor(means, dtype=torch.float64)
+
+    def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        column = self.sde.psi0(t)[..., :1]
+        precision = inverse(self.sde.cov(t) + self.std**2 * column @ column.mT)
+        pulls = [apply(precision, m * column[..., 0] - u) for m in self.means]
+        logits = torch.stack(
+            [-0.5 * ((m * column[..., 0] - u) * p).sum(-1) for m, p in zip(self.means, pulls, strict=True)]
+        )
+        return (logits.softmax(0).unsqueeze(-1) * torch.stack(pulls)).sum(0)
+
+
+def starts(sde: LinearSDE, num: int = 16) -> Tensor:
+    return sde.sample_prior(torch.zeros(num, *event(sde), sde.prior_cov().shape[-1], dtype=torch.float64), rng(3))
+
+
+def errors(sde: LinearSDE, counts: tuple[int, int], **options) -> tuple[float, float]:
+    """Mean error over the starts against RK45 at 1e-12, for two numbers of steps of the quadratic grid."""
+    law, u = Modes(sde), starts(sde)
+    exact = sample_ode(sde, law.score, u, uniform_times(sde, 1), rtol=1e-12, atol=1e-13)
+    found = []
+    for num_steps in counts:
+        u_s = sample_deis(sde, law.score, u, power_times(sde, num_steps, 2.0), **options)
+        found.append(float((u_s - exact).flatten(1).norm(dim=1).mean()))
+    return found[0], found[1]
+
+
+def slope(sde: LinearSDE, counts: tuple[int, int], **options) -> float:
+    coarse, fine = errors(sde, counts, **options)
+    return math.log2(coarse / fine)
+
+
+@pytest.mark.parametrize(("order", "least"), [(0, 0.95), (1, 1.9), (2, 2.85), (3, 3.5)])
+def test_t_ab_on_vp_has_its_order(order, least):
+    assert slope(VP(t_min=1e-3), (160, 320), order=order, warmup="exact") >= least
+
+
+@pytest.mark.parametrize(("order", "least"), [(1, 1.95), (2, 2.85), (3, 3.9)])
+def test_rho_rk_on_vp_has_its_order(order, least):
+    assert slope(VP(t_min=1e-3), (160, 320), order=order, method="rho-RK") >= least
+
+
+@pytest.mark.parametrize("sde", [replace(sde, t_min=1e-3) for sde in FIVE[1:]], ids=ids)
+@pytest.mark.parametrize(("order", "least"), [(0, 0.95), (1, 1.9)])
+def test_t_ab_has_its_order_on_every_sde(sde, order, least):
+    assert slope(sde, (320, 640), order=order, warmup="exact") >= least
+
+
+@SCALAR
+@pytest.mark.parametrize(("order", "least"), [(0, 0.95), (1, 1.9)])
+def test_rho_ab_has_its_order(sde, order, least):
+    assert slope(replace(sde, t_min=1e-3), (160, 320), order=order, method="rho-AB") >= least
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_a_corrector_is_more_exact_at_the_same_steps(order):
+    sde = VP(t_min=1e-3)
+    plain, _ = errors(sde, (160, 20), order=order, warmup="exact")
+    corrected, _ = errors(sde, (160, 20), order=order, warmup="exact", corrector=True)
+    assert corrected < 0.7 * plain
+
+
+@pytest.mark.parametrize("sde", [VP(), CLD(), BDM(height=2, width=3)], ids=ids)
+def test_ipndm_converges(sde):
+    coarse, fine = errors(replace(sde, t_min=1e-3), (40, 160), order=3, method="iPNDM")
+    assert fine < coarse / 4
+
+
+@EVERY
+@pytest.mark.parametrize("method", ["t-AB", "iPNDM"])
+@pytest.mark.parametrize("order", [0, 3])
+def test_one_step_is_exact_on_one_point(sde, method, order):
+    """eps is constant along the ODE of data in one point: from t = 0.9 to 0.2 in one step, to 1e-8."""
+    law, eps = Modes(sde, std=0.0, means=(0.7,)), randn(8, *event(sde), sde.prior_cov().shape[-1], seed=1)
+    x = torch.full((8, *event(sde)), 0.7, dtype=torch.float64)
+    u_0 = torch.stack([x, torch.zeros_like(x)], -1) if isinstance(sde, CLD) else x.unsqueeze(-1)
+    t, s = scalar(0.9), scalar(0.2)
+    u = sample_deis(sde, law.score, sde.perturb(u_0, t, eps), torch.stack([t, s]), order=order, method=method)
+    torch.testing.assert_close(u, sde.perturb(u_0, s, eps), rtol=1e-8, atol=1e-8)
+
+
+def test_the_cholesky_factor_is_no_basis_for_cld():
+    sde, eps = CLD(), randn(8, 1, 2, seed=1)
+    law, u_0 = Modes(sde, std=0.0, means=(0.7,)), torch.tensor([0.7, 0.0], dtype=torch.float64).expand(8, 1, 2)
+    ts = torch.tensor([0.9, 0.2], dtype=torch.float64)
+    u = sample_deis(sde, law.score, sde.perturb(u_0, ts[0], eps), ts, order=0, basis="L")
+    assert float((u - sde.perturb(u_0, ts[1], eps)).abs().max()) > 0.1
+    many = power_times(replace(sde, t_min=0.2, t_max=0.9), 400, 1.0)  # it converges, slowly
+    u = sample_deis(sde, law.score, sde.perturb(u_0, ts[0], eps), many, order=1, basis="L")
+    torch.testing.assert_close(u, sde.perturb(u_0, ts[1], eps), rtol=0, atol=1e-3)
+
+
+def test_order_0_on_vp_is_ddim():
+    """x_s = alpha_s x0_hat + sigma_s eps_hat (Song, Meng, Ermon 2021, Eq. 12 without noise), to 1e-12."""
+    sde, u = VP(), randn(5, 3, 1)
+    law, ts = Modes(sde), power_times(VP(), 7, 2.0)
+    ours = sample_deis(sde, law.score, u, ts, order=0)
+    B = lambda t: t * sde.beta_min + t**2 / 2 * (sde.beta_max - sde.beta_min)  # noqa: E731
+    for t, s in zip(ts[:-1].tolist(), ts[1:].tolist(), strict=True):
+        bar_t, bar_s = math.exp(-B(t)), math.exp(-B(s))
+        eps = -math.sqrt(1 - bar_t) * law.score(u, scalar(t))
+        x_0 = (u - math.sqrt(1 - bar_t) * eps) / math.sqrt(bar_t)
+        u = math.sqrt(bar_s) * x_0 + math.sqrt(1 - bar_s) * eps
+    torch.testing.assert_close(ours, u, rtol=1e-12, atol=1e-12)
+
+
+@SCALAR
+def test_the_methods_of_order_0_are_one(sde):
+    law, u, ts = Modes(sde), starts(sde), power_times(sde, 9, 2.0)
+    reference = sample_deis(sde, law.score, u, ts, order=0)
+    for method in ("rho-AB", "rho-RK", "iPNDM"):
+        other = sample_deis(sde, law.score, u, ts, order=0, method=method)
+        torch.testing.assert_close(other, reference, rtol=1e-9, atol=1e-9)
+
+
+@EVERY
+@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("num_steps", [1, 10])
+def test_stochastic_gddim_has_the_law_of_one_point(sde, lam, num_steps):
+    """Data in one point: mean and covariance at t = 0.2 are exact for any number of steps, within 5 standard errors."""
+    num, K = 4000, sde.prior_cov().shape[-1]
+    law, x = Modes(sde, std=0.0, means=(0.7,)), torch.full((num, *event(sde)), 0.7, dtype=torch.float64)
+    u_0 = torch.stack([x, torch.zeros_like(x)], -1) if isinstance(sde, CLD) else x.unsqueeze(-1)
+    ts = torch.linspace(0.9, 0.2, num_steps + 1, dtype=torch.float64)
+    u = sde.perturb(u_0, ts[0], randn(*u_0.shape, seed=4))
+    u = sample_deis(sde, law.score, u, ts, order=0, lam=lam, generator=rng(5))
+    mean, cov = apply(sde.psi0(ts[-1]), u_0[:1])[0], sde.cov(ts[-1])
+    var = cov.diagonal(dim1=-2, dim2=-1).expand(*event(sde), K)
+    assert ((u.mean(0) - mean).abs() < 5 * (var / num).sqrt()).all()
+    centred = u - mean
+    found = torch.einsum("b...i,b...j->...ij", centred, centred) / num
+    bound = ((var.unsqueeze(-1) * var.unsqueeze(-2) + cov.square()) / num).sqrt()
+    assert ((found - cov).abs() < 5 * bound).all()
+
+
+@EVERY
+def test_covariances_of_gddim_are_symmetric_and_not_negative(sde):
+    """P = R_s (I - W W^T) R_s^T, against the Lyapunov equation of its definition by central differences."""
+    t = torch.tensor([0.9, 0.5, 0.9, 1e-3], dtype=torch.float64)
+    s = torch.tensor([0.2, 0.499, 1e-5, 1e-5], dtype=torch.float64)
+    for lam in (0.0, 0.3, 1.0):
+        W, R = noise_factor(sde, t, s, lam), sde.R(s.reshape(-1, 1, 1))
+        P = R @ (torch.eye(W.shape[-1]).double() - W @ W.mT) @ R.mT
+        trace = sde.cov(s.reshape(-1, 1, 1)).diagonal(dim1=-2, dim2=-1).sum(-1)
+        torch.testing.assert_close(P, P.mT, rtol=0, atol=1e-14)
+        assert (torch.linalg.eigvalsh(P).amin(-1) >= -1e-12 * trace).all()
+        if lam == 0:
+            assert (P.abs() <= 1e-14).all()
+
+
+@EVERY
+@pytest.mark.parametrize("lam", [0.3, 1.0])
+def test_psi_hat_is_the_transition_of_f_hat(sde, lam):
+    """Psi_hat = R_s W R_t^-1: d/ds Psi_hat = (F + (1 + lam^2)/2 GG^T Sigma^-1) Psi_hat, by central differences."""
+    t = scalar(0.8)
+    R_t = sde.R(t)
+
+    def psi_hat(s: float) -> Tensor:
+        return sde.R(scalar(s)) @ noise_factor(sde, t.reshape(1), scalar(s).reshape(1), lam)[0] @ inverse(R_t)
+
+    for s in (0.6, 0.3, 0.05):
+        h = 1e-4 * s
+        numeric = (8 * (psi_hat(s + h) - psi_hat(s - h)) - (psi_hat(s + 2 * h) - psi_hat(s - 2 * h))) / (12 * h)
+        F_hat = sde.F(scalar(s)) + 0.5 * (1 + lam**2) * sde.GG(scalar(s)) @ inverse(sde.cov(scalar(s)))
+        direct = F_hat @ psi_hat(s)
+        torch.testing.assert_close(numeric, direct.expand_as(numeric), rtol=1e-6, atol=1e-7 * float(direct.abs().max()))
+
+
+@EVERY
+def test_no_noise_at_lam_0(sde):
+    law, u, ts = Modes(sde), starts(sde), power_times(sde, 5, 2.0)
+    first, second = (sample_deis(sde, law.score, u, ts, order=0, generator=rng(seed)) for seed in (0, 1))
+    assert torch.equal(first, second)
+
+
+@EVERY
+def test_a_sample_is_that_of_its_seed(sde):
+    law, u, ts = Modes(sde), starts(sde, 4), power_times(sde, 5, 2.0)
+    for options in ({"order": 0, "lam": 0.5}, {"order": 2}):
+        together = sample_deis(sde, law.score, u, ts, generator=seeded(range(4)), **options)
+        alone = sample_deis(sde, law.score, u[2:3], ts, generator=seeded([2]), **options)
+        torch.testing.assert_close(alone, together[2:3], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("denoise", [False, True])
+@pytest.mark.parametrize("warmup", ["low-order", "exact"])
+@pytest.mark.parametrize("order", [0, 1, 3])
+@pytest.mark.parametrize(("method", "corrector"), METHODS)
+@pytest.mark.parametrize("num_steps", [1, 2, 6])
+def test_evaluations_are_counted(method, corrector, order, warmup, denoise, num_steps):
+    law, sde = Modes(VP()), VP()
+    options = {"order": order, "method": method, "warmup": warmup, "corrector": corrector, "denoise": denoise}
+    if warmup == "exact" and method in ("iPNDM", "rho-RK"):
+        pytest.skip("has no such warm-up")
+    sample_deis(sde, law.score, starts(sde, 2), uniform_times(sde, num_steps), **options)
+    assert law.calls == evaluations(num_steps, **options)
+    found = steps_for(30, **options)
+    assert evaluations(found, **options) <= 30 < evaluations(found + 1, **options)
+
+
+def test_float32_states_stay_float32():
+    for sde in FIVE:
+        law, u = Modes(sde), starts(sde, 3).float()
+        score = lambda u, t, y=None, law=law: law.score(u.double(), t).float()  # noqa: E731
+        for options in ({"order": 3, "warmup": "exact"}, {"order": 0, "lam": 1.0}, {"order": 2, "method": "iPNDM"}):
+            assert (
+                sample_deis(sde, score, u, power_times(sde, 5, 2.0), generator=rng(0), **options).dtype == torch.float32
+            )
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sde": CLD(), "method": "rho-AB"}, "method='rho-AB': rho is no scalar for CLD; use 't-AB' or 'iPNDM'"),
+        ({"sde": BDM(height=2, width=3), "method": "rho-RK"}, "rho is no scalar for BDM"),
+        ({"order": 4}, "order=4 must be"),
+        ({"order": -1}, "order=-1"),
+        ({"lam": 1.5, "order": 0}, r"lam=1.5 must lie in \[0, 1\]"),
+        ({"lam": 0.5}, "lam=0.5 above 0 needs order=0"),
+        ({"method": "euler"}, "method='euler' is none of"),
+        ({"warmup": "none"}, "warmup='none'"),
+        ({"basis": "Q"}, "basis='Q'"),
+        ({"ts": torch.tensor([0.5, 0.5, 0.1]).double()}, r"ts must decrease: ts\[0\]=0.5 is followed by ts\[1\]=0.5"),
+        ({"ts": torch.tensor([0.1, 0.5]).double()}, "ts must decrease"),
+        ({"ts": torch.tensor([1.5, 0.5]).double()}, "outside"),
+        ({"u": torch.zeros(2, 1, 2).double()}, "blocks have size 2"),
+    ],
+)
+def test_what_cannot_be_is_named(options, message):
+    sde = options.pop("sde", VP())
+    u = options.pop("u", torch.zeros(2, *event(sde), sde.prior_cov().shape[-1]).double())
+    with pytest.raises(ValueError, match=message):
+        sample_deis(sde, Modes(sde).score, u, options.pop("ts", uniform_times(sde, 3)), **options)
+
+
+def test_evaluations_that_buy_no_step():
+    with pytest.raises(ValueError, match="nfe=2: one step takes 4 evaluations"):
+        steps_for(2, order=3, method="rho-RK")
+
+
+def test_coefficients_of_fifty_steps_are_quick():
+    """The plan of a scalar SDE: milliseconds (the bound is loose, so that a busy machine does not fail it)."""
+    import time
+
+    from indm_core.exponential import _plan
+
+    ts, times = power_times(VP(), 50, 2.0), []
+    for _ in range(20):
+        began = time.perf_counter()
+        _plan(VP(), ts, 3, "t-AB", False, "R")
+        times.append(time.perf_counter() - began)
+    assert np.median(times) < 0.1
