@@ -77,11 +77,12 @@ class CLD(LinearSDE):
         return self.vv_gamma / self.m_inv
 
     def F(self, t: Tensor) -> Tensor:
-        A = torch.tensor([[0.0, self.m_inv], [-1.0, -self.gamma * self.m_inv]]).to(t)
-        return (self.beta * A).expand(*t.shape, 2, 2)
+        A = torch.tensor([[0.0, self.m_inv], [-1.0, -self.gamma * self.m_inv]], dtype=torch.float64)
+        return (self.beta * A).to(t).expand(*t.shape, 2, 2)
 
     def GG(self, t: Tensor) -> Tensor:
-        return torch.tensor([[0.0, 0.0], [0.0, 2 * self.gamma * self.beta]]).to(t).expand(*t.shape, 2, 2)
+        GG = torch.tensor([[0.0, 0.0], [0.0, 2 * self.gamma * self.beta]], dtype=torch.float64)
+        return GG.to(t).expand(*t.shape, 2, 2)
 
     def psi(self, t: Tensor, s: Tensor) -> Tensor:
         tau = self.beta * (t - s)
@@ -97,6 +98,9 @@ class CLD(LinearSDE):
         first = torch.stack([even + a * odd, m * odd], -1)
         second = torch.stack([-odd, even - a * odd], -1)
         return torch.exp(-a * tau)[..., None, None] * torch.stack([first, second], -2)
+
+    def log_det_psi0(self, t: Tensor) -> Tensor:
+        return -self.beta * self.gamma * self.m_inv * t  # the determinant of psi itself loses digits at strong damping
 
     def cov(self, t: Tensor) -> Tensor:
         x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())

@@ -132,6 +132,8 @@ def _check_options(
         raise ValueError(f"lam={lam} above 0 needs order=0 and method='t-AB', got order={order}, method={method!r}")
     if method in ("rho-AB", "rho-RK") and not isinstance(sde, IsotropicSDE):
         raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
+    if warmup == "exact" and method not in ("t-AB", "rho-AB"):
+        raise ValueError(f"warmup='exact' needs method='t-AB' or 'rho-AB', got {method!r}")
     if corrector and method != "t-AB":
         raise ValueError(f"corrector=True needs method='t-AB', got {method!r}")
     if basis == "L" and (method != "t-AB" or lam > 0):

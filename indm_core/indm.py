@@ -13,6 +13,10 @@ loss 1/2 |d|^2, with one flow pass and one score evaluation: the variance-weight
 is turned into that of the NELBO at u_t, before u_t enters the score network. Where M is a multiple of I that is a factor
 M_t per sample, exactly; otherwise a second vector-Jacobian product through the same evaluation.
 
+The likelihood's weight may not see every direction of eps (CLD: M has rank one), which samplers that work with eps need all
+the same. In NLL mode the score is therefore trained on 1/2 |Pi d|^2 as well, Pi the projector onto those directions, at u_t
+held constant: the flow's gradient and the NELBO are untouched.
+
 Soft Truncation draws the smallest time anew for each batch, tau ~ p(tau) ~ tau^-k on [t_min, T], and bounds -log p at tau. A
 bridge to a second data set y ~ p_2 asks that the flow's law at T be p_2: it adds -log pi(h(y)) - log|det dh/dy|.
 
@@ -92,35 +96,36 @@ class INDM(GenerativeModel):
         eps = randn_like(u_0, generator)
         u_t = self.sde.perturb(u_0, t, eps)
         prior = -self.expected_log_prob_start(u_0, eps)
-        if self.mode == "nll":
-            d = self.score_model.eps(u_t, t, y) - eps
-            denoising = objective = weight * likelihood_error(self.sde, d, t)
-        else:
-            objective, denoising = self._variance_weighted(u_t, t, eps, weight, y)
+        objective, denoising = self._denoising(u_t, t, eps, weight, y)
         objective = objective + prior - log_det
         constant = entropy_production(self.sde, u_0, t_low, self.t_start)
         nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
         terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
         return Losses(objective, {name: term.detach() for name, term in terms.items()})
 
-    def _variance_weighted(
+    def _denoising(
         self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        """The variance-weighted loss, whose gradient at u_t is the likelihood-weighted one, and the latter's value."""
-        M = self.sde.M(t)
+        """The score's loss, whose gradient at u_t is that of the likelihood-weighted one, and the latter's value."""
+        M, unseen = self.sde.M(t), self.sde.unseen(t)
+        if self.mode == "nll" and unseen is None:
+            d = self.score_model.eps(u_t, t, y) - eps
+            likelihood = weight * likelihood_error(self.sde, d, t)
+            return likelihood, likelihood
         if M.shape == (*t.shape, 1, 1):
             d = self.score_model.eps(_scale_gradient(u_t, M[..., 0].to(u_t.dtype)), t, y) - eps
-            likelihood = weight * likelihood_error(self.sde, d, t)
-            return weight * 0.5 * d.square().flatten(1).sum(1), likelihood
+            return weight * _half_square(d), weight * likelihood_error(self.sde, d, t)
         u_leaf = u_t.detach().requires_grad_()
         d = self.score_model.eps(u_leaf, t, y) - eps
         likelihood = weight * likelihood_error(self.sde, d, t)
-        variance = weight * 0.5 * d.square().flatten(1).sum(1)
+        if self.mode == "fid" or unseen is None:
+            loss = weight * _half_square(d)
+        else:
+            loss = likelihood + weight * _half_square(apply(unseen, d))
         if u_t.requires_grad:
             (gradient,) = torch.autograd.grad(likelihood.sum(), u_leaf, retain_graph=True)
-            path = ((u_t - u_t.detach()) * gradient).flatten(1).sum(1)  # zero, with the NELBO's gradient at u_t
-            variance = variance + path
-        return variance, likelihood
+            loss = loss + ((u_t - u_t.detach()) * gradient).flatten(1).sum(1)  # zero, with the NELBO's gradient at u_t
+        return loss, likelihood
 
     def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
         z, log_det = self.flow(x, generator)
@@ -200,6 +205,11 @@ def entropy_production(sde: LinearSDE, u: Tensor, t_low: float, t_high: float) -
     ends = [torch.tensor(t, dtype=torch.float64, device=u.device) for t in (t_low, t_high)]
     low, high = (event_sum(log_abs_det(sde.R(t)), u) for t in ends)
     return (high - low).to(u.dtype)
+
+
+def _half_square(d: Tensor) -> Tensor:
+    """1/2 |d|^2 of each sample."""
+    return 0.5 * d.square().flatten(1).sum(1)
 
 
 class _ScaleGradient(torch.autograd.Function):

@@ -184,6 +184,10 @@ class LinearSDE(SDE):
         """psi(t, 0)."""
         return self.psi(t, torch.zeros_like(t))
 
+    def log_det_psi0(self, t: Tensor) -> Tensor:
+        """log det psi(t, 0) = int_0^t tr F of each block."""
+        return log_abs_det(self.psi0(t))
+
     def M(self, t: Tensor) -> Tensor:
         """R^-1 GG^T R^-T, symmetric: what the likelihood weights an error of eps with; tr M = tr(GG^T Sigma^-1)."""
         R_inv = inverse(self.R(t))
@@ -219,7 +223,7 @@ class LinearSDE(SDE):
 
     def log_importance(self, t: Tensor) -> Tensor:
         """log det Sigma_t - 2 log det psi(t, 0), averaged over *e: a primitive of tr M, shape of t."""
-        value = log_abs_det(self.cov(t)) - 2 * log_abs_det(self.psi0(t))
+        value = log_abs_det(self.cov(t)) - 2 * self.log_det_psi0(t)
         return _mean_over_event(value, t)
 
     def trace_M(self, t: Tensor) -> Tensor:
@@ -227,22 +231,24 @@ class LinearSDE(SDE):
         return _mean_over_event(self.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), t)
 
     def time_at(self, importance: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """The times at which `log_importance` (increasing in t) takes the given values: a log-spaced table, then Newton.
+        """The times at which `log_importance` (increasing in t) takes the given values: a table, then Newton in a bracket.
 
         Args:
             importance: Values between those at t_min and t_max, float64.
         """
         steps = torch.linspace(0, 1, 257, dtype=torch.float64, device=importance.device)
-        nodes = self.t_min * (self.t_max / self.t_min) ** steps
+        early = self.t_min * (self.t_max / self.t_min) ** steps
+        nodes = torch.cat([early, self.t_min + (self.t_max - self.t_min) * steps[1:-1]]).sort().values
         values = self.log_importance(nodes.reshape(-1, 1, 1, 1)).flatten()
         right = torch.searchsorted(values, importance).clamp(1, len(nodes) - 1)
         low, high = nodes[right - 1], nodes[right]
         share = (importance - values[right - 1]) / (values[right] - values[right - 1])
         t = low + share.clamp(0, 1) * (high - low)
-        for _ in range(4):
+        for _ in range(6):
             s = t.reshape(-1, 1, 1, 1)
-            step = (self.log_importance(s) - importance.reshape(s.shape)) / self.trace_M(s)
-            t = (t - step.flatten()).clamp(low, high)
+            excess = self.log_importance(s).flatten() - importance
+            low, high = torch.where(excess <= 0, t, low), torch.where(excess >= 0, t, high)
+            t = (t - excess / self.trace_M(s).flatten()).clamp(low, high)
         return t
 
     def residual(self, t: Tensor, eps: Tensor, eps_hat: Tensor) -> Float[Tensor, " b"]:

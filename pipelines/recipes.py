@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from indm_core.sde import VE, VP
+from indm_core.sde import BDM, CLD, VE, VP, LinearSDE
 from indm_core.training import AdamW
 from pipelines.config import (
     BridgeConfig,
@@ -166,6 +166,32 @@ def mnist_fashion_bridge() -> RunConfig:
     return replace(base, recipe="mnist_fashion_bridge", model=model)
 
 
+def digits_cld_nll() -> RunConfig:
+    """INDM on digits with a critically-damped Langevin diffusion in the latent."""
+    return _on_digits("digits_cld_nll", CLD(), flow=True)
+
+
+def digits_cld_linear() -> RunConfig:
+    """The linear diffusion of digits by critically-damped Langevin dynamics."""
+    return _on_digits("digits_cld_linear", CLD(), flow=False)
+
+
+def digits_bdm_nll() -> RunConfig:
+    """INDM on digits with a blurring diffusion in the latent."""
+    return _on_digits("digits_bdm_nll", BDM(height=8, width=8, sigma_blur_max=10.0), flow=True)
+
+
+def digits_bdm_linear() -> RunConfig:
+    """The linear blurring diffusion of digits."""
+    return _on_digits("digits_bdm_linear", BDM(height=8, width=8, sigma_blur_max=10.0), flow=False)
+
+
+def _on_digits(name: str, sde: LinearSDE, *, flow: bool) -> RunConfig:
+    """digits_vp_nll or digits_linear_nll with another diffusion."""
+    base = digits_vp_nll() if flow else digits_linear_nll()
+    return replace(base, recipe=name, model=replace(base.model, sde=sde))  # pyright: ignore[reportCallIssue]
+
+
 def digits_bridge() -> RunConfig:
     """A bridge between digits and a second set of 8x8 images with 17 levels, --partner PATH."""
     base = digits_vp_nll()
@@ -261,6 +287,10 @@ RECIPES: dict[str, Recipe] = {
     for recipe in (
         digits_vp_nll,
         digits_linear_nll,
+        digits_cld_nll,
+        digits_cld_linear,
+        digits_bdm_nll,
+        digits_bdm_linear,
         digits_bridge,
         toy2d_linear,
         toy2d_spiral,

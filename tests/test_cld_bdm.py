@@ -1,0 +1,156 @@
+"""CLD and blurring diffusion: R against its own equation, covariances at the smallest times, bases, exact likelihoods."""
+
+from __future__ import annotations
+
+import mpmath
+import pytest
+import torch
+from problems import ExactModel, Gaussian, ids, randn, rng, scalar
+from scipy.fft import dctn
+from torch import Tensor
+
+from indm_core.likelihood import log_prob_u, nll
+from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, inverse
+
+FIVE = pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), CLD(), BDM(height=3, width=4)], ids=ids)
+TIMES = torch.logspace(-5, 0, 200, dtype=torch.float64)
+
+
+@FIVE
+def test_R_is_a_root_of_cov_at_two_hundred_times(sde):
+    """|L^-1 R R^T L^-T - I| <= 1e-8, L the Cholesky factor."""
+    t = TIMES.reshape(-1, 1, 1)
+    L, R = torch.linalg.cholesky(sde.cov(t)), sde.R(t)
+    root = torch.linalg.solve_triangular(L, R.expand(torch.broadcast_shapes(R.shape, L.shape)), upper=False)
+    eye = torch.eye(R.shape[-1], dtype=torch.float64)
+    assert float((root @ root.mT - eye).abs().max()) <= 1e-8
+
+
+@pytest.mark.parametrize("sde", [CLD(), CLD(gamma=1.5), CLD(gamma=0.4, beta=2.0), CLD(vv_gamma=1.0)], ids=str)
+def test_R_of_cld_is_the_solution_of_its_equation(sde):
+    """From t = 1e-5 to every later time by Runge-Kutta in log t: the free rotation is the one that comes from R(0)."""
+    assert torch.equal(sde.R(scalar(0.0))[0], torch.zeros(2).double())
+    torch.testing.assert_close(
+        sde.R(scalar(0.0))[1], torch.tensor([0.0, sde.start_var**0.5], dtype=torch.float64), rtol=0, atol=1e-12
+    )
+
+    def slope(x: Tensor, R: Tensor) -> Tensor:
+        t = x.exp()
+        return t * (sde.F(t) + 0.5 * sde.GG(t) @ inverse(sde.cov(t))) @ R
+
+    x, R = torch.tensor(1e-5, dtype=torch.float64).log(), sde.R(scalar(1e-5))
+    h = -x / 4000
+    for i in range(4000):
+        k_1 = slope(x, R)
+        k_2 = slope(x + h / 2, R + h / 2 * k_1)
+        k_3 = slope(x + h / 2, R + h / 2 * k_2)
+        R = R + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + slope(x + h, R + h * k_3))
+        x = x + h
+        if i % 500 == 499:
+            torch.testing.assert_close(sde.R(x.exp()), R, rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("t", ["1e-5", "1e-3", "0.3", "1"])
+def test_cov_of_cld_against_fifty_digits(t):
+    """Sigma_inf - psi (Sigma_inf - Sigma_0) psi^T in 50 digits, where float64 would lose all of Sigma_xx."""
+    with mpmath.workdps(50):
+        A = mpmath.matrix([[0, 4], [-1, -4]]) * 4 * mpmath.mpf(t)
+        psi = mpmath.expm(A)
+        law = mpmath.matrix([[1, 0], [0, mpmath.mpf("0.25")]])
+        start = mpmath.matrix([[0, 0], [0, mpmath.mpf("0.04") / 4]])
+        exact = law - psi * (law - start) * psi.T
+        values = [[float(exact[i, j]) for j in range(2)] for i in range(2)]
+        determinant = float(mpmath.det(exact))
+    cov = CLD().cov(scalar(float(t)))
+    torch.testing.assert_close(cov, torch.tensor(values, dtype=torch.float64), rtol=1e-13, atol=1e-15)
+    assert float(torch.linalg.det(cov)) == pytest.approx(determinant, rel=1e-11)
+
+
+def test_the_unseen_direction_of_cld():
+    """M has rank one: its complement is a projector that M does not weight."""
+    sde = CLD()
+    t = TIMES[::20].reshape(-1, 1)
+    projector, M = sde.unseen(t), sde.M(t)
+    torch.testing.assert_close(projector @ projector, projector, rtol=0, atol=1e-10)
+    assert float((M @ projector).abs().max() / M.abs().max()) < 1e-10
+    trace = projector.diagonal(dim1=-2, dim2=-1).sum(-1)
+    torch.testing.assert_close(trace, torch.ones_like(trace), rtol=0, atol=1e-10)
+    assert all(other.unseen(t) is None for other in (VP(), SubVP(), VE(), BDM()))
+
+
+@pytest.mark.parametrize("size", [(8, 8), (3, 5), (1, 4)])
+def test_bdm_s_basis_is_the_orthonormal_cosine_transform(size):
+    sde, x = BDM(height=size[0], width=size[1]), randn(2, 3, *size)
+    expected = torch.as_tensor(dctn(x.numpy(), axes=(2, 3), norm="ortho"))
+    torch.testing.assert_close(sde.embed(x).squeeze(-1), expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sde.project(sde.embed(x)), x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sde.to_network(sde.embed(x)), x, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(sde.from_network(x), sde.embed(x), rtol=0, atol=0)
+
+
+def test_bdm_s_signal_to_noise_runs_from_ten_to_minus_ten():
+    sde = BDM(height=4, width=4)
+    for t, log_snr in ((0.0, 10.0), (0.5, 0.0), (1.0, -10.0)):
+        alpha, sigma = sde._phase(scalar(t)).cos(), sde._phase(scalar(t)).sin()
+        assert float(2 * (alpha / sigma).log()) == pytest.approx(log_snr, abs=1e-9)
+    assert float(sde.cov(scalar(0.0))) == pytest.approx(float(torch.sigmoid(scalar(-10.0))), rel=1e-12)
+    assert bool(sde.F(scalar(1.0)).isfinite().all())
+    fading = sde.psi0(scalar(0.2)).squeeze()
+    assert bool((fading.diff(dim=0) < 0).all())  # high frequencies fade first
+    assert bool((fading.diff(dim=1) < 0).all())
+    assert (sde.pixelwise, CLD().pixelwise) == (False, True)
+
+
+def test_cld_stacks_position_and_velocity_as_channels():
+    sde, x = CLD(), randn(2, 3, 4, 4)
+    u = sde.embed(x)
+    assert u.shape == (2, 3, 4, 4, 2)
+    assert not u[..., 1].any()
+    noise = randn(*u.shape, seed=1)
+    assert sde.to_network(noise).shape == (2, 6, 4, 4)
+    torch.testing.assert_close(sde.to_network(noise)[:, :3], noise[..., 0])
+    torch.testing.assert_close(sde.from_network(sde.to_network(noise)), noise)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_image_of_another_size_is_refused():
+    with pytest.raises(ValueError, match=r"shape \(1, 8, 8\), the SDE has height=32, width=32"):
+        BDM().embed(torch.zeros(2, 1, 8, 8))
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: CLD(beta=0.0), "beta=0.0"),
+        (lambda: CLD(gamma=-1.0), "gamma=-1.0"),
+        (lambda: CLD(vv_gamma=0.0), "vv_gamma=0.0"),
+        (lambda: BDM(height=0), "height=0"),
+        (lambda: BDM(min_scale=0.0), "min_scale=0.0"),
+        (lambda: BDM(sigma_blur_max=-1.0), "sigma_blur_max=-1.0"),
+    ],
+)
+def test_settings_out_of_range_are_named(make, name):
+    with pytest.raises(ValueError, match=name):
+        make()
+
+
+def gaussian(sde: LinearSDE) -> ExactModel:
+    """Correlated Gaussian data: two coordinates."""
+    cov = torch.tensor([[0.8, 0.3], [0.3, 0.5]], dtype=torch.float64)
+    return ExactModel(Gaussian(sde=sde, mean=torch.tensor([0.4, -0.7], dtype=torch.float64), cov=cov))
+
+
+def test_likelihood_of_cld_on_gaussian_data():
+    """log_prob_u at t_min is the log-density of the law there; the NLL over (x, v) is a bound, not below -log p(x)."""
+    model = gaussian(CLD())
+    t = scalar(model.sde.t_min)
+    u = model.law.sample(8, t, rng(0))
+    found = log_prob_u(model, u, model.sde.t_min, exact_divergence=True, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(found, model.law.log_prob(u, t), rtol=0, atol=4e-5)
+    cov = torch.tensor([[0.8, 0.3], [0.3, 0.5]], dtype=torch.float64)
+    law = torch.distributions.MultivariateNormal(torch.tensor([0.4, -0.7], dtype=torch.float64), cov)
+    torch.manual_seed(0)
+    x = law.sample((400,))
+    values = nll(model, x, exact_divergence=True, generator=rng(1))
+    difference = values + law.log_prob(x)
+    assert float(difference.mean()) > -5 * float(difference.std()) / 20
