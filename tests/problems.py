@@ -152,20 +152,27 @@ SDES = [VP(), SubVP(), VE(), Coupled()]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Gaussian:
-    """z ~ N(mean, cov) in d dimensions, seen at time t through an SDE."""
+    """z ~ N(mean, cov) in d dimensions, seen at time t through an SDE; `shape` makes events of them, (d,) by default."""
 
     sde: LinearSDE
     mean: Tensor
     cov: Tensor
+    shape: tuple[int, ...] = ()
+
+    @property
+    def event(self) -> tuple[int, ...]:
+        return self.shape or (len(self.mean),)
 
     def moments(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (dK,) and covariance (dK, dK) of the flat state, with a batch axis in front where t has one."""
         d = len(self.mean)
         psi, cov = self.sde.psi0(t), self.sde.cov(t)
         k = psi.shape[-1]
-        psi, cov = (value.expand(*t.shape[:1], d, k, k) for value in (psi, cov))
+        b = t.shape[:1]
+        psi, cov = (value.expand(*b, *self.event, k, k).reshape(*b, d, k, k) for value in (psi, cov))
         eye = torch.eye(d, dtype=t.dtype)
-        A = torch.einsum("...ikl,jil->...ikj", psi, self.sde.embed(eye)).reshape(*t.shape[:1], d * k, d)
+        embedded = self.sde.embed(eye.reshape(d, *self.event)).reshape(d, d, k)
+        A = torch.einsum("...ikl,jil->...ikj", psi, embedded).reshape(*b, d * k, d)
         noise = torch.einsum("...ikl,ij->...ikjl", cov, eye).reshape(*t.shape[:1], d * k, d * k)
         return A @ self.mean, A @ self.cov @ A.mT + noise
 
@@ -187,13 +194,13 @@ class Gaussian:
 
     def log_prob_0(self, z: Tensor) -> Tensor:
         """log p(z), which no noise blurs."""
-        return torch.distributions.MultivariateNormal(self.mean, self.cov).log_prob(z)
+        return torch.distributions.MultivariateNormal(self.mean, self.cov).log_prob(z.flatten(1))
 
     def sample(self, num: int, t: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """A draw at a 0-d time, (num, d, K)."""
         mean, cov = self.moments(t)
         noise = torch.randn(num, len(mean), dtype=t.dtype, generator=generator)
-        return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(num, len(self.mean), -1)
+        return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(num, *self.event, -1)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -254,7 +261,7 @@ class ExactModel(GenerativeModel):
         super().__init__()
         self.law, self.flow, self.gain, self.exact_start = law, flow or Identity(), gain, exact_start
         first = law if isinstance(law, Gaussian) else law.components[0]
-        self.sde, self.shape, self.t_start = first.sde, (len(first.mean),), first.sde.t_max
+        self.sde, self.shape, self.t_start = first.sde, first.event, first.sde.t_max
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
         raise NotImplementedError
