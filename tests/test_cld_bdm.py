@@ -43,14 +43,14 @@ def test_R_of_cld_is_the_solution_of_its_equation(sde):
         return t * (sde.F(t) + 0.5 * sde.GG(t) @ inverse(sde.cov(t))) @ R
 
     x, R = torch.tensor(1e-5, dtype=torch.float64).log(), sde.R(scalar(1e-5))
-    h = -x / 1500
-    for i in range(1500):
+    h = -x / 4000
+    for i in range(4000):
         k_1 = slope(x, R)
         k_2 = slope(x + h / 2, R + h / 2 * k_1)
         k_3 = slope(x + h / 2, R + h / 2 * k_2)
         R = R + h / 6 * (k_1 + 2 * k_2 + 2 * k_3 + slope(x + h, R + h * k_3))
         x = x + h
-        if i % 250 == 249:
+        if i % 500 == 499:
             torch.testing.assert_close(sde.R(x.exp()), R, rtol=0, atol=1e-8)
 
 
@@ -181,7 +181,9 @@ def test_the_general_samplers_take_them_as_they_are(sde, sampler):
     sde = replace(sde, t_min=1e-3)
     model, num = gaussian(sde), 2000
     ts = uniform_times(sde, 1) if sampler == "ode" else power_times(sde, 300, 2.0)
-    chosen = {"ode": sample_ode, "em": sample_em, "pc": partial(sample_pc, snr=0.02)}[sampler]  # few dimensions: see PC
+    chosen = {"ode": sample_ode, "em": sample_em, "pc": partial(sample_pc, snr=0.005)}[
+        sampler
+    ]  # few dimensions: see PC
 
     def of(sde, score, u, ts, generator):
         return chosen(sde, score, u, ts, generator=generator)
