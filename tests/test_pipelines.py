@@ -44,8 +44,9 @@ SETTINGS = evaluate.Settings(
     sampling=Sampling(rtol=1e-2, atol=1e-2),
     chunk=4,
     actors=2,
+    uncorrected=True,
 )
-BRIEF = replace(SETTINGS, nll_replicates=1)
+BRIEF = replace(SETTINGS, nll_replicates=1, uncorrected=False)
 """What the main job measures here."""
 
 
@@ -185,7 +186,7 @@ def test_the_document_has_every_figure_with_its_standard_error(measured, out):
     assert measured["images"] == 12
     assert list(measured["runs"]) == ["digits_vp_nll", "digits_linear_nll"]
     for figures in measured["runs"].values():
-        for kind in ("nll", "nelbo", "gap"):
+        for kind in ("nll", "nelbo", "gap", "nll_before", "nelbo_before"):
             assert np.isfinite(figures[kind]["mean"])
             assert figures[kind]["se"] > 0
             assert figures[kind]["se_images"] > 0
@@ -203,6 +204,7 @@ def test_the_document_has_every_figure_with_its_standard_error(measured, out):
     for name in measured["runs"]:
         assert json.loads((out / name / "evaluation.json").read_text()) == measured
     shown = evaluate.table(measured)
+    assert shown.count("NLL before correction") == shown.count("NELBO without the residual") == 2
     assert all(f"{figures['nelbo']['mean']:+.4f}" in shown for figures in measured["runs"].values())
 
 
