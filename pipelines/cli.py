@@ -10,14 +10,17 @@ from __future__ import annotations
 import difflib
 import math
 import re
+import sys
+import traceback
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
+from indm_core.errors import ConvergenceError
 from pipelines.config import subclasses
 
-__all__ = ["Option", "describe", "nearest", "options", "override", "split_arguments", "with_values"]
+__all__ = ["Option", "describe", "nearest", "options", "override", "run_command", "split_arguments", "with_values"]
 
 T = TypeVar("T")
 
@@ -58,6 +61,30 @@ def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[l
             raise ValueError(f"--{name} is given twice: {given[name]!r} and {value!r}")
         given[name] = value
     return words, given
+
+
+def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None]) -> int:
+    """The main of a script that takes runs and options: returns the exit status, and tells an error in one line.
+
+    Args:
+        argv: What was typed; None takes the process's arguments.
+        text: The help, printed where it is asked for or no run is named.
+        action: Called with the words and the options.
+    """
+    given: dict[str, str] = {}
+    try:
+        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
+        asked = given.pop("help", None) or "-h" in words
+        if asked or not words:
+            print(text)
+            return 0 if asked else 2
+        action(words, given)
+    except (ValueError, ConvergenceError, OSError) as error:
+        if given.get("traceback"):
+            traceback.print_exc()
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def options(config: Any, prefix: str = "") -> list[Option]:

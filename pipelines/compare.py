@@ -18,7 +18,6 @@ if __package__ in (None, ""):
 
 import hashlib
 import json
-import traceback
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,11 +28,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from indm_core.errors import ConvergenceError
 from pipelines import evaluate
 from pipelines.atomic import write_text
 from pipelines.checkpoint import save_tensors
-from pipelines.cli import describe, override, split_arguments
+from pipelines.cli import describe, override, run_command
 from pipelines.cluster import connect
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_levels, lines
@@ -208,25 +206,17 @@ def table(document: dict[str, Any]) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given: dict[str, str] = {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-        asked = given.pop("help", None) or "-h" in words
-        if asked or not words:
-            print(f"{__doc__}\nOptions:\n{describe(Compare())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}.")
-            return 0 if asked else 2
-        wanted = override(Compare(), given)
-        root = output_root(wanted.out)
-        runs = [find_run(word, root) for word in words]
-        evaluate.subjects_of(runs)  # refused before a session is started
-        connect(1, 1.0)
-        print(table(compare(runs, wanted, root)))
-    except (ValueError, ConvergenceError, OSError) as error:
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    text = f"{__doc__}\nOptions:\n{describe(Compare())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
+    return run_command(argv, text, _compare)
+
+
+def _compare(words: list[str], given: dict[str, str]) -> None:
+    wanted = override(Compare(), given)
+    root = output_root(wanted.out)
+    runs = [find_run(word, root) for word in words]
+    evaluate.subjects_of(runs)  # refused before a session is started
+    connect(1, 1.0)
+    print(table(compare(runs, wanted, root)))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import hashlib
 import json
 import math
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -32,14 +31,13 @@ import ray
 import torch
 from torch import Tensor
 
-from indm_core.errors import ConvergenceError
 from indm_core.indm import Bridge
 from indm_core.likelihood import dequantise, nelbo, nll, quantise
 from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks, network_tensors, step_seed
 from pipelines.atomic import write_text
-from pipelines.cli import describe, options, override, split_arguments
+from pipelines.cli import describe, options, override, run_command
 from pipelines.cluster import connect
 from pipelines.config import DataSpec, RunConfig, load, read_run
 from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
@@ -543,29 +541,20 @@ class Launch:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given: dict[str, str] = {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-        asked = given.pop("help", None) or "-h" in words
-        if asked or not words:
-            print(f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(Launch())}")
-            return 0 if asked else 2
-        ours = {option.path for option in options(Launch())}
-        launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
-        settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
-        root = output_root(launch.out)
-        runs = [find_run(word, root) for word in words]
-        subjects_of(runs)  # refused before a session is started
-        connect(1, 1.0)
-        document = evaluate(runs, settings, root)
-        log(document, runs, root)
-        print(table(document))
-    except (ValueError, ConvergenceError, OSError) as error:
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(argv, f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(Launch())}", _evaluate)
+
+
+def _evaluate(words: list[str], given: dict[str, str]) -> None:
+    ours = {option.path for option in options(Launch())}
+    launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
+    settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
+    root = output_root(launch.out)
+    runs = [find_run(word, root) for word in words]
+    subjects_of(runs)  # refused before a session is started
+    connect(1, 1.0)
+    document = evaluate(runs, settings, root)
+    log(document, runs, root)
+    print(table(document))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -27,10 +26,9 @@ from typing import Any
 
 import torch
 
-from indm_core.errors import ConvergenceError
 from indm_core.likelihood import dequantise
 from pipelines.atomic import write_text
-from pipelines.cli import describe, options, override, split_arguments
+from pipelines.cli import describe, options, override, run_command
 from pipelines.config import DataSpec, RunConfig, load, read_run
 from pipelines.diagnose import Drawing, diagnose, norms
 from pipelines.loop import read_metrics
@@ -284,20 +282,11 @@ def _plain(value: Any) -> str:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given: dict[str, str] = {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-        asked = given.pop("help", None) or "-h" in words
-        if asked or not words:
-            print(f"{__doc__}\nOptions:\n{describe(Report())}\n\n{RULE}.")
-            return 0 if asked else 2
-        print(report([find_run(word) for word in words], override(Report(), given)))
-    except (ValueError, ConvergenceError, OSError) as error:
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(argv, f"{__doc__}\nOptions:\n{describe(Report())}\n\n{RULE}.", _report)
+
+
+def _report(words: list[str], given: dict[str, str]) -> None:
+    print(report([find_run(word) for word in words], override(Report(), given)))
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -23,10 +22,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from indm_core.errors import ConvergenceError
 from indm_core.likelihood import dequantise, quantise
 from indm_core.model import GenerativeModel
-from pipelines.cli import describe, override, split_arguments
+from pipelines.cli import describe, override, run_command
 from pipelines.config import DataSpec, load, read_run
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_samples, pixels
@@ -81,22 +79,13 @@ class Sampler:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    given: dict[str, str] = {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-        asked = given.pop("help", None) or "-h" in words
-        if asked or not words:
-            print(f"{__doc__}\nOptions:\n{describe(Sample())}\n\n{RULE}.")
-            return 0 if asked else 2
-        if len(words) > 1:
-            raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
-        _draw(words[0], override(Sample(), given))
-    except (ValueError, ConvergenceError, OSError) as error:
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(argv, f"{__doc__}\nOptions:\n{describe(Sample())}\n\n{RULE}.", _sample)
+
+
+def _sample(words: list[str], given: dict[str, str]) -> None:
+    if len(words) > 1:
+        raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
+    _draw(words[0], override(Sample(), given))
 
 
 def _draw(word: str, wanted: Sample) -> None:
