@@ -142,6 +142,26 @@ def test_order_0_on_vp_is_ddim():
     torch.testing.assert_close(ours, u, rtol=1e-12, atol=1e-12)
 
 
+def test_order_0_agrees_with_the_ddim_scheduler_of_diffusers():
+    """Its table of alphas filled with those of VP at 1,000 times; nine steps of a hundred, in float64."""
+    from diffusers import DDIMScheduler
+
+    sde, law, num = VP(), Modes(VP()), 1000
+    t = torch.linspace(sde.t_min, sde.t_max, num, dtype=torch.float64)
+    alphas = sde.psi0(t.reshape(-1, 1, 1)).flatten().square()
+    betas = 1 - alphas / torch.cat([torch.ones(1, dtype=torch.float64), alphas[:-1]])
+    scheduler = DDIMScheduler(num, trained_betas=betas.numpy(), clip_sample=False, set_alpha_to_one=False)
+    scheduler.alphas_cumprod = alphas  # the scheduler's own product is in float32
+    scheduler.final_alpha_cumprod = alphas[0]
+    scheduler.set_timesteps(10)
+    u = start = starts(sde, 5).squeeze(-1)
+    for k in scheduler.timesteps:
+        eps = sde.eps_from_score(law.score(u.unsqueeze(-1), t[k]), t[k]).squeeze(-1)
+        u = scheduler.step(eps, int(k), u).prev_sample
+    ours = sample_deis(sde, law.score, start.unsqueeze(-1), t[scheduler.timesteps], order=0)
+    torch.testing.assert_close(ours.squeeze(-1), u, rtol=1e-7, atol=1e-7)
+
+
 @SCALAR
 def test_the_methods_of_order_0_are_one(sde):
     law, u, ts = Modes(sde), starts(sde), power_times(sde, 9, 2.0)
