@@ -102,6 +102,10 @@ class BDM(LinearSDE):
     def R(self, t: Tensor) -> Tensor:
         return self._phase(t).sin()[..., None, None]
 
+    def log_rho(self, t: Tensor) -> Tensor:
+        """Of the frequency 0, which is never blurred."""
+        return self._phase(t).tan().log() + math.log(math.cos(self._first))
+
     def prior_cov(self) -> Tensor:
         return torch.ones(1, 1, dtype=torch.float64)
 
@@ -111,12 +115,14 @@ class BDM(LinearSDE):
             raise ValueError(
                 f"x: an event of shape {tuple(x.shape[1:])}, the SDE has height={self.height}, width={self.width}; give both"
             )
-        rows, columns = (_dct(side).to(x) for side in (self.height, self.width))
-        return (rows @ x @ columns.mT).unsqueeze(-1)
+        with torch.autocast(x.device.type, enabled=False):
+            rows, columns = (_dct(side).to(x) for side in (self.height, self.width))
+            return (rows @ x @ columns.mT).unsqueeze(-1)
 
     def project(self, u: Tensor) -> Tensor:
-        rows, columns = (_dct(side).to(u) for side in (self.height, self.width))
-        return rows.mT @ u.squeeze(-1) @ columns
+        with torch.autocast(u.device.type, enabled=False):
+            rows, columns = (_dct(side).to(u) for side in (self.height, self.width))
+            return rows.mT @ u.squeeze(-1) @ columns
 
     def to_network(self, u: Tensor) -> Tensor:
         """Pixels: a convolution knows nothing of frequencies."""

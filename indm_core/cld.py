@@ -87,17 +87,17 @@ class CLD(LinearSDE):
     def psi(self, t: Tensor, s: Tensor) -> Tensor:
         tau = self.beta * (t - s)
         a, m = self.gamma * self.m_inv / 2, self.m_inv
-        delta = a**2 - m
-        root = math.sqrt(abs(delta))
+        root = math.sqrt(abs(a**2 - m))
         if root < 1e-9:
-            even, odd = torch.ones_like(tau), tau
-        elif delta > 0:
-            even, odd = torch.cosh(root * tau), torch.sinh(root * tau) / root
+            even, odd = torch.exp(-a * tau), tau * torch.exp(-a * tau)
+        elif a**2 > m:  # the exponents together: cosh alone would overflow
+            slow, fast = torch.exp((root - a) * tau), torch.exp(-(root + a) * tau)
+            even, odd = 0.5 * (slow + fast), 0.5 * (slow - fast) / root
         else:
-            even, odd = torch.cos(root * tau), torch.sin(root * tau) / root
+            even, odd = torch.cos(root * tau) * torch.exp(-a * tau), torch.sin(root * tau) * torch.exp(-a * tau) / root
         first = torch.stack([even + a * odd, m * odd], -1)
         second = torch.stack([-odd, even - a * odd], -1)
-        return torch.exp(-a * tau)[..., None, None] * torch.stack([first, second], -2)
+        return torch.stack([first, second], -2)
 
     def log_det_psi0(self, t: Tensor) -> Tensor:
         return -self.beta * self.gamma * self.m_inv * t  # the determinant of psi itself loses digits at strong damping
@@ -124,10 +124,17 @@ class CLD(LinearSDE):
         return torch.stack([first, second], -2)
 
     def _theta(self, t: Tensor) -> Tensor:
-        coefficients = torch.as_tensor(_rotation(self)).to(t)
-        x = (2 * (t / self.t_max).sqrt() - 1).clamp(-1, 1)
-        k = torch.arange(len(coefficients)).to(t)
-        return torch.cos(k * torch.acos(x).unsqueeze(-1)) @ coefficients
+        """The Chebyshev series by Clenshaw's recurrence, which is differentiable at both ends."""
+        x = 2 * (t / self.t_max).sqrt() - 1
+        later, latest = torch.zeros_like(x), torch.zeros_like(x)
+        first, *rest = _rotation(self)
+        for c in reversed(rest):
+            later, latest = 2 * x * later - latest + c, later
+        return x * later - latest + first
+
+    def log_rho(self, t: Tensor) -> Tensor:
+        """Of the position: sqrt(Sigma_xx)/psi_xx."""
+        return 0.5 * self.cov(t)[..., 0, 0].log() - self.psi0(t)[..., 0, 0].log()
 
     def prior_cov(self) -> Tensor:
         return torch.diag(torch.tensor([1.0, 1 / self.m_inv], dtype=torch.float64))
@@ -159,7 +166,7 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
 
 
 @lru_cache
-def _rotation(sde: CLD) -> np.ndarray:
+def _rotation(sde: CLD) -> tuple[float, ...]:
     """Chebyshev coefficients of theta in r = sqrt(t / t_max), from dtheta/dr = -2 r t_max beta m L_22/L_11.
 
     det Sigma is summed from positive terms as well: with x the cross product of two columns,
@@ -179,7 +186,7 @@ def _rotation(sde: CLD) -> np.ndarray:
     slope = np.polynomial.chebyshev.chebfit(2 * r - 1, -2 * r * sde.t_max * sde.beta * sde.m_inv * ratio, DEGREE - 1)
     theta = np.polynomial.chebyshev.chebint(slope, scl=0.5)
     theta[0] += -math.pi / 2 - np.polynomial.chebyshev.chebval(-1.0, theta)
-    return theta
+    return tuple(np.polynomial.chebyshev.chebtrim(theta, 1e-15).tolist())
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -43,12 +43,12 @@ from indm_core.ode import State, rk45
 from indm_core.sample import Score, check_times
 from indm_core.sde import IsotropicSDE, LinearSDE, apply, inverse, sqrt_psd
 
-__all__ = ["Basis", "Method", "Warmup", "evaluations", "noise_factor", "sample_deis", "steps_for"]
+__all__ = ["Basis", "Method", "Warmup", "check_options", "evaluations", "noise_factor", "sample_deis", "steps_for"]
 
 Method = Literal["t-AB", "rho-AB", "rho-RK", "iPNDM"]
 Warmup = Literal["low-order", "exact"]
 Basis = Literal["R", "L"]
-NODES = 40
+NODES, PLAN_ENTRIES = 40, 1 << 20
 
 _PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 _STAGES = (
@@ -98,7 +98,9 @@ def sample_deis(
         ValueError: an option out of range, or one that the SDE does not allow.
     """
     check_times(sde, ts)
-    _check_options(sde, order, method, lam, warmup, corrector, basis)
+    check_options(order=order, method=method, lam=lam, warmup=warmup, corrector=corrector, basis=basis)
+    if method in ("rho-AB", "rho-RK") and not isinstance(sde, IsotropicSDE):
+        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
     if u.shape[-1] != sde.prior_cov().shape[-1]:
         raise ValueError(
             f"u: its blocks have size {u.shape[-1]}, those of {type(sde).__name__} {sde.prior_cov().shape[-1]}"
@@ -117,9 +119,16 @@ def sample_deis(
     return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u
 
 
-def _check_options(
-    sde: LinearSDE, order: int, method: str, lam: float, warmup: str, corrector: bool, basis: str
+def check_options(
+    *,
+    order: int = 3,
+    method: str = "t-AB",
+    lam: float = 0.0,
+    warmup: str = "low-order",
+    corrector: bool = False,
+    basis: str = "R",
 ) -> None:
+    """Refuses options of `sample_deis` that do not go together, whatever the SDE."""
     choices = {"method": ("t-AB", "rho-AB", "rho-RK", "iPNDM"), "warmup": ("low-order", "exact"), "basis": ("R", "L")}
     for name, value in (("method", method), ("warmup", warmup), ("basis", basis)):
         if value not in choices[name]:
@@ -128,10 +137,10 @@ def _check_options(
         raise ValueError(f"order={order} must be 0, 1, 2 or 3")
     if not 0 <= lam <= 1:
         raise ValueError(f"lam={lam} must lie in [0, 1]")
-    if lam > 0 and (order or method != "t-AB"):
-        raise ValueError(f"lam={lam} above 0 needs order=0 and method='t-AB', got order={order}, method={method!r}")
-    if method in ("rho-AB", "rho-RK") and not isinstance(sde, IsotropicSDE):
-        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
+    if lam > 0 and (order or method != "t-AB" or corrector):
+        raise ValueError(
+            f"lam={lam} above 0 needs order=0, method='t-AB', corrector=False; got {order}, {method!r}, {corrector}"
+        )
     if warmup == "exact" and method not in ("t-AB", "rho-AB"):
         raise ValueError(f"warmup='exact' needs method='t-AB' or 'rho-AB', got {method!r}")
     if corrector and method != "t-AB":
@@ -227,17 +236,21 @@ def _plan(sde: LinearSDE, ts: Tensor, order: int, method: str, corrector: bool, 
     whole = sde.R(_column(s)) - psi @ sde.R(_column(t))
     if method == "iPNDM":
         return [_Step(psi[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
-    nodes = _Nodes.between(sde, t, s, basis)
     grid = ts if method == "t-AB" else _rho(sde, ts)
-    inner = nodes.tau if method == "t-AB" else _rho(sde, nodes.tau)
+    share = max(1, PLAN_ENTRIES // (NODES * psi[0].numel()))  # steps whose nodes are in memory together
     steps = []
     for i in range(len(t)):
+        if i % share == 0:
+            nodes = _Nodes.between(sde, t[i : i + share], s[i : i + share], basis)
+            inner = nodes.tau if method == "t-AB" else _rho(sde, nodes.tau)
         points = [grid[i - j] for j in range(min(i, order) + 1)]
-        weights = nodes.weights(i, _lagrange(points, inner[i]), whole[i] if basis == "R" else None)
+        weights = nodes.weights(i % share, _lagrange(points, inner[i % share]), whole[i] if basis == "R" else None)
         correction: Sequence[Tensor] = ()
         if corrector:
             known = [grid[i + 1], *points[: max(1, order)]]
-            correction = nodes.weights(i, _lagrange(known, inner[i]), whole[i] if basis == "R" else None)
+            correction = nodes.weights(
+                i % share, _lagrange(known, inner[i % share]), whole[i] if basis == "R" else None
+            )
         steps.append(_Step(psi[i], weights, correction))
     return steps
 

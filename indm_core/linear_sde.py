@@ -62,7 +62,7 @@ def apply(A: Float[Tensor, "*t k k"], u: Float[Tensor, "b *event k"]) -> Float[T
     if A.shape[-1] != u.shape[-1]:
         raise ValueError(f"u: its blocks have size {u.shape[-1]} but the coefficient's have {A.shape[-1]}")
     A = A.to(u)
-    return A[..., 0] * u if A.shape[-1] == 1 else (A @ u.unsqueeze(-1)).squeeze(-1)
+    return A[..., 0] * u if A.shape[-1] == 1 else (A * u.unsqueeze(-2)).sum(-1)  # a matmul would be autocast to bf16
 
 
 def inverse(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
@@ -229,6 +229,13 @@ class LinearSDE(SDE):
     def trace_M(self, t: Tensor) -> Tensor:
         """tr(GG^T Sigma^-1) averaged over *e: the derivative of `log_importance`, shape of t."""
         return _mean_over_event(self.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), t)
+
+    def log_rho(self, t: Tensor) -> Tensor:
+        """The logarithm of the noise in units of the signal, a scalar that increases with t; shape of t.
+
+        Here the geometric mean over all coordinates; an SDE whose coordinates differ names one of them.
+        """
+        return 0.5 * self.log_importance(t)
 
     def time_at(self, importance: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """The times at which `log_importance` (increasing in t) takes the given values: a table, then Newton in a bracket.

@@ -53,33 +53,46 @@ class Score(Protocol):
     def __call__(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
 
 
-def uniform_times(sde: SDE, num_steps: int) -> Float[Tensor, " n"]:
-    """num_steps + 1 equally spaced times from t_max down to t_min, float64."""
-    return power_times(sde, num_steps, 1.0)
+def uniform_times(
+    sde: SDE, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """num_steps + 1 equally spaced times from t_max down to t_min, float64.
+
+    Args:
+        low, high: Other ends: where sampling stops, where it starts.
+    """
+    return power_times(sde, num_steps, 1.0, low=low, high=high)
 
 
-def power_times(sde: SDE, num_steps: int, power: float) -> Float[Tensor, " n"]:
+def power_times(
+    sde: SDE, num_steps: int, power: float, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
     """Times equally spaced in t^(1/power): power 2 is the quadratic grid, dense at small t."""
     if power <= 0:
         raise ValueError(f"power={power} must be positive")
-    share = _descending(num_steps)
-    low, high = sde.t_min ** (1 / power), sde.t_max ** (1 / power)
-    return ((low + share * (high - low)) ** power).clamp(sde.t_min, sde.t_max)
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = low ** (1 / power), high ** (1 / power)
+    return ((first + share * (last - first)) ** power).clamp(low, high)
 
 
-def log_rho_times(sde: LinearSDE, num_steps: int) -> Float[Tensor, " n"]:
-    """Times equally spaced in log rho, rho = (det Sigma)^(1/2)/det psi: the noise in units of the signal."""
-    low, high = _log_rho_range(sde)
-    return sde.time_at(2 * (low + _descending(num_steps) * (high - low))).clamp(sde.t_min, sde.t_max)
+def log_rho_times(
+    sde: LinearSDE, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """Times equally spaced in log rho, the noise in units of the signal (`LinearSDE.log_rho`)."""
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = _log_rho(sde, low, high)
+    return _times_of(sde, first + share * (last - first), low, high)
 
 
-def edm_times(sde: LinearSDE, num_steps: int, power: float = 7.0) -> Float[Tensor, " n"]:
+def edm_times(
+    sde: LinearSDE, num_steps: int, power: float = 7.0, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
     """Times equally spaced in rho^(1/power) (Karras et al. 2022, Eq. 5)."""
     if power <= 0:
         raise ValueError(f"power={power} must be positive")
-    low, high = (torch.exp(v / power) for v in _log_rho_range(sde))
-    rho = low + _descending(num_steps) * (high - low)
-    return sde.time_at(2 * power * torch.log(rho)).clamp(sde.t_min, sde.t_max)
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = (torch.exp(v / power) for v in _log_rho(sde, low, high))
+    return _times_of(sde, power * torch.log(first + share * (last - first)), low, high)
 
 
 def start_times(model: GenerativeModel) -> Float[Tensor, 2]:
@@ -93,10 +106,31 @@ def _descending(num_steps: int) -> Tensor:
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
 
 
-def _log_rho_range(sde: LinearSDE) -> tuple[Tensor, Tensor]:
-    ends = torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).reshape(-1, 1, 1, 1)
-    low, high = (0.5 * sde.log_importance(ends)).flatten()
+def _ends(sde: SDE, low: float | None, high: float | None) -> tuple[float, float]:
+    """The ends of a grid inside [t_min, t_max]."""
+    low, high = sde.t_min if low is None else low, sde.t_max if high is None else high
+    sde.check_time("low", low)
+    sde.check_time("high", high)
+    if not low < high:
+        raise ValueError(f"low={low} must lie below high={high}")
     return low, high
+
+
+def _log_rho(sde: LinearSDE, low: float, high: float) -> tuple[Tensor, Tensor]:
+    first, last = sde.log_rho(torch.tensor([low, high], dtype=torch.float64).reshape(-1, 1, 1, 1)).flatten()
+    return first, last
+
+
+def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tensor:
+    """Where log rho takes the given values, by bisection in log t; the ends are exact."""
+    a, b = torch.full_like(log_rho, math.log(low)), torch.full_like(log_rho, math.log(high))
+    for _ in range(60):
+        middle = 0.5 * (a + b)
+        below = sde.log_rho(middle.exp().reshape(-1, 1, 1, 1)).flatten() < log_rho
+        a, b = torch.where(below, middle, a), torch.where(below, b, middle)
+    t = torch.exp(0.5 * (a + b)).clamp(low, high)
+    t[0], t[-1] = high, low
+    return t
 
 
 def check_times(sde: SDE, ts: Tensor) -> None:

@@ -40,7 +40,7 @@ class ScoreModel(nn.Module):
 
     def eps(self, u: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"], y: Tensor | None = None) -> Tensor:
         """eps_hat = E[eps | u_t], like u; t is 0-d or (b, 1, ..., 1)."""
-        t_b = t.reshape(-1).expand(u.shape[0])
+        t_b = t.to(u.device).reshape(-1).expand(u.shape[0])
         return self.sde.from_network(self.backbone(self.sde.to_network(u), t_b, y)).to(u.dtype)
 
     def forward(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -203,7 +203,7 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
     forward = forward_path(
         model, x, end * torch.tensor(RUNGS, dtype=torch.float64), torch.Generator().manual_seed(seed)
     )
-    ts = power_times(model.sde, 4 * (len(RUNGS) - 1), 2.0)
+    ts = power_times(model.sde, 4 * (len(RUNGS) - 1), 2.0, high=end)
     u = model.sample_start(model.state_like(len(x), x), torch.Generator().manual_seed(seed))
 
     def sampler(sde: Any, score: Any, u: Tensor, ts: Tensor, generator: Any) -> Tensor:

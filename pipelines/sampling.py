@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from indm_core.exponential import Method, Warmup, sample_deis, steps_for
+from indm_core.exponential import Method, Warmup, check_options, sample_deis, steps_for
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import (
@@ -80,10 +80,12 @@ class Sampling:
             )
         if self.nfe < 0 or (self.nfe and self.sampler != "deis"):
             raise ValueError(f"nfe={self.nfe} counts the evaluations of sampler=deis; {self.sampler} takes steps")
+        if self.lam < 0 and self.lam != -1:
+            raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
+        if self.sampler == "deis":
+            check_options(**self.of_deis())
         if self.lam >= 0 and self.sampler not in ("em", "deis"):
             raise ValueError(f"lam={self.lam}: sampler={self.sampler} has no stochasticity to set; em and deis have")
-        if not 0 <= self.order <= 3:
-            raise ValueError(f"order={self.order} must be 0, 1, 2 or 3")
         for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -119,13 +121,13 @@ def samples(
     evaluated = 0
     steps, deis = sampling.steps, sampling.of_deis()
     if sampling.nfe:
-        steps = steps_for(sampling.nfe - sampling.denoise, **sampling.counted())
-    sde = replace(model.sde, t_min=sampling.stop or model.sde.t_min, t_max=model.t_start)  # the interval of the grid
+        steps = steps_for(sampling.nfe, **sampling.counted(), denoise=sampling.denoise)
+    sde, ends = model.sde, {"low": sampling.stop or model.sde.t_min, "high": model.t_start}
     grids: dict[str, Callable[[], Tensor]] = {
-        "uniform": lambda: uniform_times(sde, steps),
-        "power": lambda: power_times(sde, steps, 2.0),
-        "log-rho": lambda: log_rho_times(sde, steps),
-        "edm": lambda: edm_times(sde, steps),
+        "uniform": lambda: uniform_times(sde, steps, **ends),
+        "power": lambda: power_times(sde, steps, 2.0, **ends),
+        "log-rho": lambda: log_rho_times(sde, steps, **ends),
+        "edm": lambda: edm_times(sde, steps, **ends),
     }
     samplers: dict[str, Callable[..., Tensor]] = {
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
@@ -145,7 +147,7 @@ def samples(
     x = draw(
         model,
         sampler,
-        uniform_times(sde, 1) if sampling.sampler == "ode" else grids[sampling.grid](),
+        uniform_times(sde, 1, **ends) if sampling.sampler == "ode" else grids[sampling.grid](),
         torch.zeros((), device=device),
         len(seeds),
         generator=seeded(seeds, device),
