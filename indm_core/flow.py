@@ -58,8 +58,8 @@ class ActNorm(Flow):
         shape: Event of x. The parameters have the shape (c, 1, 1) of an image's channels, or the whole event.
         per_pixel: Whether every pixel has its own, instead of every channel.
         data_init: Whether the first forward pass in training sets them, once and for all ranks together, so that z has mean 0
-            and standard deviation 1 over the global batch. The state dict then says that it has happened. A standard
-            deviation below `min_std` is taken for `min_std`.
+            and standard deviation 1 over its rows on all ranks (the first micro-batch, where a batch has several). The state
+            dict then says that it has happened. A standard deviation below `min_std` is taken for `min_std`.
         min_std: Bounds the scale of dimensions that are (nearly) constant, > 0.
 
     References: Kingma and Dhariwal 2018 (Glow), section 3.1.

@@ -292,6 +292,10 @@ class ResFlow(Flow):
         super().__init__()
         if not 0 < coefficient < 1:
             raise ValueError(f"coefficient={coefficient} must lie in (0, 1), or the blocks are not invertible")
+        if width < 1 or not kernels or not blocks or min(blocks) < 0:
+            raise ValueError(
+                f"width={width}, kernels={tuple(kernels)}, blocks={tuple(blocks)}: none may be empty or below 1"
+            )
         self.dense = dense or len(shape) == 1
         num_scales = len(blocks)
         if self.dense and num_scales > 1:

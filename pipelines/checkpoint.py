@@ -66,7 +66,8 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
-    return sorted(path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
+    found = (path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
+    return sorted(path for path in found if path.name.removeprefix("step-").isdecimal())
 
 
 def latest(run: Path) -> Path | None:
@@ -100,5 +101,5 @@ def prune(run: Path, keep: int) -> None:
 def _nelbo(directory: Path) -> float:
     try:
         return float(json.loads((directory / STATE).read_text(encoding="utf-8"))["nelbo"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         return float("inf")

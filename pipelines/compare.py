@@ -178,6 +178,10 @@ def _figures(place: Path, chunks: Sequence[tuple[int, int]], row: str, reference
     shares = torch.tensor([len(piece["features"]) / len(features) for piece in pieces], dtype=torch.float64)
     cost = torch.stack([piece["cost"] for piece in pieces])
     found = {"row": row, "evaluations": float(shares @ cost[:, 0]), "seconds": float(cost[:, 1].sum())}
+    diverged = int((~features.isfinite().all(1)).sum())
+    if diverged:  # one unstable sampler does not cost the table
+        nothing = {"mean": None, "se": None, "samples": len(features)}
+        return found | {"diverged": diverged, "frechet": nothing, "kernel": nothing}
     return found | evaluate.distances(features, logits, reference, seed=0)
 
 
@@ -187,8 +191,9 @@ def _draw(document: dict[str, Any], file: Path) -> None:
     for name, rows in document["runs"].items():
         for row in rows:
             sampler = row["row"].split(":")[0]
-            point = (row["evaluations"], row["frechet"]["mean"], row["frechet"]["se"])
-            series.setdefault(f"{name} {sampler}", []).append(point)
+            if row["frechet"]["mean"] is not None:
+                point = (row["evaluations"], row["frechet"]["mean"], row["frechet"]["se"])
+                series.setdefault(f"{name} {sampler}", []).append(point)
     lines(series, "evaluations of the score per sample", f"FD({document['features']})", file, log=True)
 
 
@@ -199,7 +204,10 @@ def table(document: dict[str, Any]) -> str:
     for name, rows in document["runs"].items():
         shown += [name, head]
         for row in rows:
-            frechet, kernel = (f"{row[kind]['mean']:.4g} +- {row[kind]['se']:.2g}" for kind in ("frechet", "kernel"))
+            frechet, kernel = (
+                f"{row['diverged']} samples diverged" if "diverged" in row else f"{d['mean']:.4g} +- {d['se']:.2g}"
+                for d in (row["frechet"], row["kernel"])
+            )
             shown.append(f"{row['row']:<24} {row['evaluations']:>7.1f} {row['seconds']:>9.1f}  {frechet:<20} {kernel}")
     return "\n".join(shown)
 

@@ -32,6 +32,7 @@ from indm_core.nn import MLP, UNet
 from indm_core.resflow import LipSwish, ResFlow, Roulette, Sine
 from indm_core.sde import VP, LinearSDE, log_abs_det
 from indm_core.training import AdamW, load_networks
+from pipelines.atomic import write_text
 from pipelines.card import Card
 from pipelines.source import Options
 
@@ -245,7 +246,10 @@ class Dense(Backbone):
     time: TimeFeature = "log-snr"
 
     def build(self, spec: DataSpec, sde: LinearSDE) -> nn.Module:
-        (num_dims,) = network_shape(spec, sde)
+        shape = network_shape(spec, sde)
+        if len(shape) != 1:
+            raise ValueError(f"backbone=Dense is for vectors, {spec.name} has events {spec.shape}; take UNetConfig")
+        (num_dims,) = shape
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
 
 
@@ -457,9 +461,7 @@ def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
 def write_run(file: Path, run: RunConfig, spec: DataSpec) -> None:
     """Writes config.json."""
     document = {"version": VERSION, "run": to_json(run), "spec": to_json(spec)}
-    partial = file.with_suffix(".partial")
-    partial.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")
-    partial.replace(file)
+    write_text(file, json.dumps(document, indent=1) + "\n")
 
 
 def read_run(file: Path) -> tuple[RunConfig, DataSpec]:

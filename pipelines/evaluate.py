@@ -108,8 +108,12 @@ class Settings:
         for name in ("nll_replicates", "nelbo_replicates", "nelbo_draws", "num_probes", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.images < 0 or self.samples == 1 or self.samples < 0:
-            raise ValueError(f"images={self.images} and samples={self.samples} must not be negative, nor samples 1")
+        if self.nelbo_draws > 1 and self.nelbo_draws % 2:
+            raise ValueError(
+                f"nelbo_draws={self.nelbo_draws} must be 1 or an even number: draws come in antithetic pairs"
+            )
+        if min(self.images, self.samples) < 0 or 1 in (self.images, self.samples):
+            raise ValueError(f"images={self.images} and samples={self.samples} must be 0 or at least 2")
 
 
 KINDS = {
@@ -481,7 +485,7 @@ def table(document: dict[str, Any]) -> str:
             if kind in figures:
                 lines.append(f"  {KINDS[kind]}: {_cell(figures[kind])}")
     for pair, kinds in document["differences"].items():
-        shown = ", ".join(f"{kind.upper()} {d['mean']:+.4f} +- {d['se_images']:.4f}" for kind, d in kinds.items())
+        shown = ", ".join(f"{KINDS[kind]} {_cell(d | {'se': d['se_images']})}" for kind, d in kinds.items())
         lines.append(f"{pair}, paired per image on the same draws: {shown}")
     one = settings["nll_replicates"] == 1
     lines.append(
@@ -494,9 +498,10 @@ def table(document: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def _cell(estimate: dict[str, float]) -> str:
-    se = estimate["se_images"] if estimate["se"] is None else estimate["se"]
-    return f"{estimate['mean']:+.4f} +- {se:.4f}"
+def _cell(estimate: dict[str, Any]) -> str:
+    """Mean and standard error; what is not finite, or could not be had, is n/a."""
+    mean, se = estimate["mean"], estimate["se_images"] if estimate["se"] is None else estimate["se"]
+    return f"{'n/a' if mean is None else f'{mean:+.4f}'} +- {'n/a' if se is None else f'{se:.4f}'}"
 
 
 def log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:

@@ -6,9 +6,9 @@ The loop resumes from the newest checkpoint of the run directory, trains to the 
     config.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
 
 A record of metrics.jsonl (one a line, one every `log_every` steps) has: step, phase, nelbo / denoising / prior / log_det in
-`unit` (bits/dim for dequantised data, nats/dim otherwise; the bound at t_min, without the residual), for a bridge `partner`
-(the second set's NLL under the flow), images_per_s, data_wait (share of the time that the step waited for rows), eta_s,
-skipped, and the gradient norm of each network before clipping.
+`unit` (bits/dim for dequantised data, nats/dim otherwise; the bound at t_min without the residual, or at Soft Truncation's
+random time), for a bridge `partner` (the second set's NLL under the flow), images_per_s, data_wait (share of the time that
+the step waited for rows), eta_s, skipped, and the gradient norm of each network before clipping.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from indm_core.noise import seeded
 from indm_core.sample import draw, sample_ode, start_times
 from indm_core.training import StepReport, Trainer, network_tensors, step_seed
 from pipelines import checkpoint
+from pipelines.atomic import write_text
 from pipelines.config import DataSpec, RunConfig, write_run
 
 __all__ = ["Job", "Session", "finished", "read_metrics", "run_job", "to_unit"]
@@ -332,6 +333,4 @@ def read_metrics(directory: Path) -> list[dict[str, Any]]:
 def _truncate_metrics(file: Path, step: int) -> None:
     """Drops the records of steps that a resumed run takes again."""
     kept = [record for record in read_metrics(file.parent) if record["step"] <= step]
-    partial = file.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    partial.replace(file)
+    write_text(file, "".join(json.dumps(record) + "\n" for record in kept))

@@ -86,10 +86,20 @@ class Run:
 
 
 def _json(file: Path) -> dict[str, Any] | None:
+    """A document of `evaluate.py` or `compare.py`; None where there is none.
+
+    Raises:
+        ValueError: something else under that name.
+    """
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except OSError:
         return None
+    except ValueError as error:
+        raise ValueError(f"{file}: not JSON ({error}); remove it, or measure again") from None
+    if not isinstance(document, dict) or not isinstance(document.get("runs"), dict):
+        raise ValueError(f"{file}: no measurement of runs; remove it, or measure again")
+    return document
 
 
 def report(directories: Sequence[Path], wanted: Report) -> Path:
@@ -99,6 +109,10 @@ def report(directories: Sequence[Path], wanted: Report) -> Path:
         ValueError: a directory that holds no run.
     """
     runs = [Run.read(directory) for directory in directories]
+    for run in runs[1:]:
+        if run.spec != runs[0].spec or run.config.data.source != runs[0].config.data.source:
+            names = f"{run.spec.name} and {runs[0].spec.name}"
+            raise ValueError(f"{run.directory} and {directories[0]} are on other data ({names}): report them apart")
     out = output_root(wanted.out or str(directories[0] / "report"))
     drawings = _drawings(runs, out, wanted.images)
     tables = [("Likelihood and distance", *_main_table(runs)), *_difference_tables(runs), *_sampler_tables(runs)]
@@ -134,8 +148,9 @@ def _main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
 
 
 def _with_error(estimate: dict[str, Any]) -> str:
-    se = estimate["se"] if estimate["se"] is not None else estimate.get("se_images")
-    return f"{estimate['mean']:.4f} ± {se:.4f}" if se is not None else f"{estimate['mean']:.4f}"
+    """Mean and standard error; what could not be had is n/a."""
+    mean, se = estimate["mean"], estimate["se"] if estimate["se"] is not None else estimate.get("se_images")
+    return " ± ".join("n/a" if value is None else f"{value:.4f}" for value in (mean, se))
 
 
 def _difference_tables(runs: Sequence[Run]) -> list[Table]:
@@ -144,7 +159,7 @@ def _difference_tables(runs: Sequence[Run]) -> list[Table]:
     if not measured or not measured["differences"]:
         return []
     rows = [
-        (pair, *(f"{kinds[kind]['mean']:+.4f} ± {kinds[kind]['se_images']:.4f}" for kind in ("nll", "nelbo")))
+        (pair, *(_with_error(kinds[kind] | {"se": kinds[kind]["se_images"]}) for kind in ("nll", "nelbo")))
         for pair, kinds in measured["differences"].items()
     ]
     head = ("models", f"NLL ({measured['unit']})", f"NELBO ({measured['unit']})")
@@ -182,7 +197,7 @@ def _norm_table(runs: Sequence[Run], images: int) -> Table:
 
 def _data(run: Run, images: int) -> torch.Tensor:
     """Test data, dequantised."""
-    place = ensure(run.config.data.source, run.directory.parent / "data", run.config.data.options)
+    place = ensure(run.config.data.source, output_root(None) / "data", run.config.data.options)
     k = torch.from_numpy(read_all(place, load_card(place), "test", images)["x"].astype("float32"))
     return dequantise(k, run.spec.levels, run.spec.low, run.spec.high, torch.Generator().manual_seed(0))
 

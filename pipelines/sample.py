@@ -140,7 +140,7 @@ def _data(run: Path, wanted: Sample) -> Tensor | None:
     if wanted.start == "prior":
         return None
     config, spec = read_run(run / "config.json")
-    place = ensure(config.data.source, run.parent / "data", config.data.options)
+    place = ensure(config.data.source, output_root(None) / "data", config.data.options)
     k = torch.from_numpy(read_all(place, load_card(place), "test", wanted.num_samples)["x"].astype("float32"))
     k = k[torch.arange(wanted.num_samples) % len(k)]
     return dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(wanted.seed))

@@ -86,7 +86,13 @@ def _open_run(job: Job, root: Path) -> str:
         experiment_id = experiment.experiment_id
     else:
         place = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlartifacts").resolve().as_uri()
-        experiment_id = client.create_experiment(EXPERIMENT, artifact_location=place)
+        try:
+            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=place)
+        except MlflowException:  # another first run was quicker
+            experiment = client.get_experiment_by_name(EXPERIMENT)
+            if experiment is None:
+                raise
+            experiment_id = experiment.experiment_id
     run = client.create_run(experiment_id, run_name=job.directory.name, tags={"recipe": job.run.recipe})
     parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])

@@ -241,7 +241,7 @@ def _start(given: str, steps: int) -> Path | None:
     start = Path(given).expanduser().resolve()
     try:
         step = int(json.loads((start / "state.json").read_text(encoding="utf-8"))["step"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"start_from={start}: no checkpoint there; give RUN/pretrained or RUN/checkpoints/step-..."
         ) from None

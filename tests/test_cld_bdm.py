@@ -193,3 +193,30 @@ def test_the_general_samplers_take_them_as_they_are(sde, sampler):
     slack = 0.05  # of the step size
     assert ((x.mean(0) - model.law.mean).abs() < 5 * (v / num).sqrt() + slack).all()
     assert ((x.T.cov() - model.law.cov).abs() < 5 * ((v.outer(v) + model.law.cov**2) / num).sqrt() + slack).all()
+
+
+@FIVE
+def test_autocast_leaves_the_diffusion_in_full_precision(sde):
+    """What is drawn is what is in the state: a matmul in bfloat16 would leave 30 times the noise in CLD's eps."""
+    shape = (1, 3, 4) if isinstance(sde, BDM) else (5,)
+    u_0 = sde.embed(randn(6, *shape).float())
+    t = torch.full((6, *[1] * len(shape)), 1e-2, dtype=torch.float64)
+    eps = randn(*u_0.shape, seed=2).float()
+    exact = sde.perturb(u_0, t, eps)
+    with torch.autocast("cpu", torch.bfloat16):
+        state = sde.perturb(u_0, t, eps)
+        image = sde.embed(sde.project(u_0))
+    assert state.dtype == image.dtype == torch.float32
+    torch.testing.assert_close(state, exact, rtol=0, atol=0)
+    torch.testing.assert_close(image, u_0, rtol=0, atol=1e-5)
+
+
+def test_strong_damping_is_finite_and_every_coefficient_is_differentiable():
+    for sde in (CLD(gamma=50.0, beta=8.0), CLD(gamma=100.0)):
+        assert bool(sde.psi0(scalar(1.0)).isfinite().all())
+        assert bool(sde.cov(scalar(1.0)).isfinite().all())
+    slope = torch.autograd.functional.jacobian(CLD().R, scalar(1.0))
+    right = (CLD().F(scalar(1.0)) + 0.5 * CLD().GG(scalar(1.0)) @ inverse(CLD().cov(scalar(1.0)))) @ CLD().R(
+        scalar(1.0)
+    )
+    torch.testing.assert_close(slope, right, rtol=1e-7, atol=1e-9)

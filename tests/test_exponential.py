@@ -273,6 +273,8 @@ def test_float32_states_stay_float32():
         ({"order": -1}, "order=-1"),
         ({"lam": 1.5, "order": 0}, r"lam=1.5 must lie in \[0, 1\]"),
         ({"lam": 0.5}, "lam=0.5 above 0 needs order=0"),
+        ({"lam": 0.5, "order": 0, "corrector": True}, "corrector=False"),
+        ({"warmup": "exact", "method": "iPNDM"}, "warmup='exact' needs"),
         ({"method": "euler"}, "method='euler' is none of"),
         ({"warmup": "none"}, "warmup='none'"),
         ({"basis": "Q"}, "basis='Q'"),
@@ -292,6 +294,16 @@ def test_what_cannot_be_is_named(options, message):
 def test_evaluations_that_buy_no_step():
     with pytest.raises(ValueError, match="nfe=2: one step takes 4 evaluations"):
         steps_for(2, order=3, method="rho-RK")
+
+
+def test_a_plan_in_pieces_is_the_same(monkeypatch):
+    from indm_core import exponential
+
+    sde, law = BDM(height=2, width=3), Modes(BDM(height=2, width=3))
+    ts, u = power_times(sde, 11, 2.0), starts(sde, 2)
+    whole = sample_deis(sde, law.score, u, ts, order=2, corrector=True)
+    monkeypatch.setattr(exponential, "PLAN_ENTRIES", 40 * 6 * 4)
+    torch.testing.assert_close(sample_deis(sde, law.score, u, ts, order=2, corrector=True), whole, rtol=0, atol=0)
 
 
 def test_coefficients_of_fifty_steps_are_quick():

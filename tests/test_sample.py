@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -25,7 +26,7 @@ from indm_core.sample import (
     sample_pc,
     uniform_times,
 )
-from indm_core.sde import VE, VP, SubVP
+from indm_core.sde import BDM, CLD, VE, VP, SubVP
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
 ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
@@ -328,6 +329,28 @@ def test_draw_returns_the_law_of_the_data(sde):
         v = cov.diagonal()
         assert ((x.mean(0) - mean).abs() < 5 * (v / len(x)).sqrt()).all()
         assert ((x.T.cov() - cov).abs() < 5 * ((v.outer(v) + cov**2) / len(x)).sqrt()).all()
+
+
+@pytest.mark.parametrize("grid", [uniform_times, partial(power_times, power=2.0), log_rho_times, edm_times])
+@pytest.mark.parametrize("sde", [*SDES[:3], CLD(), BDM(height=4, width=4)], ids=ids)
+def test_grids_take_other_ends(sde, grid):
+    """Where sampling starts and stops early; the diffusion itself is not rescaled."""
+    ts = grid(sde, 6, low=0.01, high=0.7)
+    assert (float(ts[0]), float(ts[-1])) == pytest.approx((0.7, 0.01))
+    assert bool((ts.diff() < 0).all())
+    whole = grid(sde, 6)
+    assert (float(whole[0]), float(whole[-1])) == pytest.approx((sde.t_max, sde.t_min))
+    with pytest.raises(ValueError, match=r"low=0\.8 must lie below high=0\.7"):
+        grid(sde, 6, low=0.8, high=0.7)
+
+
+@pytest.mark.parametrize("sde", [CLD(), BDM(height=4, width=4)], ids=ids)
+def test_rho_grids_of_unequal_coordinates_follow_one_of_them(sde):
+    """The position of CLD, the frequency 0 of BDM: sqrt(Sigma)/psi of that coordinate is equally spaced in its logarithm."""
+    ts = log_rho_times(sde, 8).reshape(-1, 1, 1)
+    cov, psi = sde.cov(ts).reshape(9, -1)[:, 0], sde.psi0(ts).reshape(9, -1)[:, 0]
+    spacing = (0.5 * cov.log() - psi.log()).diff()
+    torch.testing.assert_close(spacing, spacing[:1].expand(8), rtol=1e-8, atol=0)
 
 
 def test_a_mixture_in_two_dimensions_is_sampled():
