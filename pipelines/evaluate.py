@@ -274,7 +274,9 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
                 rows.append(torch.cat([results[key] for key in chunks]))
             per_image[kind, i] = torch.stack(rows).double()
             figures[kind] = asdict(Estimate.of(per_image[kind, i]))
-        figures["gap"] = asdict(_gap(per_image["nelbo", i], per_image["nll", i]))
+        for suffix in ("", "_before"):
+            if (f"nll{suffix}", i) in per_image:
+                figures[f"gap{suffix}"] = asdict(_gap(per_image[f"nelbo{suffix}", i], per_image[f"nll{suffix}", i]))
         if settings.samples:
             figures |= _distances(results, i, settings)
         document["runs"][run_name] = figures
@@ -481,9 +483,9 @@ def table(document: dict[str, Any]) -> str:
         distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
         params = f"{figures['parameters'] / 1e6:.2f}M"
         lines.append(f"{name:<24} {params:>8}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
-        for kind in ("nll_before", "nelbo_before", "partner"):
-            if kind in figures:
-                lines.append(f"  {KINDS[kind]}: {_cell(figures[kind])}")
+        for kind, label in (KINDS | {"gap_before": "gap before correction"}).items():
+            if kind in figures and kind not in ("nll", "nelbo"):
+                lines.append(f"  {label}: {_cell(figures[kind])}")
     for pair, kinds in document["differences"].items():
         shown = ", ".join(f"{KINDS[kind]} {_cell(d | {'se': d['se_images']})}" for kind, d in kinds.items())
         lines.append(f"{pair}, paired per image on the same draws: {shown}")

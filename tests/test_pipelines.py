@@ -186,7 +186,7 @@ def test_the_document_has_every_figure_with_its_standard_error(measured, out):
     assert measured["images"] == 12
     assert list(measured["runs"]) == ["digits_vp_nll", "digits_linear_nll"]
     for figures in measured["runs"].values():
-        for kind in ("nll", "nelbo", "gap", "nll_before", "nelbo_before"):
+        for kind in ("nll", "nelbo", "gap", "nll_before", "nelbo_before", "gap_before"):
             assert np.isfinite(figures[kind]["mean"])
             assert figures[kind]["se"] > 0
             assert figures[kind]["se_images"] > 0
