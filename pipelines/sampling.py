@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from indm_core.exponential import Method, Warmup, check_options, sample_deis, steps_for
+from indm_core.exponential import Basis, Method, Warmup, check_options, sample_deis, steps_for
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import (
@@ -43,6 +43,7 @@ class Sampling:
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
         corrector: Whether deis corrects its t-AB steps.
+        basis: In which deis takes eps for a polynomial: R, or the Cholesky factor L.
         lam: Stochasticity of em (1: the reverse SDE, 0: the ODE) and of deis at order 0 (gDDIM); -1 takes the sampler's own.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
@@ -61,6 +62,7 @@ class Sampling:
     method: Method = "t-AB"
     warmup: Warmup = "low-order"
     corrector: bool = False
+    basis: Basis = "R"
     lam: float = -1.0
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -96,7 +98,7 @@ class Sampling:
 
     def of_deis(self) -> dict[str, Any]:
         """The options of `sample_deis`."""
-        return self.counted() | {"lam": max(0.0, self.lam)}
+        return self.counted() | {"lam": max(0.0, self.lam), "basis": self.basis}
 
 
 class Drawn(NamedTuple):
