@@ -47,7 +47,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from indm_core.model import GenerativeModel
-from indm_core.noise import Noise, branch, rademacher_like, randn_like
+from indm_core.noise import Noise, branch, rademacher_like
 from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.sample import Score, check_times
 from indm_core.sde import SDE, LinearSDE, apply, event_sum, inverse, sqrt_psd
@@ -118,20 +118,20 @@ def mean_and_error(values: Float[Tensor, "*n b"]) -> Estimate:
 def along_times(
     model: GenerativeModel, x: Tensor, ts: Float[Tensor, " n"], measure: Measure, *, generator: Noise = None
 ) -> Float[Tensor, "n b"]:
-    """measure(score, u_t, t) at u_t = psi(t, 0) encode(x) + R_t eps, with new eps for each time: a curve of Figure 7a or b.
+    """measure(score, u_t, t) at a draw of u_t given x, new for each time: a curve of Figure 7a or b.
 
     Args:
         x: Data (b, *shape).
         ts: Times in [t_min, t_start], float64.
         measure: `score_rate`, or `hessian_norm` with its options bound.
-        generator: Two models with the same SDE are compared on the same eps.
+        generator: Two models with the same SDE are compared on the same noise.
     """
     with torch.no_grad():
         u_0, _ = model.encode(x, branch(generator))
     rows = []
     for i, t in enumerate(ts):
         model.sde.check_time(f"ts[{i}]", float(t))
-        u_t = model.sde.perturb(u_0, t, randn_like(u_0, generator))
+        u_t = model.sde.transition(u_0, t, torch.zeros_like(t), generator)
         rows.append(measure(model.score, u_t, t))
     return torch.stack(rows)
 

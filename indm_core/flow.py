@@ -78,11 +78,14 @@ class ActNorm(Flow):
         self.log_scale = nn.Parameter(torch.zeros(size))
         self.shift = nn.Parameter(torch.zeros(size))
         self.register_buffer("initialised", torch.tensor(False) if data_init else None)
+        self._seen = -1
 
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
         """Raises: ValueError: a first batch for `data_init` that is empty or not finite."""
-        if self.training and self.initialised is not None and not self.initialised:
-            self._initialise(x, self.initialised)
+        if self.training and self.initialised is not None and self._seen != self.initialised._version:
+            if not self.initialised:  # waits for the device, so that it is asked once after each write
+                self._initialise(x, self.initialised)
+            self._seen = self.initialised._version
         z = torch.exp(self.log_scale) * x + self.shift
         return z, self.log_scale.expand(x.shape).flatten(1).sum(1)
 

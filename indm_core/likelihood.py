@@ -9,15 +9,8 @@ unusable below t_min, so data enter at t_min through q(u | x) and the residual (
 
     -log p(x) <= -log_det + E_q[-log p_{t_min}(u) + log q(u | x) - log p(x | u)],        both densities at the same draw.
 
-NELBO. The bound on the generative SDE's likelihood (`indm`), whose integral over t and eps is taken over nodes
-(t_j, eps_j, weight_j) with  sum_j weight_j f(t_j, eps_j) = int_{t_min}^{t_start} E[f(t, eps)] dt: drawn here by the importance
-law of t, or given.
-
-The sign of NELBO - NLL is no theorem: the NLL is the ODE's, the NELBO bounds the SDE's likelihood.
-
-Variance. At small t the noise cannot be predicted and |d|^2 fluctuates as |eps|^2 does, so c(t) (|eps|_M^2 - tr M)/2, of mean
-zero, is subtracted, c fitted on the draws of the neighbouring strata of t (so that the estimate stays unbiased); times are
-stratified over draws and images, and draws come in antithetic pairs (eps, -eps).
+NELBO. The bound on the generative SDE's likelihood, whose form is the model's (`elbo`, `diffflow`). The sign of NELBO - NLL
+is no theorem: the NLL is the ODE's, the NELBO bounds the SDE's likelihood.
 
 References:
     Theis et al. 2016 (dequantisation); Chen et al. 2018 (FFJORD); Song et al. 2021, Eq. 39; Kim et al. 2022 (INDM),
@@ -30,24 +23,15 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-from indm_core.indm import entropy_production
-from indm_core.model import GenerativeModel
+from indm_core.model import GenerativeModel, Node
 from indm_core.noise import Noise, branch, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
-from indm_core.score import importance_times, likelihood_error, stratified
-from indm_core.sde import SDE, event_sum
+from indm_core.sde import SDE
 from indm_core.shapes import Float
 
 __all__ = ["Node", "bits_per_dim", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
-
-Node = tuple[Tensor, Tensor, float | Tensor]
-"""t (0-d or (b, 1, ..., 1)), eps like u, and the weight, a number or (b,)."""
-
-End = tuple[Tensor, float | Tensor]
-"""A noise and its share in an expectation over eps."""
 
 
 def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: float) -> Tensor:
@@ -114,10 +98,7 @@ def nll(
         t_min = torch.tensor(model.sde.t_min, dtype=torch.float64, device=x.device)
         correction = x.new_zeros(x.shape[0])
         if residual:
-            eps = randn_like(u, generator)
-            u = model.sde.perturb(u, t_min, eps)
-            eps_hat = model.sde.eps_from_score(model.score(u, t_min, y), t_min)
-            correction = model.sde.residual(t_min, eps, eps_hat)
+            u, correction = model.sde.enter(u, t_min, randn_like(u, generator), lambda u, t: model.score(u, t, y))
     log_prob = log_prob_u(model, u, model.sde.t_min, generator=generator, y=y, **options)
     return -log_det - log_prob + correction
 
@@ -160,7 +141,7 @@ def log_prob_u(
     ends = math.sqrt(t), math.sqrt(model.t_start)
     (u_T, integral), _ = rk45(in_sqrt_time(field), start, *ends, rtol=rtol, atol=atol)
     with torch.no_grad():
-        return model.log_prob_start(u_T) + integral
+        return model.log_prob_start(u_T, generator) + integral
 
 
 def _velocity_and_divergence(
@@ -201,64 +182,4 @@ def nelbo(
     Returns:
         Nats per sample, unbiased over the draws.
     """
-    u_0, log_det = model.encode(x, branch(generator))
-    if nodes is None:
-        integral, ends = _sampled_integral(model, u_0, num_draws, generator, y)
-    else:
-        integral = x.new_zeros(x.shape[0])
-        for t, eps, weight in nodes:
-            integral = integral + weight * likelihood_error(model.sde, _error(model, u_0, t, eps, y), t)
-        mass = model.t_start - model.sde.t_min
-        ends = [(eps, weight / mass) for _, eps, weight in nodes]
-    bound = integral - entropy_production(model.sde, u_0, model.sde.t_min, model.t_start) - log_det
-    for eps, share in ends:
-        bound = bound - share * model.expected_log_prob_start(u_0, eps)
-    return bound + _residual(model, u_0, ends, y) if residual else bound
-
-
-def _error(model: GenerativeModel, u_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
-    """d = eps_hat - eps at u_t = psi(t, 0) u_0 + R_t eps."""
-    score = model.score(model.sde.perturb(u_0, t, eps), t, y)
-    return model.sde.eps_from_score(score, t) - eps
-
-
-def _residual(model: GenerativeModel, u_0: Tensor, ends: Sequence[End], y: Tensor | None) -> Tensor:
-    """E[log q(u | x) - log p(x | u)] at t_min over the given noises, (b,)."""
-    t_min = torch.tensor(model.sde.t_min, dtype=torch.float64, device=u_0.device)
-    total = u_0.new_zeros(u_0.shape[0])
-    for eps, share in ends:
-        eps_hat = _error(model, u_0, t_min, eps, y) + eps
-        total = total + share * model.sde.residual(t_min, eps, eps_hat)
-    return total
-
-
-def _sampled_integral(
-    model: GenerativeModel, u_0: Tensor, num_draws: int, generator: Noise, y: Tensor | None
-) -> tuple[Tensor, list[End]]:
-    """The NELBO's integral by `num_draws` stratified draws, and the first draws' noise with equal shares."""
-    if num_draws < 1 or (num_draws > 1 and num_draws % 2):
-        raise ValueError(f"num_draws={num_draws} must be 1 or an even number")
-    signs = (1.0,) if num_draws == 1 else (1.0, -1.0)
-    num_times = num_draws // len(signs)
-    errors, controls, ends = [], [], []
-    for k in range(num_times):
-        q = (k + stratified(u_0.shape[0], u_0, generator)) / num_times
-        t, density = importance_times(model.sde, q, model.sde.t_min, model.t_start)
-        t, weight = t.reshape(-1, *[1] * (u_0.ndim - 2)), density.reciprocal().to(u_0.dtype)
-        eps = randn_like(u_0, generator)
-        terms = [likelihood_error(model.sde, _error(model, u_0, t, sign * eps, y), t) for sign in signs]
-        trace = event_sum(model.sde.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), eps).to(eps.dtype)
-        errors.append(weight * sum(terms) / len(signs))
-        controls.append(weight * (likelihood_error(model.sde, eps, t) - 0.5 * trace))
-        ends = ends or [(sign * eps, 1 / len(signs)) for sign in signs]
-    a, b = torch.stack(errors), torch.stack(controls)
-    return (a - _coefficients(a, b) * b).mean(0), ends
-
-
-def _coefficients(a: Tensor, b: Tensor) -> Tensor:
-    """c for each stratum of t, regressed on its neighbours' draws and so independent of its own: (strata, 1)."""
-    if len(a) < 4:
-        return a.new_zeros(len(a), 1)
-    ab, bb = ((a - a.mean(1, keepdim=True)) * b).sum(1), b.square().sum(1)
-    ab_near, bb_near = (functional.pad(v, (1, 1)).unfold(0, 3, 1)[:, ::2].sum(1) for v in (ab, bb))
-    return (ab_near / bb_near).unsqueeze(1)
+    return model.nelbo(x, residual=residual, num_draws=num_draws, nodes=nodes, generator=generator, y=y)

@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -109,6 +110,29 @@ class SDE(ABC):
     def GG(self, t: Float[Tensor, "*t"]) -> Float[Tensor, "*te k k"]:
         """The squared diffusion coefficient G_t G_t^T."""
 
+    @abstractmethod
+    def embed(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, "b *event k"]:
+        """The state's mean at time 0, deterministic."""
+
+    @abstractmethod
+    def project(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *event"]:
+        """project(embed(x)) = x."""
+
+    @abstractmethod
+    def transition(self, u: Tensor, t: Tensor, s: Tensor, generator: Noise = None) -> Tensor:
+        """A draw of u_t given u_s = u; at s = 0, given data with embed(x) = u."""
+
+    @abstractmethod
+    def enter(
+        self, u_0: Tensor, t: Tensor, eps: Tensor, score: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """u at a small time t by the noise eps, and log q(u | x) - log p(x | u) in nats (b,): what turns -log p_t(u) into a
+        bound on -log p(x)."""
+
+    @abstractmethod
+    def denoise(self, u: Tensor, t: Tensor, score: Tensor) -> Tensor:
+        """E[u_0 | u_t]."""
+
     def reverse_drift(self, u: Tensor, t: Tensor, score: Tensor, lam: float = 1.0) -> Tensor:
         """drift - (1 + lam^2)/2 GG^T score: the reverse SDE at lam = 1, the probability-flow ODE at lam = 0."""
         return self.drift(u, t) - apply(0.5 * (1 + lam**2) * self.GG(t), score)
@@ -161,14 +185,6 @@ class LinearSDE(SDE):
         """Covariance of the law pi at t_max from which sampling starts, float64."""
 
     @abstractmethod
-    def embed(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, "b *event k"]:
-        """The state's mean at time 0, deterministic; the law of u_0 is N(embed(x), cov(0))."""
-
-    @abstractmethod
-    def project(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *event"]:
-        """project(embed(x)) = x."""
-
-    @abstractmethod
     def to_network(self, u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b *shape"]:
         """What a backbone sees, (b, c, h, w) or (b, d): an orthogonal map, so that its log-det is 0."""
 
@@ -200,6 +216,20 @@ class LinearSDE(SDE):
     def perturb(self, u_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
         """psi(t, 0) u_0 + R_t eps."""
         return apply(self.psi0(t), u_0) + apply(self.R(t), eps)
+
+    def transition(self, u: Tensor, t: Tensor, s: Tensor, generator: Noise = None) -> Tensor:
+        """N(psi(t, s) u, Sigma_t - psi Sigma_s psi^T); at s = 0, N(psi(t, 0) u, Sigma_t)."""
+        psi, cov = self.psi(t, s), self.cov(t)
+        if s > 0:
+            cov = cov - psi @ self.cov(s) @ psi.mT
+        return apply(psi, u) + apply(sqrt_psd(cov), randn_like(u, generator))
+
+    def enter(
+        self, u_0: Tensor, t: Tensor, eps: Tensor, score: Callable[[Tensor, Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        """`perturb`, and `residual` there."""
+        u = self.perturb(u_0, t, eps)
+        return u, self.residual(t, eps, self.eps_from_score(score(u, t), t))
 
     def score_from_eps(self, eps: Tensor, t: Tensor) -> Tensor:
         """-R^-T eps."""

@@ -9,15 +9,19 @@ there. Sampling runs the other way: a draw at t_start, a sampler down to t_min, 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from torch import Tensor, nn
 
 from indm_core.noise import Noise
-from indm_core.sde import LinearSDE
+from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
-__all__ = ["GenerativeModel", "Losses"]
+__all__ = ["GenerativeModel", "LinearModel", "Losses", "Node"]
+
+Node = tuple[Tensor, Tensor, float | Tensor]
+"""t (0-d or (b, 1, ..., 1)), eps like u, and the weight, a number or (b,)."""
 
 
 class Losses(NamedTuple):
@@ -35,7 +39,7 @@ class Losses(NamedTuple):
 class GenerativeModel(nn.Module, ABC):
     """A model of data x of shape (b, *shape), levels scaled to the card's range and dequantised."""
 
-    sde: LinearSDE
+    sde: SDE
     t_start: float
     shape: tuple[int, ...]
 
@@ -56,20 +60,37 @@ class GenerativeModel(nn.Module, ABC):
         """grad log p_t(u), like u."""
 
     @abstractmethod
-    def sample_start(self, like: Tensor, generator: Noise = None) -> Tensor:
-        """A draw of u at t_start, like the state `like`."""
+    def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
+        """A draw of u at t_start, like the state `like`; the temperature is a factor of the law's Gaussian noise."""
 
     @abstractmethod
-    def log_prob_start(self, u: Tensor) -> Tensor:
-        """log p(u) at t_start, nats (b,)."""
+    def log_prob_start(self, u: Tensor, generator: Noise = None) -> Tensor:
+        """log p(u) at t_start, nats (b,); the generator drives an estimator where there is one."""
 
     @abstractmethod
-    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor) -> Tensor:
-        """E[log p(u at t_start) | u_0]: closed where the law allows, else the value at the noise eps, which is unbiased."""
+    def nelbo(
+        self,
+        x: Tensor,
+        *,
+        residual: bool,
+        num_draws: int,
+        nodes: Sequence[Node] | None,
+        generator: Noise,
+        y: Tensor | None,
+    ) -> Tensor:
+        """The bound on -log p(x), nats (b,); `likelihood.nelbo` says what the arguments mean."""
+
+    @abstractmethod
+    def times(self, num_steps: int, low: float) -> Tensor:
+        """The model's own grid: num_steps + 1 decreasing times from t_start to low, float64."""
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:
         """The networks that are optimised, by name; each has its own optimiser settings and gradient clip."""
+
+    @abstractmethod
+    def evaluations(self) -> dict[str, int]:
+        """How often a training step evaluates each network on a sample, backward passes not counted."""
 
     @abstractmethod
     def phase(self, step: int) -> str:
@@ -82,3 +103,13 @@ class GenerativeModel(nn.Module, ABC):
     def state_like(self, num: int, like: Tensor) -> Tensor:
         """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""
         return self.sde.embed(like.new_zeros(num, *self.shape))
+
+
+class LinearModel(GenerativeModel):
+    """A model whose diffusion is linear."""
+
+    sde: LinearSDE
+
+    @abstractmethod
+    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor, generator: Noise = None) -> Tensor:
+        """E[log p(u at t_start) | u_0]: closed where the law allows, else the value at the noise eps, which is unbiased."""

@@ -175,7 +175,7 @@ def _em_step(sde: SDE, score: Score, u: Tensor, t: Tensor, s: Tensor, lam: float
 
 @torch.no_grad()
 def sample_pc(
-    sde: LinearSDE,
+    sde: SDE,
     score: Score,
     u: Tensor,
     ts: Tensor,
@@ -270,7 +270,7 @@ def draw(
         generator: One generator per sample makes the samples independent of `num` and of their order.
         denoise: Whether E[u_0 | u at ts[-1]] replaces the state there.
         temperature: Factor of the final latent (as published).
-        start_temperature: Factor of the state at t_start.
+        start_temperature: Factor of the noise that the law at t_start is drawn from; with `start`, of the state there.
         start: Data (num, *shape) whose diffused latents are the states at t_start, instead of draws of the model's law there:
             what is lost between the two laws is then no part of the samples.
 
@@ -279,11 +279,11 @@ def draw(
     if not (temperature > 0 and start_temperature > 0):
         raise ValueError(f"temperature={temperature} and start_temperature={start_temperature} must be positive")
     if start is None:
-        u = model.sample_start(model.state_like(num, like), generator)
+        u = model.sample_start(model.state_like(num, like), generator, start_temperature)
     else:
         u_0, _ = model.encode(start.to(like), generator)
-        u = model.sde.perturb(u_0, ts[0], randn_like(u_0, generator))
-    u = sampler(model.sde, model.score, start_temperature * u, ts, generator)
+        u = start_temperature * model.sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), generator)
+    u = sampler(model.sde, model.score, u, ts, generator)
     if denoise:
         t = ts[-1]
         u = model.sde.denoise(u, t, model.score(u, t))
@@ -299,7 +299,7 @@ def forward_path(model: GenerativeModel, x: Tensor, ts: Tensor, generator: Noise
         ts: Increasing times, from 0 on; between them the diffusion is drawn from its exact transitions.
 
     Returns:
-        (len(ts), b, *shape); at t = 0 the data themselves (but for the noise that an SDE has there, as VE).
+        (len(ts), b, *shape); at t = 0 the data themselves.
 
     References: Kim et al. 2022, Figure 8 (with a bridge: from one data set to the other).
     """
@@ -308,11 +308,9 @@ def forward_path(model: GenerativeModel, x: Tensor, ts: Tensor, generator: Noise
     sde, rungs = model.sde, []
     u, _ = model.encode(x, generator)
     s = torch.zeros((), dtype=torch.float64)
-    cov_s = torch.zeros_like(sde.cov(s))
     for t in ts:
-        psi, cov = sde.psi(t, s), sde.cov(t)
-        u = apply(psi, u) + apply(sqrt_psd(cov - psi @ cov_s @ psi.mT), randn_like(u, generator))
-        s, cov_s = t, cov
+        u = sde.transition(u, t, s, generator) if t > 0 else u
+        s = t
         rungs.append(model.decode(u))
     return torch.stack(rungs)
 

@@ -3,7 +3,9 @@ r"""One optimisation step and its state.
 A step averages the objective over a global batch (several micro-batches, several ranks), clips the gradient of each network by
 its own norm, takes an AdamW step and moves the exponential moving average
 
-    ema <- d ema + (1 - d) theta,     d = min(decay, (1 + n)/(10 + n)) after n steps  (or d = decay, as published).
+    ema <- d ema + (1 - d) theta,     d = min(decay, (1 + n)/(10 + n)) after n steps  (or d = decay, as published),
+
+which begins at the weights after a network's first step: what a start from the data sets is then no part of the average.
 
 A step whose gradient is not finite is skipped and counted: the gradients that the ranks share carry the fault to all of them,
 so that all skip it together. Noise is a function of (seed, step, rank), so that nothing of a random generator needs to
@@ -165,9 +167,11 @@ class Trainer:
 
     def _apply(self, finite: bool) -> None:
         if finite:
+            untrained = [name for name, optimiser in self.optimisers.items() if not optimiser.state]
             for optimiser in self.optimisers.values():
                 optimiser.step()
             self.ema.update_parameters(self.model)
+            self._begin_average([name for name in untrained if self.optimisers[name].state])
             self.skipped_in_a_row = 0
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
@@ -179,6 +183,13 @@ class Trainer:
                 f"the loss was not finite {self.skipped_in_a_row} steps in a row (steps "
                 f"{self.step_count - self.skipped_in_a_row} to {self.step_count - 1}); lower lr or look at the data"
             )
+
+    @torch.no_grad()
+    def _begin_average(self, names: list[str]) -> None:
+        """Sets the averages of the named networks to their weights."""
+        for name in names:
+            averaged, current = (model.networks()[name].parameters() for model in (self.averaged, self.model))
+            torch._foreach_copy_(list(averaged), list(current))
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain numbers that `load` restores bit for bit."""

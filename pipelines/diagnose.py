@@ -28,7 +28,7 @@ from indm_core.likelihood import quantise
 from indm_core.model import GenerativeModel
 from indm_core.sample import forward_path, generative_path, power_times, sample_ode
 from indm_core.sde import LinearSDE
-from pipelines.config import DataSpec
+from pipelines.models import DataSpec
 from pipelines.pictures import figure_of, image_grid, pixels
 
 __all__ = ["Drawing", "Model", "diagnose", "ladder", "norms"]
@@ -54,14 +54,13 @@ def diagnose(models: Sequence[Model], x: Tensor, spec: DataSpec, out: Path, seed
         x: Data (b, *shape), dequantised; 32 to 128 of them are enough for the curves.
     """
     out.mkdir(parents=True, exist_ok=True)
-    drawings = [
-        _smoothness(models, x, out, seed),
-        _cosine(models, x, out, seed),
-        _discretisation(models[0][1].sde, x, out),
-    ]
-    if spec.shape == (2,):
+    drawings = [_smoothness(models, x, out, seed), _cosine(models, x, out, seed)]
+    linear = [model.sde for _, model in models if isinstance(model.sde, LinearSDE)]
+    if linear:
+        drawings.append(_discretisation(linear[0], x, out))
+    if spec.shape == (2,) and len(linear) == len(models):
         drawings.append(_induced(models, x, out))
-        if all(model.sde.prior_cov().shape[-1] == 1 for _, model in models):  # else noise does not reach x directly
+        if all(sde.prior_cov().shape[-1] == 1 for sde in linear):  # else noise does not reach x directly
             drawings.append(_ratio(models, x, out, seed))
     return drawings + [ladder(name, model, x[:12], spec, out, seed) for name, model in models]
 
@@ -121,8 +120,7 @@ def _cosine(models: Sequence[Model], x: Tensor, out: Path, seed: int) -> Drawing
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             u_0, _ = model.encode(x, generator)
-            noise = torch.randn(u_0.shape, generator=generator, dtype=u_0.dtype)
-            u = model.sde.perturb(u_0, ts[0], noise)
+            u = model.sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), generator)
         _band(axes, ts, path_cosine(model.sde, model.score, u, ts, rtol=1e-3, atol=1e-3), name)
     axes.set_xlabel("t")
     axes.set_ylabel("cosine")

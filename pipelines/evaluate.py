@@ -39,9 +39,10 @@ from indm_core.training import load_networks, network_tensors, step_seed
 from pipelines.atomic import write_text
 from pipelines.cli import describe, options, override, run_command
 from pipelines.cluster import connect
-from pipelines.config import DataSpec, RunConfig, load, read_run
+from pipelines.config import RunConfig, load, read_run
 from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
 from pipelines.loop import to_unit
+from pipelines.models import DataSpec
 from pipelines.outputs import find_run, output_root
 from pipelines.pool import Pool, places
 from pipelines.prepare import ensure

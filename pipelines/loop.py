@@ -34,7 +34,8 @@ from indm_core.sample import draw, sample_ode, start_times
 from indm_core.training import StepReport, Trainer, network_tensors, step_seed
 from pipelines import checkpoint
 from pipelines.atomic import write_text
-from pipelines.config import DataSpec, RunConfig, write_run
+from pipelines.config import RunConfig, write_run
+from pipelines.models import DataSpec
 
 __all__ = ["Job", "Session", "finished", "read_metrics", "run_job", "to_unit"]
 

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm_core.likelihood import quantise
-from pipelines.config import DataSpec
+from pipelines.models import DataSpec
 
 __all__ = ["draw_levels", "draw_samples", "figure_of", "image_grid", "learning_curve", "lines", "pixels"]
 

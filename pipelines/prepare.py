@@ -34,22 +34,36 @@ from pipelines.order import permutation
 from pipelines.read_arrays import read_csv, read_digits, read_numpy, read_toy2d
 from pipelines.read_binary import read_cifar, read_idx
 from pipelines.read_images import read_folder, read_image_parquet
+from pipelines.read_tables import SKLEARN, TABLES, read_hdf5, read_sklearn, read_table
 from pipelines.shards import ShardWriter
 from pipelines.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.toy2d import TOY2D
 
 __all__ = ["READERS", "Options", "data_directory", "embedded", "ensure", "main", "prepare"]
 
-READERS = (read_digits, read_toy2d, read_idx, read_cifar, read_image_parquet, read_numpy, read_csv, read_folder)
+READERS = (
+    read_table,
+    read_digits,
+    read_toy2d,
+    read_sklearn,
+    read_idx,
+    read_cifar,
+    read_image_parquet,
+    read_numpy,
+    read_csv,
+    read_hdf5,
+    read_folder,
+)
 FORMATS = (
-    "IDX files (MNIST), CIFAR-10 batches, Hugging Face image Parquet, a folder of images, .npy or .npz, .csv, "
-    f"digits, {', '.join('toy2d:' + name for name in TOY2D)}"
+    "IDX files (MNIST), CIFAR-10 batches, Hugging Face image Parquet, a folder of images, .npy or .npz, .csv, .h5, "
+    f"digits, {', '.join(['toy2d:' + name for name in TOY2D] + ['sklearn:' + name for name in SKLEARN])}; with --table the "
+    f"published tables {', '.join(TABLES)}"
 )
 
 
 def embedded(source: str) -> bool:
-    """Whether a source needs no path: digits or a generated set."""
-    return source == "digits" or source.startswith("toy2d:")
+    """Whether a source needs no path: digits, a generated set or a bundled table."""
+    return source == "digits" or source.startswith(("toy2d:", "sklearn:"))
 
 
 def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
@@ -321,6 +335,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--rows", type=int, default=default.rows, metavar="50000", help="training rows of a generated set"
     )
+    parser.add_argument("--table", default="", choices=("", *TABLES), help="the source is this published table")
     parser.add_argument("--traceback", action="store_true", help="show where an error was raised")
     return parser
 

@@ -26,7 +26,7 @@ from pipelines.card import one_line
 from pipelines.source import Chunk, Options, Source, SourceSplit, array_chunks, chunk_rows, records
 from pipelines.toy2d import TOY2D
 
-__all__ = ["read_csv", "read_digits", "read_numpy", "read_toy2d"]
+__all__ = ["read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
 
 
 def read_digits(source: str, options: Options) -> Source | None:
@@ -103,6 +103,17 @@ def read_csv(source: str, options: Options) -> Source | None:
 
     part = SourceSplit(count=lines, chunks=chunks, locate=lambda row: f"{file} row {row}")
     return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part})
+
+
+def read_rows(file: Path) -> tuple[list[str], np.ndarray]:
+    """Column names and all numbers of a .csv file, float64 (n, d)."""
+    names, blocks = [], []
+    for header, _, block in _csv_blocks(file, np.float64):
+        names = header
+        blocks.append(block)
+    if not blocks:
+        raise ValueError(f"{file}: no rows of numbers")
+    return names, np.concatenate(blocks)
 
 
 def _in_memory(x: np.ndarray, label: np.ndarray, file: str) -> SourceSplit:
@@ -213,8 +224,8 @@ def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> Source
     return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}")
 
 
-def _csv_blocks(file: Path) -> Iterator[tuple[list[str], int, np.ndarray]]:
-    """(column names, first row, (m, d) float32) of a table; rows are numbered from 0, after the header."""
+def _csv_blocks(file: Path, dtype: type = np.float32) -> Iterator[tuple[list[str], int, np.ndarray]]:
+    """(column names, first row, (m, d) of a dtype) of a table; rows are numbered from 0, after the header."""
     names: list[str] = []
     lines: list[tuple[int, list[str]]] = []
     first = 0
@@ -230,12 +241,12 @@ def _csv_blocks(file: Path) -> Iterator[tuple[list[str], int, np.ndarray]]:
                 if cells:
                     lines.append((reader.line_num, cells))
                 if len(lines) == chunk_rows(8 * len(names)):
-                    yield names, first, _numbers(file, names, lines)
+                    yield names, first, _numbers(file, names, lines, dtype)
                     first, lines = first + len(lines), []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{file}: not a readable text table ({one_line(error)}); save it as UTF-8 CSV") from None
     if lines:
-        yield names, first, _numbers(file, names, lines)
+        yield names, first, _numbers(file, names, lines, dtype)
 
 
 def _is_number(cell: str) -> bool:
@@ -246,7 +257,7 @@ def _is_number(cell: str) -> bool:
     return True
 
 
-def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]]) -> np.ndarray:
+def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]], dtype: type) -> np.ndarray:
     for line, cells in lines:
         if len(cells) != len(names):
             raise ValueError(
@@ -257,7 +268,7 @@ def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]]) -
                 found = f"{cell!r} is not a number" if cell.strip() else "a missing value"
                 raise ValueError(f"{file} line {line} column {name}: {found}; remove the row or the column")
     with np.errstate(over="ignore"):
-        block = np.array([[float(cell) for cell in cells] for _, cells in lines]).astype(np.float32)
+        block = np.array([[float(cell) for cell in cells] for _, cells in lines]).astype(dtype)
     if not np.isfinite(block).all():
         row, column = np.argwhere(~np.isfinite(block))[0]
         found = lines[row][1][column]

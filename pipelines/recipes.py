@@ -11,17 +11,9 @@ from typing import Literal
 
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE
 from indm_core.training import AdamW
-from pipelines.config import (
-    BridgeConfig,
-    Data,
-    Dense,
-    INDMConfig,
-    NoFlow,
-    ResidualFlow,
-    RunConfig,
-    Train,
-    UNetConfig,
-)
+from pipelines.config import Data, RunConfig, Train
+from pipelines.models import BridgeConfig, Dense, INDMConfig, NoFlow, ResidualFlow, UNetConfig
+from pipelines.recipes_nonlinear import NONLINEAR
 from pipelines.source import Options
 
 __all__ = ["BASELINES", "DEFAULT", "RECIPES"]
@@ -306,7 +298,7 @@ RECIPES: dict[str, Recipe] = {
         *_PAPER,
         *map(_deep, _PAPER),
     )
-}
+} | NONLINEAR
 DEFAULT = "digits_vp_nll"
 BASELINES = {"digits_vp_nll": "digits_linear_nll"}
 """What the main job trains beside its recipe."""

@@ -29,9 +29,10 @@ import torch
 from indm_core.likelihood import dequantise
 from pipelines.atomic import write_text
 from pipelines.cli import describe, options, override, run_command
-from pipelines.config import DataSpec, RunConfig, load, read_run
+from pipelines.config import RunConfig, load, read_run
 from pipelines.diagnose import Drawing, diagnose, norms
 from pipelines.loop import read_metrics
+from pipelines.models import DataSpec
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import learning_curve
 from pipelines.prepare import ensure

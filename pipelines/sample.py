@@ -25,7 +25,8 @@ from torch import Tensor
 from indm_core.likelihood import dequantise, quantise
 from indm_core.model import GenerativeModel
 from pipelines.cli import describe, override, run_command
-from pipelines.config import DataSpec, load, read_run
+from pipelines.config import load, read_run
+from pipelines.models import DataSpec
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_samples, pixels
 from pipelines.prepare import ensure

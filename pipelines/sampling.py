@@ -24,7 +24,7 @@ from indm_core.sample import (
     sample_pc,
     uniform_times,
 )
-from indm_core.sde import SDE
+from indm_core.sde import SDE, LinearSDE
 
 __all__ = ["Drawn", "Sampling", "samples"]
 
@@ -38,7 +38,7 @@ class Sampling:
             gDDIM).
         steps: Steps of em, pc and deis.
         nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
-        grid: Spacing of the times: uniform, power (quadratic), log-rho or edm.
+        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own).
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
@@ -57,7 +57,7 @@ class Sampling:
     sampler: Literal["ode", "em", "pc", "deis"] = "ode"
     steps: int = 1000
     nfe: int = 0
-    grid: Literal["uniform", "power", "log-rho", "edm"] = "uniform"
+    grid: Literal["uniform", "power", "log-rho", "edm", "trained"] = "uniform"
     order: int = 3
     method: Method = "t-AB"
     warmup: Warmup = "low-order"
@@ -128,8 +128,9 @@ def samples(
     grids: dict[str, Callable[[], Tensor]] = {
         "uniform": lambda: uniform_times(sde, steps, **ends),
         "power": lambda: power_times(sde, steps, 2.0, **ends),
-        "log-rho": lambda: log_rho_times(sde, steps, **ends),
-        "edm": lambda: edm_times(sde, steps, **ends),
+        "log-rho": lambda: log_rho_times(_linear(sde, "grid=log-rho"), steps, **ends),
+        "edm": lambda: edm_times(_linear(sde, "grid=edm"), steps, **ends),
+        "trained": lambda: model.times(steps, ends["low"]),
     }
     samplers: dict[str, Callable[..., Tensor]] = {
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
@@ -137,6 +138,9 @@ def samples(
         "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
         "deis": partial(sample_deis, **deis),
     }
+
+    if sampling.sampler == "deis":
+        _linear(sde, "sampler=deis")
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
         def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
@@ -159,3 +163,10 @@ def samples(
         start=start,
     )
     return Drawn(x, evaluated / len(seeds) + sampling.denoise)
+
+
+def _linear(sde: SDE, what: str) -> LinearSDE:
+    """The SDE, if it is linear."""
+    if not isinstance(sde, LinearSDE):
+        raise ValueError(f"{what} needs a linear diffusion, and the drift of this model is learned; take em, pc or ode")
+    return sde

@@ -33,6 +33,7 @@ class Options:
         seed: of the hold-out and of generated sets.
         splits: which splits to keep; () keeps all.
         rows: training rows of a generated set; it gets rows // 5 test rows.
+        table: which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
     """
 
     name: str = ""
@@ -46,6 +47,7 @@ class Options:
     seed: int = 0
     splits: tuple[str, ...] = ()
     rows: int = 50_000
+    table: str = ""
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):

@@ -30,8 +30,9 @@ from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError
 from pipelines import checkpoint
 from pipelines.cli import describe, nearest, options, override, split_arguments, with_values
-from pipelines.config import BridgeConfig, DataSpec, RunConfig, read_run
+from pipelines.config import RunConfig, read_run
 from pipelines.loop import Job, Session, finished, run_job
+from pipelines.models import BridgeConfig, DataSpec
 from pipelines.outputs import RULE, only_one, output_root
 from pipelines.prepare import embedded, ensure
 from pipelines.progress import Ticker, show

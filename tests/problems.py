@@ -20,9 +20,11 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
+from indm_core.elbo import linear_nelbo
 from indm_core.flow import Flow, Identity
-from indm_core.model import GenerativeModel, Losses
+from indm_core.model import LinearModel, Losses
 from indm_core.noise import Noise, randn_like
+from indm_core.sample import uniform_times
 from indm_core.sde import VE, VP, LinearSDE, SubVP
 
 __all__ = [
@@ -245,7 +247,7 @@ class Affine(Flow):
         return torch.linalg.solve(self.A, (z - self.b).T).T
 
 
-class ExactModel(GenerativeModel):
+class ExactModel(LinearModel):
     """A model whose latents follow `law`, with the exact score, times `gain`, and the exact law at t_max, or pi.
 
     Args:
@@ -276,20 +278,29 @@ class ExactModel(GenerativeModel):
     def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.gain * self.law.score(u, t)
 
-    def sample_start(self, like: Tensor, generator: Noise = None) -> Tensor:
+    def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         if not self.exact_start:
-            return self.sde.sample_prior(like, generator)
+            return temperature * self.sde.sample_prior(like, generator)
         mean, cov = self.law.moments(scalar(self.t_start))
-        noise = randn_like(like, generator).reshape(len(like), len(mean))
+        noise = temperature * randn_like(like, generator).reshape(len(like), len(mean))
         return (mean + noise @ torch.linalg.cholesky(cov).mT).reshape(like.shape)
 
-    def log_prob_start(self, u: Tensor) -> Tensor:
+    def log_prob_start(self, u: Tensor, generator: Noise = None) -> Tensor:
         return self.law.log_prob(u, scalar(self.t_start)) if self.exact_start else self.sde.log_prior(u)
 
-    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor) -> Tensor:
+    def expected_log_prob_start(self, u_0: Tensor, eps: Tensor, generator: Noise = None) -> Tensor:
         return self.log_prob_start(self.sde.perturb(u_0, scalar(self.t_start), eps))
 
+    def nelbo(self, x: Tensor, **options) -> Tensor:
+        return linear_nelbo(self, x, **options)
+
+    def times(self, num_steps: int, low: float) -> Tensor:
+        return uniform_times(self.sde, num_steps, low=low, high=self.t_start)
+
     def networks(self) -> dict[str, nn.Module]:
+        return {}
+
+    def evaluations(self) -> dict[str, int]:
         return {}
 
     def phase(self, step: int) -> str:

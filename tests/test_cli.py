@@ -11,7 +11,8 @@ from ray_session import one_line, run_script
 from indm_core.sde import VE, SubVP
 from pipelines import evaluate, sample, train
 from pipelines.cli import describe, nearest, options, override, split_arguments
-from pipelines.config import NoFlow, ResidualFlow, subclasses
+from pipelines.config import subclasses
+from pipelines.models import NoFlow, ResidualFlow
 from pipelines.recipes import RECIPES
 from pipelines.source import Options
 

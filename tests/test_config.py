@@ -13,18 +13,8 @@ from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
 from indm_core.training import network_tensors
 from pipelines import checkpoint
-from pipelines.config import (
-    DataSpec,
-    INDMConfig,
-    NoFlow,
-    RunConfig,
-    from_json,
-    load,
-    log_sigma,
-    read_run,
-    to_json,
-    write_run,
-)
+from pipelines.config import RunConfig, from_json, load, read_run, to_json, write_run
+from pipelines.models import DataSpec, INDMConfig, NoFlow, log_sigma, network_shape
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
 
 SPEC = DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10)
@@ -212,7 +202,7 @@ def test_the_published_sizes(name, count):
     """61.80, 62.76, 106.63 and 107.59 million parameters of the score (Kim et al. 2022, Table 4)."""
     run = RECIPES[name]()
     with torch.device("meta"):
-        backbone = run.model.backbone.build(CIFAR10, run.model.sde)
+        backbone = run.model.backbone.build(network_shape(CIFAR10, run.model.sde), run.model.sde)
     assert sum(p.numel() for p in backbone.parameters()) == count
 
 

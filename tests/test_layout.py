@@ -36,8 +36,9 @@ LEVELS = [
     {"isotropic", "cld", "bdm"},
     {"sde", "flow", "metrics", "collage", "ode", "embedding", "anderson"},
     {"blocks", "resflow", "glow", "score", "model", "pis"},
-    {"unet", "sample", "training", "indm", "dinof", "diffflow"},
-    {"nn", "likelihood", "diagnostics", "exponential"},
+    {"unet", "sample", "training", "elbo", "diffflow"},
+    {"nn", "likelihood", "diagnostics", "exponential", "diffusion"},
+    {"indm", "dinof"},
 ]
 """A module imports modules of lower levels, or `SHARED`."""
 

@@ -23,8 +23,9 @@ from indm_core.training import NonFiniteLossError
 from pipelines import checkpoint, stream
 from pipelines import train as module
 from pipelines.cli import override, split_arguments
-from pipelines.config import DataSpec, load, read_run
+from pipelines.config import load, read_run
 from pipelines.loop import Job, Rows, Session, finished, read_metrics, run_job
+from pipelines.models import DataSpec
 from pipelines.prepare import ensure
 from pipelines.recipes import RECIPES
 from pipelines.shards import load_card

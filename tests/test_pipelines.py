@@ -18,8 +18,9 @@ from safetensors.torch import load_file
 from pipelines import checkpoint, compare, evaluate, report, sample, stream
 from pipelines import train as training
 from pipelines.cli import options, override
-from pipelines.config import DataSpec, load, read_run
+from pipelines.config import load, read_run
 from pipelines.loop import Job, read_metrics
+from pipelines.models import DataSpec
 from pipelines.prepare import ensure
 from pipelines.recipes import RECIPES
 from pipelines.sampling import Sampling, samples

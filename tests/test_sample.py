@@ -437,10 +437,11 @@ def test_draw_starts_from_data_and_takes_temperatures(sde):
     warm = draw(model, sampler, ts, generator=rng(1), temperature=0.5, **plain)
     torch.testing.assert_close(model.flow(warm)[0], 0.5 * model.flow(first)[0])
     draw(model, sampler, ts, generator=rng(1), start_temperature=0.5, **plain)
-    torch.testing.assert_close(seen[-1], 0.5 * seen[0])
+    start = model.sample_start(model.state_like(5, like), rng(1), 0.5)
+    torch.testing.assert_close(seen[-1], start)
     draw(model, sampler, ts, generator=rng(1), start=x, **plain)
     u_0 = sde.embed(model.flow(x)[0])
-    torch.testing.assert_close(seen[-1], sde.perturb(u_0, ts[0], randn(*u_0.shape, seed=1)))
+    torch.testing.assert_close(seen[-1], sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), rng(1)))
 
 
 @pytest.mark.usefixtures("unchecked")

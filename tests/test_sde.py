@@ -7,7 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
-from problems import SDES, Coupled, Gaussian, ids, randn, scalar
+from problems import SDES, Coupled, Gaussian, ids, randn, rng, scalar
 from torch import Tensor
 
 from indm_core.sde import (
@@ -356,3 +356,20 @@ def test_sdes_are_values():
     with pytest.raises(AttributeError):
         VP().beta_min = 1.0  # pyright: ignore[reportAttributeAccessIssue]
     assert Coupled() == Coupled()
+
+
+@EVERY
+def test_a_transition_has_the_law_of_the_diffusion(sde):
+    """From data at 0, and on from s: mean psi u and covariance Sigma_t - psi Sigma_s psi^T, by draws."""
+    num, t, s = 40_000, scalar(0.7), scalar(0.2)
+    u = sde.embed(torch.tensor([[0.7, -0.4]]).double()).expand(num, -1, -1)
+    for start in (scalar(0.0), s):
+        drawn = sde.transition(u, t, start, rng(3))
+        psi = sde.psi(t, start)
+        cov = sde.cov(t) - (psi @ sde.cov(s) @ psi.mT if start > 0 else 0)
+        centred = drawn - apply(psi, u)
+        found = torch.einsum("bik,bil->ikl", centred, centred) / num
+        torch.testing.assert_close(
+            found, cov.expand_as(found), rtol=0, atol=5 * 2**0.5 * float(cov.abs().max()) / num**0.5
+        )
+        assert float(centred.mean(0).abs().max()) < 5 * float(cov.abs().max()) ** 0.5 / num**0.5

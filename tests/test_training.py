@@ -10,7 +10,8 @@ import torch
 from problems import SmallBackbone, randn, rng
 from torch import Tensor, nn
 
-from indm_core.flow import Identity
+from indm_core.flow import ActNorm, Identity
+from indm_core.glow import Glow
 from indm_core.indm import INDM
 from indm_core.resflow import ResFlow
 from indm_core.sde import VP
@@ -60,7 +61,7 @@ class ByHand:
         norm = math.sqrt(sum(float(g.square().sum()) for g in gradients))
         scale = min(1.0, self.settings.clip / (norm + 1e-6))
         s, n = self.settings, self.n + 1
-        decay = min(ema_decay, (1 + self.n) / (10 + self.n))
+        decay = min(ema_decay, (1 + self.n) / (10 + self.n)) if self.n else 0.0  # it begins after the first step
         for i, g in enumerate(gradients):
             g = g * scale
             self.m[i] = s.beta_1 * self.m[i] + (1 - s.beta_1) * g
@@ -103,9 +104,10 @@ def test_a_step_is_clip_per_network_adamw_and_average(mode):
 
 def test_the_published_average_has_no_ramp():
     model = make(flow=False)
-    start = copy.deepcopy(model)
     trainer = Trainer(model, OPTIMISERS, ema_decay=0.9, ema_ramp=False)
     train(trainer, range(1))
+    start = copy.deepcopy(model)
+    train(trainer, range(1, 2))
     averaged = trainer.averaged.networks()["score"].parameters()
     for p, q, first in zip(averaged, model.score_model.parameters(), start.score_model.parameters(), strict=True):
         torch.testing.assert_close(p.detach(), (0.9 * first + 0.1 * q).detach(), rtol=1e-12, atol=1e-12)
@@ -300,3 +302,12 @@ def test_training_lowers_the_bound_towards_the_entropy():
     entropy = math.log(2 * math.pi * math.e) + math.log(0.5)
     first, last = (float(torch.stack(part).mean()) - entropy for part in (reports[:5], reports[-50:]))
     assert 0 < last < 0.5 * first
+
+
+def test_a_start_from_the_data_is_no_part_of_the_average():
+    model = INDM(Glow((D,), levels=1, steps=1, hidden=4), SmallBackbone(D, 8), VP(), shape=(D,)).double()
+    trainer = Trainer(model, OPTIMISERS, ema_decay=0.9999, ema_ramp=False)
+    trainer.step([(7 + 3 * randn(64, D), None)], rng(0))
+    (started,) = [m for m in trainer.averaged.modules() if isinstance(m, ActNorm) and m.initialised is not None]
+    assert bool(started.initialised)
+    assert (started.log_scale.exp() < 0.5).all()

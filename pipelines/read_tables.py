@@ -1,0 +1,263 @@
+"""Readers of tables that are standardised: scikit-learn's bundled sets, HDF5 files, and the five sets of density estimation.
+
+sklearn:NAME      wine, iris, breast_cancer or diabetes: the features, standardised by their training rows, and the classes
+.h5, .hdf5        datasets train, test and validation of vectors (n, d), or a single one of any name
+--table NAME      power, gas, hepmass, miniboone or bsds300, cleaned, split and normalised as published, from a file that users
+                  have: .npy, .csv or .hdf5 (a pickle is not read: save its values with numpy.save, its columns in their order)
+
+    power       8 columns; 1 and 3 are dropped, noise below the rounding is added to all but the last, rows are shuffled
+    gas         16 sensors (a header's Time, Meth and Eth are dropped); of each correlated pair (> 0.98) one is dropped
+    hepmass     a directory of 1000_train.csv and 1000_test.csv; class 1, without features that repeat a value > 5 times
+    miniboone   as it is
+    bsds300     train, validation and test as stored, not normalised
+
+The last tenth of the rows is `test`, the last tenth of the rest `validation`; normalisation is by the mean and standard
+deviation of the rest (power, miniboone), of the training rows (hepmass) or of all rows (gas). These sets are read into memory.
+
+References:
+    Papamakarios, Pavlakou, Murray 2017, "Masked autoregressive flow for density estimation", appendix D (the five sets).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.card import one_line
+from pipelines.order import permutation
+from pipelines.read_arrays import read_rows
+from pipelines.source import Options, Source, SourceSplit, array_chunks
+
+__all__ = ["SKLEARN", "TABLES", "read_hdf5", "read_sklearn", "read_table"]
+
+SKLEARN = ("wine", "iris", "breast_cancer", "diabetes")
+
+
+def read_sklearn(source: str, options: Options) -> Source | None:
+    """A set that scikit-learn brings along, split by `options` and standardised by its training rows."""
+    prefix, _, name = source.partition(":")
+    if prefix != "sklearn":
+        return None
+    if name not in SKLEARN:
+        raise ValueError(
+            f"source={source!r}: the bundled tables are {', '.join('sklearn:' + name for name in SKLEARN)}"
+        )
+    from sklearn import datasets
+
+    x, label = getattr(datasets, f"load_{name}")(return_X_y=True)
+    classes = np.asarray(label, np.int64) if name != "diabetes" else np.full(len(x), -1)
+    held = permutation(options.seed, 0, 0, len(x))[: round(len(x) * options.test_fraction)]
+    test = np.zeros(len(x), bool)
+    test[held] = True
+    mean, std = _moments(x[~test], source)
+    parts = {"train": ~test} | ({"test": test} if test.any() else {})
+    splits = {split: _split((x[rows] - mean) / std, source, classes[rows]) for split, rows in parts.items()}
+    return Source(kind="vector", shape=(x.shape[1],), levels=0, splits=splits)
+
+
+def read_hdf5(source: str, options: Options) -> Source | None:
+    """An HDF5 file of vectors, as they are."""
+    file = Path(source)
+    if file.suffix not in (".h5", ".hdf5") or not file.is_file() or options.table:
+        return None
+    arrays = _hdf5(file)
+    named = {name: arrays[name] for name in ("train", "test", "validation") if name in arrays}
+    if not named and len(arrays) == 1:
+        named = {"train": next(iter(arrays.values()))}
+    if "train" not in named:
+        raise ValueError(
+            f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; call the rows train, test, validation"
+        )
+    for name, x in named.items():
+        _refuse_constants(x, f"{file}:{name}")
+    return _source({name: (x, f"{file}:{name}") for name, x in named.items()})
+
+
+def read_table(source: str, options: Options) -> Source | None:
+    """One of the five sets, where `options.table` names it."""
+    if not options.table:
+        return None
+    if options.table not in TABLES:
+        raise ValueError(f"table={options.table!r}: the published tables are {', '.join(TABLES)}")
+    return TABLES[options.table](Path(source))
+
+
+def _power(path: Path) -> Source:
+    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5")
+    _need_columns(x, 8, file, "active and reactive power, voltage, intensity, three meters, time")
+    generator = np.random.RandomState(42)
+    x = x[generator.permutation(len(x))][:, [0, 2, 4, 5, 6, 7]]
+    voltage, power, meters = (generator.random_sample((len(x), num)) for num in (1, 1, 3))
+    noise = np.concatenate([0.001 * power, 0.01 * voltage, meters, np.zeros((len(x), 1))], axis=1)
+    return _tenths(x + noise, file, normalise="rest")
+
+
+def _gas(path: Path) -> Source:
+    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5", without=("Time", "Meth", "Eth"))
+    _refuse_constants(x, file)
+    kept = list(range(x.shape[1]))
+    while True:
+        correlated = (np.corrcoef(x[:, kept], rowvar=False) > 0.98).sum(axis=1) > 1
+        if not correlated.any():
+            break
+        del kept[int(np.argmax(correlated))]
+    return _tenths(x[:, kept], file, normalise="all")
+
+
+def _hepmass(path: Path) -> Source:
+    parts = {}
+    for split in ("train", "test"):
+        file = path / f"1000_{split}.csv"
+        if not file.is_file():
+            raise ValueError(f"{file}: table=hepmass is a directory of 1000_train.csv and 1000_test.csv")
+        _, x = read_rows(file)
+        parts[split] = x[x[:, 0] == 1][:, 1:]
+    width = parts["train"].shape[1]
+    if parts["test"].shape[1] not in (width, width + 1):
+        raise ValueError(f"{path}: {width} features in 1000_train.csv, {parts['test'].shape[1]} in 1000_test.csv")
+    train, test = parts["train"], parts["test"][:, :width]  # the published test file has one column more at its end
+    _enough(train, str(path / "1000_train.csv"))
+    repeats = [np.unique(column, return_counts=True)[1].max() for column in train.T]
+    kept = np.array(repeats) <= 5
+    if not kept.any():
+        raise ValueError(
+            f"{path / '1000_train.csv'}: every feature repeats a value more than 5 times; none is continuous"
+        )
+    mean, std = train[:, kept].mean(axis=0), train[:, kept].std(axis=0, ddof=1)
+    train, test = (train[:, kept] - mean) / std, (test[:, kept] - mean) / std
+    held = len(train) // 10
+    return _source(
+        {
+            "train": (train[:-held], f"{path}/1000_train.csv"),
+            "validation": (train[-held:], f"{path}/1000_train.csv"),
+            "test": (test, f"{path}/1000_test.csv"),
+        }
+    )
+
+
+def _miniboone(path: Path) -> Source:
+    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5")
+    return _tenths(x, file, normalise="rest")
+
+
+def _bsds300(path: Path) -> Source:
+    arrays = _hdf5(path)
+    missing = {"train", "validation", "test"} - arrays.keys()
+    if missing:
+        raise ValueError(
+            f"{path}: no dataset {', '.join(sorted(missing))}; table=bsds300 is the published BSDS300.hdf5"
+        )
+    return _source({name: (arrays[name], f"{path}:{name}") for name in ("train", "validation", "test")})
+
+
+TABLES: dict[str, Callable[[Path], Source]] = {
+    "power": _power,
+    "gas": _gas,
+    "hepmass": _hepmass,
+    "miniboone": _miniboone,
+    "bsds300": _bsds300,
+}
+
+
+def _rows(path: Path, *suffixes: str, without: tuple[str, ...] = ()) -> tuple[np.ndarray, str]:
+    """The numbers of a file (of the one file of a directory), float64 (n, d), and its name."""
+    if path.is_dir():
+        files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+        if len(files) != 1:
+            raise ValueError(f"{path}: {len(files)} files of {', '.join(suffixes)}; give the file of the table")
+        (path,) = files
+    if path.suffix == ".csv":
+        names, x = read_rows(path)
+        x = x[:, [i for i, name in enumerate(names) if name not in without]]
+    elif path.suffix in (".h5", ".hdf5"):
+        arrays = _hdf5(path)
+        if len(arrays) != 1:
+            raise ValueError(f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; save the table as one dataset")
+        x = next(iter(arrays.values()))
+    elif path.suffix == ".npy":
+        try:
+            x = np.load(path, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{path}: not a plain NumPy array ({one_line(error)}); save numbers with numpy.save"
+            ) from None
+    else:
+        raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not read; save the table as {', '.join(suffixes)}")
+    return _checked(x, str(path)), str(path)
+
+
+def _hdf5(path: Path) -> dict[str, np.ndarray]:
+    """The datasets of vectors of an HDF5 file."""
+    try:
+        import h5py
+    except ImportError:
+        raise ValueError(f"{path}: HDF5 files are read by h5py: pip install h5py") from None
+    try:
+        with h5py.File(path, "r") as archive:
+            arrays = {name: value[()] for name, value in archive.items() if isinstance(value, h5py.Dataset)}
+    except (OSError, RuntimeError) as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({one_line(error)}); download it again") from None
+    return {name: _checked(x, f"{path}:{name}") for name, x in arrays.items() if np.ndim(x) == 2}
+
+
+def _checked(x: np.ndarray, file: str) -> np.ndarray:
+    """Finite numbers (n, d), float64."""
+    if x.ndim != 2 or x.dtype.kind not in "iuf":
+        raise ValueError(f"{file}: {x.dtype} of shape {x.shape}; a table is numbers of shape (rows, columns)")
+    x = x.astype(np.float64)
+    if not np.isfinite(x).all():
+        row, column = np.argwhere(~np.isfinite(x))[0]
+        raise ValueError(f"{file} row {row} column {column}: {x[row, column]} is missing or not finite; remove the row")
+    return x
+
+
+def _need_columns(x: np.ndarray, num: int, file: str, names: str) -> None:
+    if x.shape[1] != num:
+        raise ValueError(f"{file}: {x.shape[1]} columns where the published table has {num} ({names})")
+
+
+def _enough(x: np.ndarray, file: str) -> None:
+    if len(x) < 20:
+        raise ValueError(f"{file}: {len(x)} rows; a table that is split into tenths has at least 20")
+
+
+def _refuse_constants(x: np.ndarray, file: str) -> None:
+    constant = np.flatnonzero(x.min(axis=0) == x.max(axis=0)) if len(x) else np.arange(0)
+    if len(constant):
+        column = constant[0]
+        raise ValueError(
+            f"{file} column {column}: the constant {x[0, column]:g} in every row has no density; remove it"
+        )
+
+
+def _moments(x: np.ndarray, file: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation of every column."""
+    _refuse_constants(x, file)
+    return x.mean(axis=0), x.std(axis=0)
+
+
+def _tenths(x: np.ndarray, file: str, *, normalise: str) -> Source:
+    """The published split, normalised by all rows or by those that are not `test`."""
+    _enough(x, file)
+    held = len(x) // 10
+    rest, test = x[:-held], x[-held:]
+    mean, std = _moments(x if normalise == "all" else rest, file)
+    if normalise == "all":
+        std = x.std(axis=0, ddof=1)
+    rest, test = (rest - mean) / std, (test - mean) / std
+    held = len(rest) // 10
+    return _source({"train": (rest[:-held], file), "validation": (rest[-held:], file), "test": (test, file)})
+
+
+def _source(parts: dict[str, tuple[np.ndarray, str]]) -> Source:
+    splits = {name: _split(x, file) for name, (x, file) in parts.items()}
+    (shape,) = {x.shape[1:] for x, _ in parts.values()}
+    return Source(kind="vector", shape=shape, levels=0, splits=splits)
+
+
+def _split(x: np.ndarray, file: str, label: np.ndarray | None = None) -> SourceSplit:
+    x = x.astype(np.float32)
+    label = np.full(len(x), -1) if label is None else label
+    return SourceSplit(count=len(x), chunks=lambda: array_chunks(x, label), locate=lambda row: f"{file} row {row}")

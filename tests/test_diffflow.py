@@ -1,0 +1,219 @@
+"""DiffFlow: the adjoint, the bound and the flow that it becomes without noise."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from problems import SmallBackbone, randn, rng, scalar
+from torch import Tensor, nn
+from torch.autograd.functional import jacobian
+
+from indm_core.diffflow import DiffFlow, fixed_times, flexible_times
+from indm_core.exponential import sample_deis
+from indm_core.likelihood import log_prob_u, nelbo, nll
+from indm_core.ode import rk45
+from indm_core.sample import draw, sample_em, sample_ode
+from indm_core.training import AdamW, Trainer
+
+D = 3
+
+
+def make(num_steps: int = 6, **options) -> DiffFlow:
+    options = {"shape": (D,), "g": 0.7, "t_max": 0.4, "schedule": ((0, num_steps),)} | options
+    return DiffFlow(SmallBackbone(D, seed=1), SmallBackbone(D, seed=2), **options).double()
+
+
+class Counted(nn.Module):
+    """A network that counts its evaluations."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network, self.count = network, 0
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        self.count += 1
+        return self.network(x, t, y)
+
+
+class Linear(nn.Module):
+    """a x."""
+
+    def __init__(self, a: float) -> None:
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a).double())
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.a * x
+
+
+@pytest.mark.parametrize("flexible", [False, True])
+@pytest.mark.parametrize("num_steps", [2, 7])
+def test_the_adjoints_gradients_are_those_of_automatic_differentiation(num_steps, flexible):
+    x, found = randn(5, D), []
+    for adjoint in (True, False):
+        model = make(num_steps, adjoint=adjoint, flexible=flexible)
+        given = x.clone().requires_grad_()
+        losses = model(given, generator=rng())
+        parameters = list(model.parameters())
+        gradients = torch.autograd.grad(2 * losses.objective.mean(), [given, *parameters])
+        found.append((losses.objective, *gradients))
+    assert len(found[0]) > 7
+    for ours, theirs in zip(*found, strict=True):
+        assert theirs.abs().max() > 1e-6
+        torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=1e-10)
+
+
+def test_a_step_takes_the_evaluations_that_it_says():
+    n = 7
+    drift, score = Counted(SmallBackbone(D, seed=1)), Counted(SmallBackbone(D, seed=2))
+    model = DiffFlow(drift, score, shape=(D,), schedule=((0, n),)).double()
+    model(randn(4, D), generator=rng()).objective.mean().backward()
+    assert model.evaluations() == {"drift": drift.count, "score": score.count} == {"drift": 2 * n + 1, "score": n}
+    drift.count = score.count = 0
+    with torch.no_grad():
+        model(randn(4, D), generator=rng())
+    assert (drift.count, score.count) == (n + 1, n)
+
+
+def test_the_loss_is_that_of_the_paper_but_for_a_constant():
+    """Eqs. 3.14 and 3.15 written out, with differences of states."""
+    model = make(5, flexible=False).eval()
+    x, g = randn(4, D), model.g
+    terms = model(x, generator=rng()).terms
+    generator = rng()
+    eps = [torch.randn(4, D, dtype=torch.float64, generator=generator) for _ in range(5)]
+    ts = fixed_times(5, 0.4)
+    xs, loss = [x], 0
+    for i in range(5):
+        dt = ts[i + 1] - ts[i]
+        xs.append(xs[i] + model.f(xs[i], ts[i].expand(4)) * dt + g * dt.sqrt() * eps[i])
+        t = ts[i + 1].expand(4)
+        back = xs[i] - xs[i + 1] + (model.f(xs[i + 1], t) - g**2 * model.s(xs[i + 1], t)) * dt
+        loss = loss + 0.5 * (back / (g * dt.sqrt())).square().sum(1) - 0.5 * eps[i].square().sum(1)
+    prior = 0.5 * (xs[-1].square() + math.log(2 * math.pi)).sum(1)
+    torch.testing.assert_close(terms["transitions"], loss.detach(), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(terms["prior"], prior.detach(), rtol=1e-12, atol=0)
+
+
+def test_bound_and_likelihood_of_a_stationary_gaussian():
+    """f = -x/2, g = 1, s = -x: the law N(0, 1) stays, and the backward process has the data's law."""
+    n = 400
+    model = DiffFlow(Linear(-0.5), Linear(-1.0), shape=(1,), g=1.0, t_max=1.0, schedule=((0, n),)).double()
+    x = randn(3000, 1)
+    bound = nelbo(model, x, num_draws=1, generator=rng(3))
+    error = bound - 0.5 * (x[:, 0].square() + math.log(2 * math.pi))
+    assert abs(float(error.mean())) < 5 * float(error.std()) / math.sqrt(3000) + 2 / n
+    flow_nll = nll(model, x[:50], exact_divergence=True, generator=rng(4))
+    error = flow_nll - 0.5 * (x[:50, 0].square() + math.log(2 * math.pi))
+    assert abs(float(error.mean())) < 5 * float(error.std()) / math.sqrt(50) + 2 / n
+
+
+def test_without_noise_it_is_the_flow_of_its_drift():
+    """Theorem 1: at g = 1e-6 the likelihood of the marginal ODE is that of dx = f dt."""
+    model = make(g=1e-6, t_min=0.0)
+    x = randn(4, D)
+    ours = log_prob_u(model, x.unsqueeze(-1), 0.0, exact_divergence=True, rtol=1e-9, atol=1e-9)
+
+    def field(t, state, rows):
+        x, _ = state
+        time = t.reshape(-1).expand(len(x))
+        divergence = [
+            jacobian(lambda v, i=i: model.f(v[None], time[i : i + 1])[0], x[i]).trace() for i in range(len(x))
+        ]
+        return model.f(x, time).detach(), torch.stack(divergence)
+
+    (x_T, integral), _ = rk45(field, (x, torch.zeros(4).double()), 0.0, 0.4, rtol=1e-9, atol=1e-9)
+    theirs = -0.5 * (x_T.square() + math.log(2 * math.pi)).sum(1) + integral
+    torch.testing.assert_close(ours, theirs.detach(), rtol=0, atol=1e-6)
+
+
+def test_entering_by_a_step_is_the_first_term_of_the_bound():
+    model = make(5, flexible=False).eval()
+    x, eps = randn(4, D), randn(4, D, 1, seed=8)
+    t = scalar(model.sde.t_min)
+    u, correction = model.sde.enter(x.unsqueeze(-1), t, eps, model.score)
+    dt = float(t)
+    x_1 = x + dt * model.f(x, torch.zeros(4).double()) + model.g * math.sqrt(dt) * eps[..., 0]
+    torch.testing.assert_close(u[..., 0], x_1, rtol=1e-12, atol=1e-12)
+    mean = x_1 - dt * (model.f(x_1, t.expand(4)) - model.g**2 * model.s(x_1, t.expand(4)))
+    scale = model.g * math.sqrt(dt)
+    forward = torch.distributions.Normal(x_1 - scale * eps[..., 0], scale).log_prob(x_1).sum(1)
+    backward = torch.distributions.Normal(mean, scale).log_prob(x).sum(1)
+    torch.testing.assert_close(correction, forward - backward, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(model.sde.denoise(u, t, model.score(u, t))[..., 0], mean, rtol=1e-10, atol=1e-10)
+
+
+def test_grids():
+    ts = fixed_times(30, 0.05)
+    torch.testing.assert_close(ts, torch.tensor([(i / 30) ** (1 / 0.9) * 0.05 for i in range(31)]).double())
+    assert (ts.diff().diff() > 0).all()
+    for seed in range(20):
+        drawn = flexible_times(10, 0.4, torch.zeros(1), rng(seed))
+        bins = fixed_times(9, 0.4)
+        assert drawn.shape == (11,)
+        assert drawn[0] == 0
+        assert drawn[-1] == 0.4
+        assert ((drawn[1:-1] >= bins[:-1]) & (drawn[1:-1] <= bins[1:])).all()
+    own = make(10).times(10, make(10).sde.t_min)
+    assert len(own) == 10  # nine steps, and the last by `denoise`
+    torch.testing.assert_close(own, fixed_times(10, 0.4)[1:].flip(0))
+
+
+def test_the_schedule_gives_the_phases():
+    model = make(schedule=((0, 5), (10, 8), (20, 12)))
+    assert [model.phase(step) for step in (0, 9, 10, 25)] == ["N=5", "N=5", "N=8", "N=12"]
+    model.begin_phase("N=8")
+    assert model.evaluations() == {"drift": 17, "score": 8}
+    assert model.sde.t_min == float(fixed_times(12, 0.4)[1])
+
+
+def test_training_lowers_the_bound_and_samples_follow():
+    torch.manual_seed(0)
+    model = DiffFlow(
+        SmallBackbone(2, 32, seed=1), SmallBackbone(2, 32, seed=2), shape=(2,), g=0.5, t_max=1.0, schedule=((0, 8),)
+    ).double()
+    trainer = Trainer(model, {"drift": AdamW(lr=3e-3), "score": AdamW(lr=3e-3)}, ema_decay=0.98)
+    mean, bounds = torch.tensor([1.5, -1.0]).double(), []
+    for step in range(400):
+        x = mean + 0.4 * randn(256, 2, seed=step)
+        bounds.append(float(trainer.step([(x, None)], rng(step)).terms["nelbo"]))
+    entropy = 2 * (0.5 + 0.5 * math.log(2 * math.pi) + math.log(0.4))
+    assert bounds[0] > entropy + 1
+    assert sum(bounds[-20:]) / 20 < entropy + 0.4
+    best = trainer.averaged.eval()
+    for sampler, ts in ((sample_em, best.times(8, best.sde.t_min)), (sample_ode, best.times(8, best.sde.t_min))):
+        x = draw(
+            best,
+            lambda *given, sampler=sampler: sampler(*given[:4], generator=given[4]),
+            ts,
+            torch.zeros(()).double(),
+            2000,
+            generator=rng(9),
+        )
+        assert float((x.mean(0) - mean).abs().max()) < 0.15
+        assert float((x.std(0) - 0.4).abs().max()) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"schedule": ((0, 1),)}, "N=1 must be at least 2"),
+        ({"schedule": ((5, 10),)}, "must begin at 0 and increase"),
+        ({"schedule": ((0, 10), (0, 20))}, "must begin at 0 and increase"),
+        ({"schedule": ()}, "must begin at 0"),
+        ({"g": 0.0}, "g=0.0 and t_max=0.4 must be positive"),
+    ],
+)
+def test_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+
+
+def test_what_needs_a_linear_sde_is_refused():
+    model = make()
+    with pytest.raises(ValueError, match="nodes: DiffFlow's bound is over paths"):
+        nelbo(model, randn(2, D), nodes=[])
+    with pytest.raises((ValueError, TypeError, AttributeError)):
+        sample_deis(model.sde, model.score, randn(2, D, 1), model.times(5, model.sde.t_min))
