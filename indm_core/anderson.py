@@ -30,7 +30,13 @@ __all__ = ["invert_block"]
 
 @torch.no_grad()
 def invert_block(
-    g: Callable[[Tensor], Tensor], z: Tensor, *, tolerance: float, max_iterations: int, window: int = 5
+    g: Callable[[Tensor], Tensor],
+    z: Tensor,
+    *,
+    tolerance: float,
+    max_iterations: int,
+    window: int = 5,
+    g_double: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
     """Solves x + g(x) = z by Anderson's acceleration of x <- z - g(x), each sample by itself.
 
@@ -40,6 +46,7 @@ def invert_block(
         tolerance: Bound on the change |dx| of a plain step, the maximum over dimensions of |dx| / max(1, |x|).
         max_iterations: Evaluations of g.
         window: Differences m that are used, at most the event's dimensions; 0 is the fixed point.
+        g_double: g in float64, for the samples whose |dx| the rounding of z's dtype keeps above the tolerance (outliers).
 
     Returns:
         x, (b, *event).
@@ -63,6 +70,11 @@ def invert_block(
                 return x
             f, search = f[~done], search.select(~done)
         search.advance(f, step)
+    if g_double is not None and z.dtype != torch.float64:
+        left = search.z.double().reshape(-1, *event)
+        found = invert_block(g_double, left, tolerance=tolerance, max_iterations=max_iterations, window=window)
+        x[search.row] = found.to(x.dtype)
+        return x
     raise ConvergenceError(
         f"inverse of a residual block: |dx| = {float(change.amax()):.2e} and |x + g(x) - z| = {float(f.abs().amax()):.2e} "
         f"after {max_iterations} iterations, tolerance={tolerance:g}, for {len(f)} of {len(z)} samples; is the Lipschitz "

@@ -352,7 +352,7 @@ class ResFlow(Flow):
         max_iterations: int = 1000,
         double: bool = False,
     ) -> Float[Tensor, " b *event"]:
-        """h^-1(z), block by block (`invert_block`), in z's dtype.
+        """h^-1(z), block by block (`invert_block`), in z's dtype, and in float64 for the samples that rounding stalls.
 
         Args:
             tolerance: Bound on the last change of x, relative to max(1, |x|), in each block; the error may be
@@ -368,7 +368,13 @@ class ResFlow(Flow):
             x = functional.pixel_unshuffle(x, 2)
         for index in reversed(range(len(self.scales))):
             for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
-                x = invert_block(block.bound(x.dtype), x, tolerance=tolerance, max_iterations=max_iterations)
+                x = invert_block(
+                    block.bound(x.dtype),
+                    x,
+                    tolerance=tolerance,
+                    max_iterations=max_iterations,
+                    g_double=lambda v, block=block: block.bound(torch.float64)(v),
+                )
             x = functional.pixel_shuffle(x, 2) if index else x
         return x.reshape(z.shape).to(z.dtype)
 

@@ -37,6 +37,7 @@ from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kerne
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks, network_tensors, step_seed
 from pipelines.atomic import write_text
+from pipelines.baselines import baselines
 from pipelines.cli import describe, options, override, run_command
 from pipelines.cluster import connect
 from pipelines.config import RunConfig, load, read_run
@@ -81,6 +82,7 @@ class Settings:
         rtol, atol: Tolerances of its ODE.
         nelbo_replicates: NELBOs per image.
         nelbo_draws: Draws of (t, eps) in each, an even number.
+        baselines: Of vectors, also the NLL of a Gaussian and of a mixture of Gaussians.
         uncorrected: Also the NLL and NELBO without the residual, the data fed at t_min as they are ("before correction").
         samples: Samples per model for the distances; 0 leaves them out.
         sampling: How they are drawn.
@@ -97,6 +99,7 @@ class Settings:
     atol: float = 1e-5
     nelbo_replicates: int = 8
     nelbo_draws: int = 64
+    baselines: bool = True
     uncorrected: bool = False
     samples: int = 5000
     sampling: Sampling = field(default_factory=Sampling)
@@ -267,7 +270,10 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
     }
     per_image: dict[tuple[str, int], Tensor] = {}
     for i, run_name in enumerate(names):
-        figures: dict[str, Any] = {"parameters": sum(t.numel() for t in subjects[i].tensors.values())}
+        figures: dict[str, Any] = {
+            "parameters": sum(t.numel() for t in subjects[i].tensors.values()),
+            "evaluations": subjects[i].build().evaluations(),
+        }
         for kind in sorted({key[0] for key in results if key[0] in KINDS and key[1] == i}):
             rows = []
             for r in range(_replicates(kind, settings)):
@@ -282,6 +288,9 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
             figures |= _distances(results, i, settings)
         document["runs"][run_name] = figures
     document["differences"] = _differences(names, per_image)
+    if card.kind == "vector" and settings.baselines:
+        test = _test_rows(data, card, settings).numpy()
+        document["baselines"] = baselines(reference_rows(data, card, settings.seed).numpy(), test, settings.seed)
     document["seconds"] = time.monotonic() - began
     for i, run in enumerate(runs):
         if settings.samples:
@@ -476,17 +485,21 @@ def table(document: dict[str, Any]) -> str:
     """The figures as text, laid out as Table 4 of the INDM paper; every figure with its standard error."""
     settings, unit = document["settings"], document["unit"]
     lines = [
-        f"{'model':<24} {'params':>8}  {f'NLL {unit}':<22} {f'NELBO {unit}':<22} {'gap':<22} FD({document['features']})",
+        f"{'model':<24} {'params':>8} {'cost':>6}  {f'NLL {unit}':<22} {f'NELBO {unit}':<22} {'gap':<22} "
+        f"FD({document['features']})",
     ]
     for name, figures in document["runs"].items():
         cells = [_cell(figures[kind]) for kind in ("nll", "nelbo", "gap")]
         frechet = figures.get("frechet")
         distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
         params = f"{figures['parameters'] / 1e6:.2f}M"
-        lines.append(f"{name:<24} {params:>8}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
+        cost = sum(figures.get("evaluations", {}).values()) or "-"
+        lines.append(f"{name:<24} {params:>8} {cost:>6}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
         for kind, label in (KINDS | {"gap_before": "gap before correction"}).items():
             if kind in figures and kind not in ("nll", "nelbo"):
                 lines.append(f"  {label}: {_cell(figures[kind])}")
+    for name, estimate in document.get("baselines", {}).items():
+        lines.append(f"{name}: NLL {estimate['mean']:+.4f} +- {estimate['se_images']:.4f} {unit} (over test rows)")
     for pair, kinds in document["differences"].items():
         shown = ", ".join(f"{KINDS[kind]} {_cell(d | {'se': d['se_images']})}" for kind, d in kinds.items())
         lines.append(f"{pair}, paired per image on the same draws: {shown}")
@@ -496,6 +509,7 @@ def table(document: dict[str, Any]) -> str:
         f"atol {settings['atol']:g}, x{settings['nll_replicates']}; NELBO: {settings['nelbo_draws']} draws, "
         f"x{settings['nelbo_replicates']}; +- is the estimator's standard error on these images"
         + (" (of NLL and gap: over images)" if one else "")
+        + "; cost: evaluations of networks per training step"
         + f"; FD: {settings['samples']} samples, {settings['sampling']['sampler']}, bootstrap; {document['seconds']:.0f} s"
     )
     return "\n".join(lines)

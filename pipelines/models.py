@@ -155,19 +155,19 @@ class GlowFlow(FlowConfig):
 
     Args:
         levels: L; vectors take one.
-        steps: K, per level.
+        depth: K, steps per level.
         hidden: Channels or units of a coupling's network.
         start: data (rotations, and actnorms set by the first batch, as published) or identity (an INDM goes on from the linear
             diffusion that it was).
     """
 
     levels: int = 3
-    steps: int = 16
+    depth: int = 16
     hidden: int = 256
     start: Literal["data", "identity"] = "data"
 
     def build(self, shape: tuple[int, ...]) -> Flow:
-        return Glow(shape, levels=self.levels, steps=self.steps, hidden=self.hidden, start=self.start)
+        return Glow(shape, levels=self.levels, steps=self.depth, hidden=self.hidden, start=self.start)
 
 
 @dataclass(frozen=True, kw_only=True)

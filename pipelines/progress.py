@@ -12,6 +12,7 @@ from pipelines.loop import Job, read_metrics
 __all__ = ["Ticker", "line", "show"]
 
 POLL_SECONDS = 0.5
+TERMS = ("denoising", "transitions", "prior", "log_det", "partner")
 
 
 def line(job: Job, record: dict[str, Any]) -> str:
@@ -20,7 +21,7 @@ def line(job: Job, record: dict[str, Any]) -> str:
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     if "nelbo" in record:
-        terms = " ".join(f"{k} {record[k]:+.3f}" for k in ("denoising", "prior", "log_det") if k in record)
+        terms = " ".join(f"{k} {record[k]:+.3f}" for k in TERMS if k in record)
         loss = f"nelbo {record['nelbo']:.3f} {record['unit']} ({terms})"
     else:
         loss = "no finite step"

@@ -26,7 +26,7 @@ def digits_dinof() -> RunConfig:
     return RunConfig(
         recipe="digits_dinof",
         data=Data(source="digits"),
-        model=DiNofConfig(prior=GlowFlow(levels=2, steps=4, hidden=48), backbone=_DIGITS_UNET),
+        model=DiNofConfig(prior=GlowFlow(levels=2, depth=4, hidden=48), backbone=_DIGITS_UNET),
         train=Train(
             steps=1200,
             batch_size=128,
@@ -45,7 +45,7 @@ def toy2d_dinof() -> RunConfig:
         digits_dinof(),
         recipe="toy2d_dinof",
         data=Data(source="toy2d:spiral"),
-        model=DiNofConfig(prior=GlowFlow(levels=1, steps=6, hidden=48), backbone=Dense(width=128, depth=3)),
+        model=DiNofConfig(prior=GlowFlow(levels=1, depth=6, hidden=48), backbone=Dense(width=128, depth=3)),
         train=Train(
             steps=3000,
             batch_size=500,
@@ -64,7 +64,7 @@ def mnist_dinof() -> RunConfig:
         recipe="mnist_dinof",
         data=Data(source=""),
         model=DiNofConfig(
-            prior=GlowFlow(levels=2, steps=16, hidden=256),
+            prior=GlowFlow(levels=2, depth=16, hidden=256),
             backbone=UNetConfig(nf=64, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,)),
         ),
         train=Train(
@@ -99,7 +99,7 @@ def _cifar10(name: str, sde: LinearSDE) -> RunConfig:
     return RunConfig(
         recipe=name,
         data=Data(source="", flip=True),
-        model=DiNofConfig(sde=sde, t_m=0.6, prior=GlowFlow(levels=3, steps=16, hidden=256), backbone=backbone),
+        model=DiNofConfig(sde=sde, t_m=0.6, prior=GlowFlow(levels=3, depth=16, hidden=256), backbone=backbone),
         train=Train(
             steps=1_000_000,
             batch_size=128,
@@ -151,7 +151,7 @@ def tabular_diffflow() -> RunConfig:
         ),
         train=Train(
             steps=1000,
-            batch_size=256,
+            batch_size=100,
             optimisers=_optimisers(1e-3, "drift", "score"),
             ema_decay=0.99,
             log_every=50,

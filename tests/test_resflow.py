@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from itertools import cycle
 
 import pytest
 import torch
@@ -212,6 +213,21 @@ def test_an_inverse_that_does_not_converge_raises():
         flow.inverse(z, max_iterations=2)
     with pytest.raises(ConvergenceError):
         flow.inverse(torch.full((1, 2), math.nan, dtype=torch.float64), max_iterations=5)
+
+
+def test_samples_that_rounding_stalls_are_solved_in_float64():
+    """In float32 the second sample's g jitters by 1e-4 of it, as rounding beside a large coordinate does."""
+    signs = cycle((1.0, -1.0))
+
+    def g(x: torch.Tensor) -> torch.Tensor:
+        jitter = 1e-4 * next(signs) if x.dtype == torch.float32 else 0.0
+        return x / 2 + jitter * (x.abs() > 2)
+
+    z = torch.tensor([[1.0, 0.5], [60.0, 6.0]])
+    with pytest.raises(ConvergenceError, match="1 of 2 samples"):
+        invert_block(g, z, tolerance=1e-7, max_iterations=50)
+    x = invert_block(g, z, tolerance=1e-7, max_iterations=50, g_double=g)
+    torch.testing.assert_close(x, z / 1.5, rtol=1e-6, atol=0)
 
 
 def test_the_residual_that_is_left_is_told():
