@@ -15,16 +15,12 @@ from __future__ import annotations
 
 import statistics
 import time
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.weak import WeakIdKeyDictionary
 
+from benchmarks.memory import LiveBytes
 from indm_core.anderson import invert_block
 from indm_core.errors import ConvergenceError
 from indm_core.resflow import Constraint, ResFlow, ResidualBlock, Roulette, Sine
@@ -40,31 +36,6 @@ BLOCKS: dict[str, tuple[int, Constraint, float]] = {
 """Dimensions, constraint, and whether training drives log_det up (1) or down (-1)."""
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Follows the storages that operations make until they are freed."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.live, self.peak, self.known = 0, 0, WeakIdKeyDictionary()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for given in tree_leaves((args, kwargs)):
-            if isinstance(given, Tensor):
-                self.known[given.untyped_storage()] = True  # made before the count began, or counted already
-        out = func(*args, **(kwargs or {}))
-        for made in tree_leaves(out):
-            if isinstance(made, Tensor) and made.untyped_storage() not in self.known:
-                storage = made.untyped_storage()
-                self.known[storage] = True
-                self.live += storage.nbytes()
-                weakref.finalize(storage, self._free, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return out
-
-    def _free(self, num_bytes: int) -> None:
-        self.live -= num_bytes
-
-
 def training_step(flow: ResFlow, x: Tensor) -> None:
     """Forward and backward of the negative log-likelihood."""
     z, log_det = flow(x)
@@ -76,7 +47,7 @@ def peak_bytes(num_terms: int, *, width: int = 64, num_images: int = 8) -> int:
     torch.manual_seed(0)
     roulette = Roulette(law="poisson", parameter=1e-12, exact=num_terms)  # no random terms
     flow = ResFlow((3, 8, 8), blocks=(2, 2), width=width, roulette=roulette).train()
-    with _LiveBytes() as count:
+    with LiveBytes() as count:
         training_step(flow, torch.randn(num_images, 3, 8, 8))
     return count.peak
 

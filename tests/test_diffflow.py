@@ -13,6 +13,7 @@ from torch.autograd.functional import jacobian
 from indm_core.diffflow import DiffFlow, fixed_times, flexible_times
 from indm_core.exponential import sample_deis
 from indm_core.likelihood import log_prob_u, nelbo, nll
+from indm_core.nn import UNet
 from indm_core.ode import rk45
 from indm_core.sample import draw, sample_em, sample_ode
 from indm_core.training import AdamW, Trainer
@@ -217,3 +218,32 @@ def test_what_needs_a_linear_sde_is_refused():
         nelbo(model, randn(2, D), nodes=[])
     with pytest.raises((ValueError, TypeError, AttributeError)):
         sample_deis(model.sde, model.score, randn(2, D, 1), model.times(5, model.sde.t_min))
+
+
+class Kept:
+    """A tensor that automatic differentiation keeps, and how many bytes of such there are at a time."""
+
+    alive = peak = 0
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor, self.bytes = tensor, tensor.numel() * tensor.element_size()
+        Kept.alive += self.bytes
+        Kept.peak = max(Kept.peak, Kept.alive)
+
+    def __del__(self) -> None:
+        Kept.alive -= self.bytes
+
+
+def test_memory_of_the_adjoint_does_not_grow_with_the_steps():
+    peaks = {}
+    for adjoint in (True, False):
+        for num_steps in (5, 30):
+            torch.manual_seed(0)
+            drift, score = (UNet((1, 8, 8), time_feature=lambda t: t, nf=8, ch_mult=(1, 2)) for _ in range(2))
+            model = DiffFlow(drift, score, shape=(1, 8, 8), schedule=((0, num_steps),), adjoint=adjoint)
+            Kept.alive = Kept.peak = 0
+            with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
+                model(torch.zeros(4, 1, 8, 8), generator=rng()).objective.mean().backward()
+            peaks[adjoint, num_steps] = Kept.peak
+    assert peaks[True, 30] == peaks[True, 5]
+    assert peaks[True, 30] < peaks[False, 30] / 10
