@@ -180,7 +180,7 @@ def _after_step(job: Job, session: Session, trainer: Trainer, meter: _Meter) -> 
         if session.rank == 0:
             tensors, numbers = trainer.state()
             numbers |= {"recipe": job.run.recipe, "nelbo": meter.latest.get("nelbo", math.inf)}
-            if switching:  # first, so that a kill between the two takes the switch again
+            if switching and step == job.run.model.shared_steps:  # first: a kill between the two takes the switch again
                 checkpoint.write(job.directory / "pretrained", tensors, numbers)
             checkpoint.write(place, tensors, numbers)
             checkpoint.prune(job.directory, train.keep)

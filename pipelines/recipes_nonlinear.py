@@ -9,6 +9,7 @@ from indm_core.sde import VE, VP, LinearSDE, SubVP
 from indm_core.training import AdamW
 from pipelines.config import Data, RunConfig, Train
 from pipelines.models import Dense, DiffFlowConfig, DiNofConfig, GlowFlow, UNetConfig
+from pipelines.source import Options
 
 __all__ = ["NONLINEAR"]
 
@@ -114,13 +115,13 @@ def _cifar10(name: str, sde: LinearSDE) -> RunConfig:
 
 
 def _toy2d_diffflow(shape: str) -> Callable[[], RunConfig]:
-    """The thesis's settings: batches of 5,000, g = 0.2, T = 0.05, N = 30, progressive."""
+    """The thesis's settings: 500,000 points, batches of 5,000, g = 0.2, T = 0.05, N = 30, reached progressively."""
 
     def recipe() -> RunConfig:
         network = Dense(width=64, depth=3, time="scaled")
         return RunConfig(
             recipe=recipe.__name__,
-            data=Data(source=f"toy2d:{shape}"),
+            data=Data(source=f"toy2d:{shape}", options=Options(rows=500_000)),
             model=DiffFlowConfig(
                 drift=network, score=network, g=0.2, t_max=0.05, num_steps=(5, 10, 20, 30), change_at=(750, 1500, 2250)
             ),

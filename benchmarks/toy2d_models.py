@@ -1,0 +1,151 @@
+"""Four models of equal size on the plane, trained for the same time: samples and NLL (Figure 3.5 of the DiffFlow thesis).
+
+    python benchmarks/toy2d_models.py [--seconds 180] [--sets rings,checkerboard] [--out runs]
+
+Each model has about 90,000 parameters and trains for as many steps as fit into the seconds, timed beforehand on the machine.
+DiffFlow takes N = 5, 10, 20, 30 for 10, 20, 30 and 40 % of the time. NLL: nats/dim of 2,000 test points by the ODE with exact
+divergence, with its standard error over points. Runs are kept in OUT/NAME-MODEL, and go on where they were killed.
+Written: OUT/toy2d_models.png and .json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+if __package__ in (None, ""):
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+import torch
+from torch import Tensor
+
+from indm_core.likelihood import nll
+from indm_core.training import AdamW, Trainer
+from pipelines.config import Data, RunConfig, Train, load, read_run
+from pipelines.models import (
+    DataSpec,
+    Dense,
+    DiffFlowConfig,
+    DiNofConfig,
+    GlowFlow,
+    INDMConfig,
+    ModelConfig,
+    NoFlow,
+    ResidualFlow,
+)
+from pipelines.pictures import figure_of
+from pipelines.sampling import Sampling, samples
+from pipelines.shards import load_card, read_all
+from pipelines.train import Launch, jobs_for, train_local
+
+SETS = ("rings", "olympic_rings", "fractal_tree", "sierpinski", "checkerboard")
+BACKBONE = Dense(width=64, depth=3)
+HALF = Dense(width=64, depth=2, time="scaled")
+MODELS: dict[str, ModelConfig] = {
+    "DiffFlow": DiffFlowConfig(drift=HALF, score=HALF, g=0.2, t_max=0.05),
+    "linear": INDMConfig(flow=NoFlow(), backbone=Dense(width=80, depth=3)),
+    "INDM": INDMConfig(flow=ResidualFlow(blocks=(8,), width=64, constraint="spectral"), backbone=BACKBONE),
+    "DiNof": DiNofConfig(prior=GlowFlow(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, mode="nll"),
+}
+STAGES, SHARES = (5, 10, 20, 30), (0.1, 0.2, 0.3, 0.4)
+SPEC = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
+OPTIMISERS = {name: AdamW(lr=1e-3) for name in ("score", "flow", "prior", "drift")}
+
+
+def seconds_per_step(config: ModelConfig, batch: int) -> float:
+    """Of a training step, the median of twenty."""
+    model = config.build(SPEC)
+    trainer = Trainer(model, OPTIMISERS)
+    x, took = torch.randn(batch, 2), []
+    for step in range(23):
+        began = time.monotonic()
+        trainer.step([(x, None)], torch.Generator().manual_seed(step))
+        took.append(time.monotonic() - began)
+    return sorted(took[3:])[10]
+
+
+def configured(name: str, source: str, seconds: float, batch: int) -> RunConfig:
+    """A model's run, for as many steps as the time allows."""
+    model = MODELS[name]
+    if isinstance(model, DiffFlowConfig):
+        steps = [
+            int(share * seconds / seconds_per_step(replace(model, num_steps=(num,)), batch))
+            for num, share in zip(STAGES, SHARES, strict=True)
+        ]
+        ends = [sum(steps[: i + 1]) for i in range(len(steps))]
+        model, total = replace(model, num_steps=STAGES, change_at=tuple(ends[:-1])), ends[-1]
+    else:
+        total = int(seconds / seconds_per_step(model, batch))
+    train = Train(
+        steps=total,
+        batch_size=batch,
+        optimisers=OPTIMISERS,
+        ema_decay=0.995,
+        log_every=max(1, total // 10),
+        checkpoint_every=max(1, total // 4),
+        sample_every=0,
+    )
+    return RunConfig(recipe=f"plane_{name}", data=Data(source=source), model=model, train=train)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=180.0, help="of training, per model and set")
+    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--sets", default=",".join(SETS))
+    parser.add_argument("--out", default="runs")
+    given = parser.parse_args()
+    root, sets = Path(given.out).resolve(), given.sets.split(",")
+    root.mkdir(parents=True, exist_ok=True)
+    found: dict[str, dict[str, dict[str, float]]] = {}
+    drawn: dict[str, list[Tensor]] = {}
+    for data in sets:
+        for name in MODELS:
+            directory = root / f"{data}-{name}"
+            began = time.monotonic()
+            if not (directory / "model.safetensors").is_file():
+                if (directory / "config.json").is_file():  # a killed run is gone on with, not timed again
+                    run, _ = read_run(directory / "config.json")
+                else:
+                    run = configured(name, f"toy2d:{data}", given.seconds, given.batch)
+                train_local(jobs_for(run, Launch(name=directory.name, local=True, evaluate=False), root), Launch())
+            spent = time.monotonic() - began
+            model = load(directory)
+            card = load_card(root / "data" / f"toy2d-{data}")
+            test = torch.from_numpy(read_all(root / "data" / f"toy2d-{data}", card, "test", 2000)["x"])
+            nats = nll(model, test, exact_divergence=True, generator=torch.Generator().manual_seed(0)) / 2
+            sampling = Sampling(sampler="em", steps=30, grid="trained") if name == "DiffFlow" else Sampling()
+            drawn[data] = [*drawn.get(data, [test]), samples(model, range(5000), sampling).x]
+            found.setdefault(data, {})[name] = {
+                "parameters": sum(p.numel() for p in model.parameters()),
+                "nll": float(nats.mean()),
+                "se": float(nats.std() / len(nats) ** 0.5),
+                "seconds": spent,
+            }
+            print(data, name, json.dumps(found[data][name]), flush=True)
+    (root / "toy2d_models.json").write_text(json.dumps(found, indent=1) + "\n")
+    _draw(found, drawn, root / "toy2d_models.png")
+
+
+def _draw(found: dict[str, dict[str, dict[str, float]]], drawn: dict[str, list[Tensor]], file: Path) -> None:
+    figure = figure_of(2.4 * (1 + len(MODELS)), 2.5 * len(found))
+    grid = figure.subplots(len(found), 1 + len(MODELS), squeeze=False)
+    for row, (data, clouds) in zip(grid, drawn.items(), strict=True):
+        limit = 1.1 * float(clouds[0].abs().max())
+        for axes, name, points in zip(row, ("data", *MODELS), clouds, strict=True):
+            axes.scatter(points[:, 0], points[:, 1], s=0.5, linewidths=0)
+            axes.set_xlim(-limit, limit)
+            axes.set_ylim(-limit, limit)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            figures = found[data].get(name)
+            axes.set_title(f"{name}  NLL {figures['nll']:.3f}" if figures else data, fontsize=9)
+    figure.savefig(file, dpi=130, bbox_inches="tight")
+
+
+if __name__ == "__main__":
+    main()
