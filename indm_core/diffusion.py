@@ -59,6 +59,7 @@ class Diffusion(LinearModel):
         mode: 'nll' trains every network by the NELBO; 'fid' weights the score's loss by the variance.
         pretrain_steps: Optimiser steps at the start in which the flow is the identity and not trained.
         soft_truncation: The exponent k of Soft Truncation, at least 1 (the paper of that name takes 1.2); 0 trains from t_min.
+        data_var: Variance v of a coordinate of the latent, for the score's preconditioning; 0 for none, as published.
 
     References: Kim et al. 2022, Algorithm 1 and section 7.2 (pre-training).
     """
@@ -76,6 +77,7 @@ class Diffusion(LinearModel):
         mode: Mode = "nll",
         pretrain_steps: int = 0,
         soft_truncation: float = 0.0,
+        data_var: float = 0.0,
     ) -> None:
         super().__init__()
         if mode not in ("nll", "fid"):
@@ -84,7 +86,7 @@ class Diffusion(LinearModel):
             raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
         if soft_truncation and not soft_truncation >= 1:
             raise ValueError(f"soft_truncation={soft_truncation} must be at least 1, or 0 for none")
-        self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde), sde
+        self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde, data_var), sde
         self.shape, self.mode, self.pretrain_steps = tuple(shape), mode, pretrain_steps
         self.t_start, self.soft_truncation = t_start, soft_truncation
         self.pretraining = False

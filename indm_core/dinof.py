@@ -41,7 +41,7 @@ class DiNof(Diffusion):
         prior: k, a flow of events of the shape that a backbone sees.
         flow: Of the latent; `Identity()` as published.
         t_m: Where the flow prior sits, as a share of t_max, in (0, 1]; published: 0.5 to 0.6.
-        backbone, sde, shape, mode, pretrain_steps, soft_truncation: See `Diffusion`. Published: mode 'fid'.
+        backbone, sde, shape, mode, pretrain_steps, soft_truncation, data_var: See `Diffusion`. Published: mode 'fid'.
 
     Raises:
         ValueError: t_m outside (0, 1], or so small that nothing is left above t_min.
@@ -59,6 +59,7 @@ class DiNof(Diffusion):
         mode: Mode = "fid",
         pretrain_steps: int = 0,
         soft_truncation: float = 0.0,
+        data_var: float = 0.0,
     ) -> None:
         if not sde.t_min / sde.t_max < t_m <= 1:
             raise ValueError(
@@ -73,6 +74,7 @@ class DiNof(Diffusion):
             mode=mode,
             pretrain_steps=pretrain_steps,
             soft_truncation=soft_truncation,
+            data_var=data_var,
         )
         self.prior = prior
 

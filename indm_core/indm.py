@@ -29,7 +29,7 @@ class INDM(Diffusion):
 
     Args:
         flow: h; `Identity()` gives the linear diffusion.
-        backbone, sde, shape, mode, pretrain_steps, soft_truncation: See `Diffusion`.
+        backbone, sde, shape, mode, pretrain_steps, soft_truncation, data_var: See `Diffusion`.
     """
 
     def __init__(
@@ -42,6 +42,7 @@ class INDM(Diffusion):
         mode: Mode = "nll",
         pretrain_steps: int = 0,
         soft_truncation: float = 0.0,
+        data_var: float = 0.0,
     ) -> None:
         super().__init__(
             flow,
@@ -52,6 +53,7 @@ class INDM(Diffusion):
             mode=mode,
             pretrain_steps=pretrain_steps,
             soft_truncation=soft_truncation,
+            data_var=data_var,
         )
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:

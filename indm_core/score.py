@@ -8,7 +8,17 @@ likelihood-weighted loss is
 and the variance-weighted one is int E[1/2 |d|^2] dt. Both integrals are estimated at t ~ p(t) = tr M_t / int tr M, whose
 inverse distribution function is closed (`LinearSDE.log_importance`), and divided by p(t).
 
+Preconditioning. u_t = p x + R eps with p the first column of psi(t, 0): whatever the data, eps_hat = R^-1 (u - p E[x | u]) has
+one free number per position, along q = R^-1 p. If every coordinate of x had variance v and no relation to others,
+
+    E[eps | u] = R^T C^-1 u,   C = v p p^T + Sigma,        Cov[eps | u] = I - R^T C^-1 R = v q q^T / (1 + v |q|^2) = B,
+
+so that eps_hat = R^T C^-1 u + B^{1/2} backbone(u) asks the network for what the data add to that, in units of its spread.
+Where nothing is left of x (late, or in the high frequencies of a blurring diffusion) B = 0 and eps_hat is right by itself,
+however far u is from what the network has seen: an error there would be blown up by the diffusion run backwards.
+
 References:
+    Vahdat, Kreis, Kautz 2021 (LSGM, the mixed score); Dockhorn, Vahdat, Kreis 2022 (CLD); Karras et al. 2022 (EDM), Table 1;
     Vincent 2011 (denoising score matching); Song et al. 2021, "Maximum likelihood training of score-based diffusion models",
     Theorems 1 and 3, and section 4.4 (importance sampling of t).
 """
@@ -19,10 +29,10 @@ import torch
 from torch import Tensor, nn
 
 from indm_core.noise import Noise, rand
-from indm_core.sde import LinearSDE, apply
+from indm_core.sde import LinearSDE, apply, inverse
 from indm_core.shapes import Float
 
-__all__ = ["ScoreModel", "importance_times", "likelihood_error", "stratified"]
+__all__ = ["ScoreModel", "importance_times", "likelihood_error", "preconditioning", "stratified"]
 
 
 class ScoreModel(nn.Module):
@@ -31,21 +41,36 @@ class ScoreModel(nn.Module):
     Args:
         backbone: backbone(x, t, y) -> like x, with t of shape (b,).
         sde: Gives R and the map between states and the backbone's input.
+        data_var: v of the preconditioning; 0 takes the backbone's output for eps_hat, as published.
     """
 
-    def __init__(self, backbone: nn.Module, sde: LinearSDE) -> None:
+    def __init__(self, backbone: nn.Module, sde: LinearSDE, data_var: float = 0.0) -> None:
         super().__init__()
-        self.backbone = backbone
-        self.sde = sde
+        if not data_var >= 0:
+            raise ValueError(f"data_var={data_var} must not be negative; 0 means no preconditioning")
+        self.backbone, self.sde, self.data_var = backbone, sde, data_var
 
     def eps(self, u: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"], y: Tensor | None = None) -> Tensor:
         """eps_hat = E[eps | u_t], like u; t is 0-d or (b, 1, ..., 1)."""
         t_b = t.to(u.device).reshape(-1).expand(u.shape[0])
-        return self.sde.from_network(self.backbone(self.sde.to_network(u), t_b, y)).to(u.dtype)
+        out = self.sde.from_network(self.backbone(self.sde.to_network(u), t_b, y)).to(u.dtype)
+        if not self.data_var:
+            return out
+        skip, spread = preconditioning(self.sde, t.to(u.device), self.data_var)
+        return apply(skip, u) + apply(spread, out)
 
     def forward(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """grad log p_t(u), like u."""
         return self.sde.score_from_eps(self.eps(u, t, y), t)
+
+
+def preconditioning(sde: LinearSDE, t: Tensor, data_var: float) -> tuple[Tensor, Tensor]:
+    """R^T (v p p^T + Sigma)^-1 and B^{1/2}, (*te, k, k)."""
+    R, p = sde.R(t), sde.psi0(t)[..., :1]
+    q = inverse(R) @ p
+    square = (q.mT @ q).clamp(min=torch.finfo(q.dtype).tiny)
+    spread = q @ q.mT * (data_var / (square * (1 + data_var * square))).sqrt()
+    return R.mT @ inverse(data_var * p @ p.mT + sde.cov(t)), spread
 
 
 def stratified(num: int, like: Tensor, generator: Noise = None) -> Float[Tensor, " num"]:

@@ -291,6 +291,7 @@ class INDMConfig(ModelConfig):
         mode: nll or fid: the weighting of the score's loss.
         pretrain_steps: Steps at the start in which only the score is trained, as a linear diffusion.
         soft_truncation: Exponent k of Soft Truncation, at least 1; 0 for none.
+        data_var: Variance of a coordinate, for the score's preconditioning (see indm_core/score.py); 0 for none, as published.
     """
 
     sde: LinearSDE = field(default_factory=VP)
@@ -299,6 +300,7 @@ class INDMConfig(ModelConfig):
     mode: Literal["nll", "fid"] = "nll"
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
+    data_var: float = 0.0
 
     @property
     def shared_steps(self) -> int:
@@ -317,6 +319,7 @@ class INDMConfig(ModelConfig):
             mode=self.mode,
             pretrain_steps=self.pretrain_steps,
             soft_truncation=self.soft_truncation,
+            data_var=self.data_var,
         )
 
 
@@ -341,6 +344,7 @@ class DiNofConfig(ModelConfig):
         mode: nll or fid: the weighting of the score's loss.
         pretrain_steps: Steps at the start in which the flow of the latent rests.
         soft_truncation: Exponent k of Soft Truncation, at least 1; 0 for none.
+        data_var: Variance of a coordinate, for the score's preconditioning (see indm_core/score.py); 0 for none, as published.
     """
 
     sde: LinearSDE = field(default_factory=VP)
@@ -351,6 +355,7 @@ class DiNofConfig(ModelConfig):
     mode: Literal["nll", "fid"] = "fid"
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
+    data_var: float = 0.0
 
     def __post_init__(self) -> None:
         if not 0 < self.t_m <= 1:
@@ -369,6 +374,7 @@ class DiNofConfig(ModelConfig):
             mode=self.mode,
             pretrain_steps=self.pretrain_steps,
             soft_truncation=self.soft_truncation,
+            data_var=self.data_var,
         )
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from problems import SDES, Coupled, SmallBackbone, ids, randn, rng, scalar
+from problems import SDES, Coupled, Gaussian, SmallBackbone, ids, randn, rng, scalar
 from scipy.integrate import quad
 from scipy.stats import kstest
+from torch import nn
 
-from indm_core.score import ScoreModel, importance_times, likelihood_error, stratified
-from indm_core.sde import VE, VP, SubVP
+from indm_core.score import ScoreModel, importance_times, likelihood_error, preconditioning, stratified
+from indm_core.sde import BDM, CLD, VE, VP, SubVP, apply
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
 
@@ -121,3 +122,56 @@ def test_per_position_coefficients_reach_the_weight():
     d[0, 0, 1] = d[1, 1, 1] = 1.0
     first, second = likelihood_error(Coupled(), d, scalar(0.5)).tolist()
     assert abs(first - second) > 1e-2
+
+
+class Function(nn.Module):
+    """A backbone that forgets the time."""
+
+    def __init__(self, f) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: torch.Tensor, t: torch.Tensor, y: torch.Tensor | None = None) -> torch.Tensor:
+        return self.f(x)
+
+
+ALL_SDES = pytest.mark.parametrize("sde", [*SDES, CLD(), BDM(height=1, width=2)], ids=ids)
+
+
+@ALL_SDES
+@pytest.mark.parametrize("t", [1e-5, 1e-2, 0.3, 1.0])
+def test_a_preconditioned_score_begins_as_that_of_gaussian_data(sde, t):
+    v, event = 0.6, (1, 1, 2) if isinstance(sde, BDM) else (2,)
+    law = Gaussian(sde=sde, mean=torch.zeros(2).double(), cov=v * torch.eye(2).double(), shape=event)
+    model = ScoreModel(Function(torch.zeros_like), sde, data_var=v)
+    u = randn(5, *sde.embed(torch.zeros(1, *event)).shape[1:])
+    torch.testing.assert_close(model(u, scalar(t)), law.score(u, scalar(t)), rtol=1e-6, atol=1e-8)
+
+
+@ALL_SDES
+@pytest.mark.parametrize("t", [1e-3, 0.3, 1.0])
+def test_the_spread_is_the_root_of_the_covariance_of_eps(sde, t):
+    skip, spread = preconditioning(sde, scalar(t), 0.6)
+    eye = torch.eye(spread.shape[-1]).double()
+    torch.testing.assert_close(spread, spread.mT, rtol=0, atol=1e-12)
+    torch.testing.assert_close(spread @ spread, (eye - skip @ sde.R(scalar(t))).expand_as(spread), rtol=0, atol=1e-8)
+    assert float(torch.linalg.eigvalsh(spread).min()) > -1e-12
+
+
+@ALL_SDES
+def test_a_preconditioned_score_has_a_time_for_each_sample(sde):
+    event = (1, 1, 2) if isinstance(sde, BDM) else (2,)
+    model = ScoreModel(Function(lambda x: torch.sin(3 * x)), sde, data_var=0.6)
+    u, times = randn(3, *sde.embed(torch.zeros(1, *event)).shape[1:]), torch.tensor([0.1, 0.5, 0.9]).double()
+    together = model.eps(u, times.reshape(-1, *[1] * len(event)))
+    for i, t in enumerate(times):
+        torch.testing.assert_close(together[i : i + 1], model.eps(u[i : i + 1], t), rtol=1e-10, atol=1e-12)
+        skip, spread = preconditioning(sde, t, 0.6)
+        out = sde.from_network(torch.sin(3 * sde.to_network(u[i : i + 1])))
+        by_hand = apply(skip, u[i : i + 1]) + apply(spread, out)
+        torch.testing.assert_close(together[i : i + 1], by_hand, rtol=1e-10, atol=1e-12)
+
+
+def test_a_negative_variance_is_refused():
+    with pytest.raises(ValueError, match=r"data_var=-1\.0 must not be negative"):
+        ScoreModel(SmallBackbone(2), VP(), data_var=-1.0)
