@@ -1,27 +1,32 @@
 """Figures of the papers that a report sets beside its own. They are of other data and hardware than most reports': every row
-says which. References: Kim et al. 2022 (INDM), Tables 3, 4 and 6."""
+says which. References: Kim et al. 2022 (INDM), Tables 4 and 6; Zand et al. 2024 (DiNof), Tables 3 and 4; Zhang 2023 (DiffFlow,
+thesis), Tables 3.1 to 3.3."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 __all__ = ["PUBLISHED", "Published"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A row of a paper's table; None where it has no figure. NLL and NELBO in bits/dim after correction; FID with Inception.
+    """A row of a paper's table; None where it has no figure. NLL and NELBO after correction; FID with Inception.
 
     Args:
         model, data, source: What, on what, and where it stands.
         params: As printed.
+        kind: image or vector: which reports show it.
+        unit: Of NLL and NELBO.
         fid_ode, fid_pc: By the sampler.
     """
 
     model: str
     data: str
     source: str
-    params: str
+    params: str = ""
+    kind: str = "image"
+    unit: str = "bits/dim"
     nll: float | None = None
     nelbo: float | None = None
     gap: float | None = None
@@ -40,6 +45,20 @@ def _table_6(model: str, *figures: float | None) -> Published:
     return Published(model=model, data="CelebA 64", source="Kim et al. 2022, Table 6", params="", **given)
 
 
+def _dinof(model: str, fid: float, data: str = "CIFAR-10", table: int = 4) -> Published:
+    return Published(model=model, data=data, source=f"Zand et al. 2024, Table {table}", fid_pc=fid)
+
+
+def _diffflow(model: str, data: str, table: str, nll: float, fid: float | None = None) -> Published:
+    return Published(model=model, data=data, source=f"Zhang 2023, Table {table}", nll=nll, fid_ode=fid)
+
+
+def _tabular(model: str, *nlls: float) -> list[Published]:
+    sets = ("POWER", "GAS", "HEPMASS", "MINIBOONE", "BSDS300")
+    rows = [_diffflow(model, data, "3.1", nll) for data, nll in zip(sets, nlls, strict=True)]
+    return [replace(row, kind="vector", unit="nats") for row in rows]
+
+
 PUBLISHED = (
     _table_4("NCSN++ (VE, FID)", "63M", 4.86, 4.89, 0.03, None, 2.38),
     _table_4("INDM (VE, FID)", "76M", 3.22, 3.28, 0.06, None, 2.29),
@@ -53,4 +72,20 @@ PUBLISHED = (
     _table_6("INDM (VP, FID)", 2.27, 2.31, 0.04, 1.75),
     _table_6("DDPM++ (VP, NLL)", 2.00, 2.09, 0.09, 3.95),
     _table_6("INDM (VP, NLL)", 2.05, 2.05, 0.00, 3.06),
+    _dinof("DDPM++ cont. (VP), 1000 steps", 2.55),
+    _dinof("DiNof (DDPM++ cont., VP), 600 steps", 2.40),
+    _dinof("DDPM++ cont. (sub-VP), 1000 steps", 2.61),
+    _dinof("DiNof (DDPM++ cont., sub-VP), 600 steps", 2.43),
+    _dinof("NCSN++ cont. (VE), 1000 steps", 2.38),
+    _dinof("DiNof (NCSN++ cont., VE), 600 steps", 2.12),
+    _dinof("DiNof (NCSN++ cont., deep, VE), 600 steps", 2.01),
+    _dinof("DiNof", 7.11, "CelebA-HQ 256", 3),
+    _diffflow("DiffFlow (ODE)", "CIFAR-10", "3.3", 3.04, 14.14),
+    _diffflow("DiffFlow", "MNIST", "3.2", 0.93),
+    _diffflow("ResFlow", "MNIST", "3.2", 0.97),
+    _diffflow("FFJORD", "MNIST", "3.2", 0.99),
+    _diffflow("Glow", "MNIST", "3.2", 1.05),
+    *_tabular("DiffFlow (ODE)", -1.04, -10.45, 15.04, 8.06, -157.80),
+    *_tabular("FFJORD", -0.46, -8.59, 14.92, 10.43, -157.40),
+    *_tabular("NAF", -0.62, -11.96, 15.09, 8.86, -157.73),
 )

@@ -127,24 +127,30 @@ def report(directories: Sequence[Path], wanted: Report) -> Path:
 
 
 def _main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
-    """Rows laid out as the paper's Table 4: ours, then the paper's."""
-    head = ("model", "data, source", "params", "steps", "NLL", "NELBO", "gap", "distance")
+    """Rows laid out as Table 4 of INDM's paper: ours, then the papers'; cost: evaluations of networks per training step."""
+    head = ("model", "data, source", "params", "cost", "steps", "NLL", "NELBO", "gap", "distance")
     rows: list[Row] = []
     for run in runs:
         figures = run.measured["runs"].get(run.name) if run.measured else None
         steps, data = f"{run.config.train.steps:,}", f"{run.spec.name}, this machine"
         if figures is None or run.measured is None:
-            rows.append((run.name, data, "", steps, "not measured: pipelines/evaluate.py", "", "", ""))
+            rows.append((run.name, data, "", "", steps, "not measured: pipelines/evaluate.py", "", "", ""))
             continue
         cells = [f"{_with_error(figures[kind])} {run.measured['unit']}" for kind in ("nll", "nelbo", "gap")]
         frechet = figures.get("frechet")
         label = f"FD({run.measured['features']}) "
         distance = f"{label}{_with_error(frechet)}, n = {frechet['samples']:,}" if frechet else ""
-        rows.append((run.name, data, f"{figures['parameters'] / 1e6:.2f}M", steps, *cells, distance))
-    for row in PUBLISHED:
-        cells = ["" if value is None else f"{value:.2f} bits/dim" for value in (row.nll, row.nelbo, row.gap)]
+        cost = " + ".join(f"{num} {network}" for network, num in figures.get("evaluations", {}).items())
+        rows.append((run.name, data, f"{figures['parameters'] / 1e6:.2f}M", cost, steps, *cells, distance))
+        for name, law in (run.measured.get("baselines") or {}).items():
+            rows.append(
+                (name, data, "", "", "", f"{_with_error(law | {'se': None})} {run.measured['unit']}", "", "", "")
+            )
+    kind = "image" if len(runs[0].spec.shape) == 3 else "vector"
+    for row in (row for row in PUBLISHED if row.kind == kind):
+        cells = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
         fids = [f"FID {value:.2f} ({name})" for name, value in (("ODE", row.fid_ode), ("PC", row.fid_pc)) if value]
-        rows.append((row.model, f"{row.data}, {row.source}", row.params, "", *cells, ", ".join(fids)))
+        rows.append((row.model, f"{row.data}, {row.source}", row.params, "", "", *cells, ", ".join(fids)))
     return head, rows
 
 
