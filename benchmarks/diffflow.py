@@ -36,7 +36,15 @@ def peak_bytes(*, adjoint: bool, num_steps: int = 30, num_images: int = 2, nf: i
     torch.manual_seed(0)
     shape = (1, 28, 28)
     drift, score = (
-        UNet(shape, time_feature=lambda t: 999 * t, nf=nf, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,))
+        UNet(
+            shape,
+            time_feature=lambda t: 999 * t,
+            nf=nf,
+            ch_mult=(1, 2, 2),
+            num_res_blocks=2,
+            attention=(14,),
+            dropout=0.0,
+        )
         for _ in range(2)
     )
     model = DiffFlow(drift, score, shape=shape, schedule=((0, num_steps),), adjoint=adjoint)

@@ -119,7 +119,7 @@ class DiffFlow(GenerativeModel):
     """Drift, score and the path between data and N(0, I).
 
     Args:
-        drift: Backbone of T f: drift(x, t / T, y) -> like x.
+        drift: Backbone of T f: drift(x, t / T, y) -> like x. Neither network may draw (dropout): the sweep evaluates it anew.
         score: Backbone of g sqrt(T) s.
         shape: Event of the data.
         g: Volatility, positive; published: 0.2 in two dimensions, 1 for images.
@@ -130,7 +130,7 @@ class DiffFlow(GenerativeModel):
         adjoint: Whether gradients come from the stochastic adjoint, else from plain automatic differentiation.
 
     Raises:
-        ValueError: an argument out of range; N < 2.
+        ValueError: an argument out of range; N < 2; a network with dropout.
     """
 
     def __init__(
@@ -154,6 +154,10 @@ class DiffFlow(GenerativeModel):
             raise ValueError(f"schedule={tuple(schedule)}: its steps must begin at 0 and increase")
         if min(sizes) < 2:
             raise ValueError(f"schedule={tuple(schedule)}: N={min(sizes)} must be at least 2")
+        if any(isinstance(m, nn.Dropout) and m.p > 0 for network in (drift, score) for m in network.modules()):
+            raise ValueError(
+                "dropout: the adjoint evaluates a network twice at a state, and the two must agree; set it to 0"
+            )
         self.drift_network, self.score_network = drift, score
         self.shape, self.g, self.t_start = tuple(shape), g, t_max
         self.schedule, self.flexible, self.adjoint = tuple(schedule), flexible, adjoint
@@ -222,7 +226,9 @@ class DiffFlow(GenerativeModel):
 
     def times(self, num_steps: int, low: float) -> Tensor:
         """The fixed grid without its last step to 0, which is `denoise`'s; num_steps counts the evaluations of the score."""
-        ts = fixed_times(max(2, num_steps), self.t_start)[1:].flip(0)
+        if num_steps < 2:
+            raise ValueError(f"num_steps={num_steps} must be at least 2: one to the first time of the grid, one to 0")
+        ts = fixed_times(num_steps, self.t_start)[1:].flip(0)
         return ts[ts >= low * (1 - 1e-9)]
 
     def evaluations(self) -> dict[str, int]:
@@ -313,6 +319,4 @@ class _StochasticAdjoint(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> Any:  # pyright: ignore
-        share = gradient / len(ctx.gradients[0])
-        torch._foreach_mul_(ctx.gradients, share)
-        return (None, None, None, *ctx.gradients)
+        return (None, None, None, *torch._foreach_mul(ctx.gradients, gradient / len(ctx.gradients[0])))

@@ -383,8 +383,8 @@ class DiffFlowConfig(ModelConfig):
     """DiffFlow (see indm_core/diffflow.py).
 
     Args:
-        drift: The drift network; its time is "scaled".
-        score: The score network; its time is "scaled".
+        drift: The drift network; its time is "scaled", its dropout 0.
+        score: The score network; the same.
         g: Volatility.
         t_max: T.
         num_steps: N of each stage of progressive training.
@@ -392,8 +392,8 @@ class DiffFlowConfig(ModelConfig):
         flexible: Whether times are drawn anew for each batch.
     """
 
-    drift: Backbone = field(default_factory=UNetConfig)
-    score: Backbone = field(default_factory=UNetConfig)
+    drift: Backbone = field(default_factory=lambda: UNetConfig(dropout=0.0))
+    score: Backbone = field(default_factory=lambda: UNetConfig(dropout=0.0))
     g: float = 1.0
     t_max: float = 0.05
     num_steps: tuple[int, ...] = (30,)

@@ -182,7 +182,7 @@ def digits_diffflow() -> RunConfig:
 
 def mnist_diffflow() -> RunConfig:
     """DiffFlow on MNIST with the thesis's g = 1, T = 0.05 and N = 5, 10, 20, 30; --source is the directory of the IDX files."""
-    network = UNetConfig(nf=64, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,))
+    network = UNetConfig(nf=64, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,), dropout=0.0)
     return RunConfig(
         recipe="mnist_diffflow",
         data=Data(source=""),
@@ -201,7 +201,7 @@ def mnist_diffflow() -> RunConfig:
 
 def cifar10_diffflow() -> RunConfig:
     """DiffFlow on CIFAR-10 with the thesis's settings: N up to 100, half-size DDPM U-Nets; --source is its directory."""
-    network = UNetConfig(nf=88, ch_mult=(1, 2, 2, 2), num_res_blocks=2, attention=(16,))
+    network = UNetConfig(nf=88, ch_mult=(1, 2, 2, 2), num_res_blocks=2, attention=(16,), dropout=0.0)
     return RunConfig(
         recipe="cifar10_diffflow",
         data=Data(source="", flip=True),

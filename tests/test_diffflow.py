@@ -212,6 +212,13 @@ def test_refused(options, message):
         make(**options)
 
 
+def test_networks_that_draw_are_refused():
+    with pytest.raises(ValueError, match="dropout: the adjoint evaluates a network twice"):
+        DiffFlow(nn.Sequential(nn.Dropout(0.1)), SmallBackbone(D), shape=(D,))
+    with pytest.raises(ValueError, match="num_steps=1 must be at least 2"):
+        make().times(1, 0.0)
+
+
 def test_what_needs_a_linear_sde_is_refused():
     model = make()
     with pytest.raises(ValueError, match="nodes: DiffFlow's bound is over paths"):
@@ -239,7 +246,9 @@ def test_memory_of_the_adjoint_does_not_grow_with_the_steps():
     for adjoint in (True, False):
         for num_steps in (5, 30):
             torch.manual_seed(0)
-            drift, score = (UNet((1, 8, 8), time_feature=lambda t: t, nf=8, ch_mult=(1, 2)) for _ in range(2))
+            drift, score = (
+                UNet((1, 8, 8), time_feature=lambda t: t, nf=8, ch_mult=(1, 2), dropout=0.0) for _ in range(2)
+            )
             model = DiffFlow(drift, score, shape=(1, 8, 8), schedule=((0, num_steps),), adjoint=adjoint)
             Kept.alive = Kept.peak = 0
             with torch.autograd.graph.saved_tensors_hooks(Kept, lambda kept: kept.tensor):
