@@ -102,7 +102,7 @@ def coefficients() -> None:
         ts, took = power_times(sde, 50, 2.0), []
         for _ in range(20):
             began = time.perf_counter()
-            _plan(sde, ts, 3, "t-AB", False, "R")
+            _plan.__wrapped__(sde, tuple(ts.tolist()), 3, "t-AB", False, "R")
             took.append(1e3 * (time.perf_counter() - began))
         print(f"  {_name(sde)} {np.median(took):.1f}")
 

@@ -10,15 +10,15 @@ exp(A tau) = e^{-a tau} (cosh(sqrt(delta) tau) I + sinh(sqrt(delta) tau)/sqrt(de
 
 Sigma_t = g c(t) c(t)^T + 2 Gamma beta int_0^t c(s) c(s)^T ds with c(s) = psi(s, 0) e_v: a sum of positive terms, because
 Sigma_inf - psi (Sigma_inf - Sigma_0) psi^T loses all digits at small t (Sigma_xx ~ t^2). Gauss-Legendre nodes take the integral
-to rounding.
+to rounding while psi has not decayed; later the difference is exact.
 
 R = L Q(theta) with L the Cholesky factor of Sigma and Q a rotation. The first row of dR/dt = (F + 1/2 GG^T Sigma^-1) R, where
 GG^T vanishes, gives
 
     dtheta/dt = -beta m L_22/L_11,       theta(0) = -pi/2,  so that R(0) = diag(0, sqrt(g)),
 
-and L_22/L_11 ~ t^-1/2: theta is a smooth function of sqrt t, which a Chebyshev series represents to rounding. In this form
-R R^T = Sigma at every t.
+and L_22/L_11 ~ t^-1/2: theta is a smooth function of sqrt t, which a Chebyshev series represents to 1e-10 (of a degree that is
+raised until it does; parameters so far apart that none does are refused). In this form R R^T = Sigma at every t.
 
 References:
     Dockhorn, Vahdat, Kreis 2022, "Score-based generative modeling with critically-damped Langevin diffusion", section 3;
@@ -40,7 +40,7 @@ from indm_core.linear_sde import LinearSDE
 
 __all__ = ["CLD"]
 
-NODES, DEGREE = 40, 160
+NODES, DEGREES = 40, (160, 320, 640, 1280)
 
 
 @final
@@ -66,6 +66,7 @@ class CLD(LinearSDE):
         for name in ("beta", "gamma", "m_inv", "vv_gamma"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        _rotation(self)
 
     @property
     def pixelwise(self) -> bool:
@@ -87,14 +88,17 @@ class CLD(LinearSDE):
     def psi(self, t: Tensor, s: Tensor) -> Tensor:
         tau = self.beta * (t - s)
         a, m = self.gamma * self.m_inv / 2, self.m_inv
-        root = math.sqrt(abs(a**2 - m))
-        if root < 1e-9:
-            even, odd = torch.exp(-a * tau), tau * torch.exp(-a * tau)
-        elif a**2 > m:  # the exponents together: cosh alone would overflow
+        delta = a**2 - m
+        root, square = math.sqrt(abs(delta)), delta * tau.square()
+        if delta > 0:  # the exponents together: cosh alone would overflow
             slow, fast = torch.exp((root - a) * tau), torch.exp(-(root + a) * tau)
-            even, odd = 0.5 * (slow + fast), 0.5 * (slow - fast) / root
+            even, odd = 0.5 * (slow + fast), 0.5 * (slow - fast) / max(root, 1e-300)
         else:
-            even, odd = torch.cos(root * tau) * torch.exp(-a * tau), torch.sin(root * tau) * torch.exp(-a * tau) / root
+            even, odd = torch.cos(root * tau) * torch.exp(-a * tau), torch.sin(root * tau) * torch.exp(-a * tau)
+            odd = odd / max(root, 1e-300)
+        near = square.abs() < 1e-3  # critical damping, or small times: there the differences above cancel
+        even = torch.where(near, _series(square, 1, 2, 24, 720) * torch.exp(-a * tau), even)
+        odd = torch.where(near, _series(square, 1, 6, 120, 5040) * tau * torch.exp(-a * tau), odd)
         first = torch.stack([even + a * odd, m * odd], -1)
         second = torch.stack([-odd, even - a * odd], -1)
         return torch.stack([first, second], -2)
@@ -104,10 +108,21 @@ class CLD(LinearSDE):
 
     def cov(self, t: Tensor) -> Tensor:
         x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())
-        c = self.psi0(t.unsqueeze(-1) * x)[..., 1]
-        noise = 2 * self.gamma * self.beta * torch.einsum("...n,...ni,...nj->...ij", t.unsqueeze(-1) * w, c, c)
-        start = self.psi0(t)[..., 1]
-        return self.start_var * start.unsqueeze(-1) * start.unsqueeze(-2) + noise
+        early = t.clamp(max=self._memory)
+        c = self.psi0(early.unsqueeze(-1) * x)[..., 1]
+        noise = 2 * self.gamma * self.beta * torch.einsum("...n,...ni,...nj->...ij", early.unsqueeze(-1) * w, c, c)
+        start = self.psi0(early)[..., 1]
+        summed = self.start_var * start.unsqueeze(-1) * start.unsqueeze(-2) + noise
+        psi, last = self.psi0(t), self.prior_cov().to(t)
+        first = torch.diag(torch.tensor([0.0, self.start_var], dtype=t.dtype, device=t.device))
+        relaxed = last - psi @ (last - first) @ psi.mT
+        return torch.where((t <= self._memory)[..., None, None], summed, relaxed)
+
+    @property
+    def _memory(self) -> float:
+        """Before this time 40 nodes suffice; after it Sigma_inf - psi (Sigma_inf - Sigma_0) psi^T has its digits."""
+        a = self.gamma * self.m_inv / 2
+        return 8 / (self.beta * (a + math.sqrt(abs(a**2 - self.m_inv))))
 
     def R(self, t: Tensor) -> Tensor:
         cov = self.cov(t)
@@ -165,28 +180,52 @@ def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
     return (x + 1) / 2, w / 2
 
 
+def _series(square: Tensor, *denominators: int) -> Tensor:
+    """1 + x^2/d_1 + x^4/d_2 + x^6/d_3 of x^2, which may be negative: cosh or cos, sinhc or sinc."""
+    total = torch.zeros_like(square)
+    for d in reversed(denominators):
+        total = total * square + 1 / d
+    return total
+
+
 @lru_cache
 def _rotation(sde: CLD) -> tuple[float, ...]:
     """Chebyshev coefficients of theta in r = sqrt(t / t_max), from dtheta/dr = -2 r t_max beta m L_22/L_11.
 
-    det Sigma is summed from positive terms as well: with x the cross product of two columns,
+    Raises:
+        ValueError: no degree up to `DEGREES` resolves theta.
+    """
+    for degree in DEGREES:
+        r = (np.cos((np.arange(degree) + 0.5) * np.pi / degree) + 1) / 2
+        slope = -2 * r * sde.t_max * sde.beta * sde.m_inv * _ratio(sde, torch.as_tensor(sde.t_max * r**2))
+        slope = np.polynomial.chebyshev.chebfit(2 * r - 1, slope, degree - 1)
+        theta = np.polynomial.chebyshev.chebint(slope, scl=0.5)
+        theta[0] += -math.pi / 2 - np.polynomial.chebyshev.chebval(-1.0, theta)
+        if np.isfinite(theta).all() and np.abs(theta[-degree // 10 :]).max() < 1e-11:
+            return tuple(np.polynomial.chebyshev.chebtrim(theta, 1e-15).tolist())
+    raise ValueError(
+        f"gamma={sde.gamma}, m_inv={sde.m_inv}, beta={sde.beta}, vv_gamma={sde.vv_gamma}: scales too far apart for R to be "
+        "resolved; take gamma nearer to 2/sqrt(m_inv), or a larger vv_gamma"
+    )
+
+
+def _ratio(sde: CLD, t: Tensor) -> np.ndarray:
+    """L_22/L_11 = sqrt(det Sigma)/Sigma_xx.
+
+    Early det Sigma is summed from positive terms as well: with x the cross product of two columns,
     det Sigma = g D int (c(t) x c(s))^2 ds + D^2/2 int int (c(s) x c(s'))^2 ds ds',  D = 2 Gamma beta.
     """
     x, w = _gauss_legendre()
-    r = (np.cos((np.arange(DEGREE) + 0.5) * np.pi / DEGREE) + 1) / 2
-    t = torch.as_tensor(sde.t_max * r**2)
-    c = sde.psi0(t.unsqueeze(-1) * torch.as_tensor(x))[..., 1].numpy()
-    end = sde.psi0(t)[..., 1].numpy()[:, None, :]
-    D, weights = 2 * sde.gamma * sde.beta, t.numpy()[:, None] * w
-    squares = _cross(end, c) ** 2
+    early = t.clamp(max=sde._memory)
+    c = sde.psi0(early.unsqueeze(-1) * torch.as_tensor(x))[..., 1].numpy()
+    end = sde.psi0(early)[..., 1].numpy()[:, None, :]
+    D, weights = 2 * sde.gamma * sde.beta, early.numpy()[:, None] * w
+    det = sde.start_var * D * (weights * _cross(end, c) ** 2).sum(1)
     pairs = _cross(c[:, :, None, :], c[:, None, :, :]) ** 2
-    det = sde.start_var * D * (weights * squares).sum(1)
     det = det + 0.5 * D**2 * np.einsum("tn,tm,tnm->t", weights, weights, pairs)
-    ratio = np.sqrt(det) / sde.cov(t)[..., 0, 0].numpy()
-    slope = np.polynomial.chebyshev.chebfit(2 * r - 1, -2 * r * sde.t_max * sde.beta * sde.m_inv * ratio, DEGREE - 1)
-    theta = np.polynomial.chebyshev.chebint(slope, scl=0.5)
-    theta[0] += -math.pi / 2 - np.polynomial.chebyshev.chebval(-1.0, theta)
-    return tuple(np.polynomial.chebyshev.chebtrim(theta, 1e-15).tolist())
+    cov = sde.cov(t).numpy()
+    direct = cov[:, 0, 0] * cov[:, 1, 1] - cov[:, 0, 1] ** 2
+    return np.sqrt(np.where(t.numpy() <= sde._memory, det, direct)) / cov[:, 0, 0]
 
 
 def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:

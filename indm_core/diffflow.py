@@ -90,6 +90,10 @@ class LearnedSDE(SDE):
     def GG(self, t: Tensor) -> Tensor:
         return torch.full_like(t, self.g**2)[..., None, None]
 
+    def check_state(self, u: Tensor) -> None:
+        if u.shape[-1] != 1:
+            raise ValueError(f"u: its blocks have size {u.shape[-1]}, those of a learned SDE 1")
+
     def embed(self, x: Tensor) -> Tensor:
         return x.unsqueeze(-1)
 

@@ -41,9 +41,19 @@ from torch import Tensor
 from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, rk45
 from indm_core.sample import Score, check_times
-from indm_core.sde import IsotropicSDE, LinearSDE, apply, inverse, sqrt_psd
+from indm_core.sde import LinearSDE, apply, inverse, sqrt_psd
 
-__all__ = ["Basis", "Method", "Warmup", "check_options", "evaluations", "noise_factor", "sample_deis", "steps_for"]
+__all__ = [
+    "Basis",
+    "Method",
+    "Warmup",
+    "check_method",
+    "check_options",
+    "evaluations",
+    "noise_factor",
+    "sample_deis",
+    "steps_for",
+]
 
 Method = Literal["t-AB", "rho-AB", "rho-RK", "iPNDM"]
 Warmup = Literal["low-order", "exact"]
@@ -85,8 +95,8 @@ def sample_deis(
         generator: Of the noise, where lam > 0.
         order: Degree r of the polynomial, 0 to 3.
         lam: Stochasticity in [0, 1]; above 0 needs order 0.
-        warmup: The first r steps: of lower order, as published, or by a Runge-Kutta method of order 4 in sqrt t that keeps the
-            order, at 3 more evaluations each.
+        warmup: The first r steps: of lower order, as published, or by parabolas within the step that keep the order, at 3
+            more evaluations each.
         denoise: Whether E[u_0 | u] replaces the last state, at one more evaluation.
         corrector: Whether each t-AB step is corrected, at one more evaluation.
         basis: R, or the Cholesky factor L, to show why not.
@@ -99,12 +109,8 @@ def sample_deis(
     """
     check_times(sde, ts)
     check_options(order=order, method=method, lam=lam, warmup=warmup, corrector=corrector, basis=basis)
-    if method in ("rho-AB", "rho-RK") and not isinstance(sde, IsotropicSDE):
-        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
-    if u.shape[-1] != sde.prior_cov().shape[-1]:
-        raise ValueError(
-            f"u: its blocks have size {u.shape[-1]}, those of {type(sde).__name__} {sde.prior_cov().shape[-1]}"
-        )
+    check_method(sde, method)
+    sde.check_state(u)
     ts = ts.to(device=u.device, dtype=torch.float64)
 
     def eps(u: Tensor, t: Tensor) -> Tensor:
@@ -117,6 +123,12 @@ def sample_deis(
     else:
         u = _multistep(sde, eps, u, ts, order, method, warmup, corrector, basis)
     return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u
+
+
+def check_method(sde: LinearSDE, method: str) -> None:
+    """Refuses a method that an SDE does not allow."""
+    if method in ("rho-AB", "rho-RK") and not sde.scalar:
+        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
 
 
 def check_options(
@@ -197,6 +209,11 @@ class _Step:
     weights: Sequence[Tensor]
     correction: Sequence[Tensor] = ()
 
+    def to(self, u: Tensor) -> _Step:
+        """On the device of u."""
+        weights, correction = ([w.to(u.device) for w in part] for part in (self.weights, self.correction))
+        return _Step(self.transfer.to(u.device), weights, correction)
+
 
 def _multistep(
     sde: LinearSDE,
@@ -209,12 +226,13 @@ def _multistep(
     corrector: bool,
     basis: str,
 ) -> Tensor:
-    steps, past = _plan(sde, ts, order, method, corrector, basis), []
+    plan = _plan(sde, tuple(ts.tolist()), order, method, corrector, basis)
+    steps, past = [step.to(u) for step in plan], []
     for i, step in enumerate(steps):
         if not (corrector and past and i):
             past = [eps(u, ts[i]), *past[:order]]
         if warmup == "exact" and i < order:
-            u = _exact_step(sde, eps, u, ts[i], ts[i + 1], past[0], basis)
+            u = _warmup_step(sde, eps, u, ts[i], ts[i + 1], past[0], basis)
             if corrector and i + 1 < len(steps):
                 past = [eps(u, ts[i + 1]), *past[:order]]
             continue
@@ -229,8 +247,12 @@ def _multistep(
     return u
 
 
-def _plan(sde: LinearSDE, ts: Tensor, order: int, method: str, corrector: bool, basis: str) -> list[_Step]:
-    """Transfers and weights of every step, computed together in float64."""
+@lru_cache(maxsize=8)
+def _plan(
+    sde: LinearSDE, times: tuple[float, ...], order: int, method: str, corrector: bool, basis: str
+) -> list[_Step]:
+    """Transfers and weights of every step, computed together in float64, once per grid."""
+    ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
     psi = sde.psi(_column(s), _column(t))
     whole = sde.R(_column(s)) - psi @ sde.R(_column(t))
@@ -289,23 +311,27 @@ def _lagrange(points: Sequence[Tensor], x: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-def _exact_step(sde: LinearSDE, eps: Eps, u: Tensor, t: Tensor, s: Tensor, first: Tensor, basis: str) -> Tensor:
-    """The classical Runge-Kutta step in r = sqrt tau of y = psi(t, tau) u_tau."""
-    a, b = t.sqrt(), s.sqrt()
+def _warmup_step(sde: LinearSDE, eps: Eps, u: Tensor, t: Tensor, s: Tensor, first: Tensor, basis: str) -> Tensor:
+    """A step of order 3 from one value of eps, at three more: eps is a parabola in sqrt tau through t, the middle and s.
 
-    def slope(r: Tensor, e: Tensor) -> Tensor:
-        tau = r.square()
-        return apply(r * sde.psi(t, tau) @ sde.GG(tau) @ inverse(_basis(sde, tau, basis)).mT, e)
+    The middle's eps is evaluated twice, the second time at a state that comes from a parabola itself. The weights of every part
+    add up to those of a constant eps, which the step therefore takes exactly.
+    """
+    m = ((t.sqrt() + s.sqrt()) / 2).square()
+    ends, starts = torch.stack([m, s]), torch.stack([t, t])
+    psi = sde.psi(_column(ends), _column(starts))
+    whole = sde.R(_column(ends)) - psi @ sde.R(_column(starts))
+    nodes, moved = _Nodes.between(sde, starts, ends, basis), [apply(psi[j], u) for j in range(2)]
 
-    def at(r: Tensor, y: Tensor) -> Tensor:
-        return slope(r, eps(apply(sde.psi(r.square(), t), y), r.square()))
+    def move(j: int, times: Sequence[Tensor], es: Sequence[Tensor]) -> Tensor:
+        lagrange = _lagrange([time.sqrt() for time in times], nodes.tau[j].sqrt())
+        weights = nodes.weights(j, lagrange, whole[j] if basis == "R" else None)
+        return moved[j] + sum(apply(w, e) for w, e in zip(weights, es, strict=True))
 
-    h, middle = (b - a), (a + b) / 2
-    k_1 = slope(a, first)
-    k_2 = at(middle, u + (0.5 * h).to(u.dtype) * k_1)
-    k_3 = at(middle, u + (0.5 * h).to(u.dtype) * k_2)
-    k_4 = at(b, u + h.to(u.dtype) * k_3)
-    return apply(sde.psi(s, t), u + (h / 6).to(u.dtype) * (k_1 + 2 * k_2 + 2 * k_3 + k_4))
+    e_m = eps(move(0, [t], [first]), m)
+    e_s = eps(move(1, [t, m], [first, e_m]), s)
+    e_m = eps(move(0, [t, m, s], [first, e_m, e_s]), m)
+    return move(1, [t, m, s], [first, e_m, e_s])
 
 
 def _rho(sde: LinearSDE, t: Tensor) -> Tensor:
@@ -331,14 +357,21 @@ def _runge_kutta(sde: LinearSDE, eps: Eps, u: Tensor, ts: Tensor, order: int) ->
 
 
 def _stochastic(sde: LinearSDE, eps: Eps, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
+    psi, mean, spread = (part.to(u.device) for part in _stochastic_plan(sde, tuple(ts.tolist()), lam))
+    for i, t in enumerate(ts[:-1]):
+        u = apply(psi[i], u) + apply(mean[i], eps(u, t)) + apply(spread[i], randn_like(u, generator))
+    return u
+
+
+@lru_cache(maxsize=8)
+def _stochastic_plan(sde: LinearSDE, times: tuple[float, ...], lam: float) -> tuple[Tensor, Tensor, Tensor]:
+    """psi, R_s W - psi R_t and R_s (I - W W^T)^{1/2} of every step, once per grid."""
+    ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
     psi, R_t, R_s = sde.psi(_column(s), _column(t)), sde.R(_column(t)), sde.R(_column(s))
     W = noise_factor(sde, t, s, lam)
     inner = torch.eye(R_s.shape[-1]).to(R_s) - W @ W.mT
-    mean, spread = R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
-    for i in range(len(t)):
-        u = apply(psi[i], u) + apply(mean[i], eps(u, t[i])) + apply(spread[i], randn_like(u, generator))
-    return u
+    return psi, R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
 
 
 def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:

@@ -111,6 +111,10 @@ class SDE(ABC):
         """The squared diffusion coefficient G_t G_t^T."""
 
     @abstractmethod
+    def check_state(self, u: Tensor) -> None:
+        """Refuses a state whose blocks or positions are not the SDE's."""
+
+    @abstractmethod
     def embed(self, x: Float[Tensor, " b *event"]) -> Float[Tensor, "b *event k"]:
         """The state's mean at time 0, deterministic."""
 
@@ -160,6 +164,12 @@ class LinearSDE(SDE):
             raise ValueError(f"t_min={self.t_min} must lie strictly between 0 and t_max={self.t_max}")
 
     @property
+    def scalar(self) -> bool:
+        """Whether one number is the coefficient of every coordinate: K = 1 and no *e."""
+        t = torch.tensor(0.5 * self.t_max, dtype=torch.float64)
+        return self.psi0(t).numel() == self.R(t).numel() == 1
+
+    @property
     @abstractmethod
     def pixelwise(self) -> bool:
         """Whether the noise of different positions of the event is independent."""
@@ -191,6 +201,14 @@ class LinearSDE(SDE):
     @abstractmethod
     def from_network(self, out: Float[Tensor, " b *shape"]) -> Float[Tensor, "b *event k"]:
         """The inverse of `to_network`: a backbone's output as eps, like u."""
+
+    def check_state(self, u: Tensor) -> None:
+        """Raises: ValueError: blocks of another size than K, or positions that the coefficients' *e is not made for."""
+        *e, k, _ = self.psi0(torch.tensor(0.5 * self.t_max, dtype=torch.float64)).shape
+        if u.shape[-1] != k:
+            raise ValueError(f"u: its blocks have size {u.shape[-1]}, those of {type(self).__name__} {k}")
+        if e and list(u.shape[-1 - len(e) : -1]) != e:
+            raise ValueError(f"u: a state of shape {tuple(u.shape)}, and {self} is made for positions {tuple(e)}")
 
     def drift(self, u: Tensor, t: Tensor) -> Tensor:
         """F_t u."""

@@ -20,14 +20,12 @@ __all__ = ["Noise", "branch", "rademacher_like", "rand", "rand_like", "randn_lik
 Noise = torch.Generator | Sequence[torch.Generator] | None
 
 
-def seeded(seeds: Sequence[int], device: torch.device | str = "cpu") -> list[torch.Generator]:
-    """One generator per seed.
+def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
+    """One generator per seed, an integer in [0, 2^63) per sample.
 
-    Args:
-        seeds: One integer in [0, 2^63) per sample.
-        device: Where the draws are made; a CPU and a GPU draw different numbers from the same seed.
+    They draw on the CPU, wherever the samples are: a GPU would draw other numbers from the same seed.
     """
-    return [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
 
 
 def randn_like(u: Tensor, generator: Noise = None) -> Tensor:
@@ -70,4 +68,5 @@ def _drawn(
         return law(tuple(shape), dtype=dtype, device=device, generator=generator)
     if len(generator) != shape[0]:
         raise ValueError(f"generator: {len(generator)} generators for a batch of {shape[0]}; give one per sample")
-    return torch.stack([law(tuple(shape[1:]), dtype=dtype, device=device, generator=g) for g in generator])
+    rows = [law(tuple(shape[1:]), dtype=dtype, device=g.device, generator=g) for g in generator]
+    return torch.stack(rows).to(device)

@@ -194,10 +194,11 @@ class Roulette:
 
     def draw(self, num: int, like: Tensor, generator: torch.Generator | None) -> list[int]:
         """`num` independent N, in one transfer from the device."""
+        device = generator.device if generator else like.device
         if self.law == "poisson":
-            rate = torch.full((num,), self.parameter, device=like.device)
+            rate = torch.full((num,), self.parameter, device=device)
             return [int(n) for n in torch.poisson(rate, generator=generator).tolist()]
-        uniform = torch.rand(num, dtype=torch.float64, device=like.device, generator=generator)
+        uniform = torch.rand(num, dtype=torch.float64, device=device, generator=generator)
         return [int(math.log(max(u, 1e-300)) / math.log(self.parameter)) for u in uniform.tolist()]
 
     def weights(self, num_extra: int) -> list[float]:

@@ -130,11 +130,19 @@ def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tenso
         a, b = torch.where(below, middle, a), torch.where(below, b, middle)
     t = torch.exp(0.5 * (a + b)).clamp(low, high)
     t[0], t[-1] = high, low
+    if not (sde.log_rho(t.reshape(-1, 1, 1, 1)).flatten().diff() < 0).all() or not (t.diff() < 0).all():
+        raise ValueError(
+            f"log-rho and EDM grids need a rho that grows with t, which {sde}'s does not; take a power grid"
+        )
     return t
 
 
 def check_times(sde: SDE, ts: Tensor) -> None:
     """Refuses a grid that is not strictly decreasing or leaves [t_min, t_max]."""
+    if ts.dtype != torch.float64:
+        raise ValueError(
+            f"ts: times of type {ts.dtype}; give float64, or the smallest time is rounded out of the range"
+        )
     if ts.ndim != 1 or len(ts) < 2:
         raise ValueError(f"ts: a grid needs at least two times in one dimension, got shape {tuple(ts.shape)}")
     steps = ts[1:] - ts[:-1]
@@ -158,6 +166,7 @@ def sample_em(sde: SDE, score: Score, u: Tensor, ts: Tensor, *, generator: Noise
         The state at ts[-1]; len(ts) - 1 evaluations of the score.
     """
     check_times(sde, ts)
+    sde.check_state(u)
     if lam < 0:
         raise ValueError(f"lam={lam} must not be negative")
     for t, s in pairwise(ts):
@@ -198,6 +207,7 @@ def sample_pc(
         The state at ts[-1]; (corrector_steps + 1) (len(ts) - 1) evaluations of the score.
     """
     check_times(sde, ts)
+    sde.check_state(u)
     if snr <= 0:
         raise ValueError(f"snr={snr} must be positive")
     if corrector_steps < 0:
@@ -236,6 +246,7 @@ def sample_ode(
         ConvergenceError: the tolerance is not reached.
     """
     check_times(sde, ts)
+    sde.check_state(u)
 
     def field(t: Tensor, state: State, rows: Tensor) -> State:
         t = t.reshape(-1, *[1] * (u.ndim - 2))

@@ -4,8 +4,8 @@ A row is a sampler with options, `em:100`, `pc:1000:snr=0.1`, `ode:rtol=1e-5,ato
 any option of `Sampling`. Every row of every run draws the same seeds, and is measured by the Frechet and kernel distance to the
 training data, the evaluations of the score that a sample takes, and the seconds of one actor.
 
-Features of samples are kept under RUN/compare/ as they are made: a killed table goes on where it stopped, and a larger
---num-samples adds to what is there.
+Features of samples are kept under RUN/compare/ as they are made: a killed table goes on where it stopped, a larger
+--num-samples adds to what is there, and the rows of an earlier table of as many samples stay in RUN/compare.json.
 """
 
 from __future__ import annotations
@@ -33,11 +33,12 @@ from pipelines.atomic import write_text
 from pipelines.checkpoint import save_tensors
 from pipelines.cli import describe, override, run_command
 from pipelines.cluster import connect
+from pipelines.config import load, read_run, to_json
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_levels, lines
 from pipelines.pool import Pool, places
 from pipelines.prepare import ensure
-from pipelines.sampling import Sampling
+from pipelines.sampling import Sampling, check
 from pipelines.shards import load_card
 
 __all__ = ["FILE", "Compare", "compare", "main", "parse_row", "table"]
@@ -82,11 +83,15 @@ def parse_row(row: str) -> Sampling:
     """
     name, *rest = row.split(":")
     given = {"sampler": name}
-    for word in rest:
-        for part in word.split(","):
-            option, equals, value = part.partition("=")
-            given |= {option: value} if equals else {"steps": part}
     try:
+        for part in (part for word in rest for part in word.split(",")):
+            option, equals, value = part.partition("=")
+            option, value = (option, value) if equals else ("steps", part)
+            if option in given:
+                raise ValueError(f"{option} is given twice")
+            given[option] = value
+        if "steps" in given and "nfe" in given:
+            raise ValueError("steps and nfe both say how long; give one")
         return override(Sampling(), given)
     except ValueError as error:
         raise ValueError(f"rows: {row!r}: {error}") from None
@@ -104,7 +109,9 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
     card = load_card(data)
     name, make_features = evaluate.feature_maker(card, data, root, wanted.inception_weights)
     rows = wanted.rows.split()
-    places_of = {(i, row): _place(run, row, name) for i, run in enumerate(runs) for row in rows}
+    actors, device = places(wanted.actors)
+    key = f"{evaluate.feature_key(make_features)} {device}"
+    places_of = {(i, row): _place(run, row, key) for i, run in enumerate(runs) for row in rows}
     chunks = [(a, min(a + CHUNK, wanted.num_samples)) for a in range(0, wanted.num_samples, CHUNK)]
     tasks = {
         (i, row, a, b): ("sample", (i, list(range(a, b)), parse_row(row)))
@@ -115,7 +122,6 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
     }
     real = evaluate.reference_rows(data, card, 0)
     references = {("reference", a): ("reference", (real[a : a + 2000].clone(),)) for a in range(0, len(real), 2000)}
-    actors, device = places(wanted.actors)
     arguments = ([ray.put(s) for s in subjects], make_features, 1, device)
     kept = len(places_of) * len(chunks) - len(tasks)
     if kept:
@@ -123,7 +129,7 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
     with Pool(evaluate.Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
         reference = torch.cat([part for _, part in sorted(pool.run(references, "reference features").items())])
 
-        def keep(key: tuple[Any, ...], made: evaluate.Samples) -> None:
+        def keep(key: tuple[Any, ...], made: evaluate.Samples) -> None:  # on disk, not in memory
             i, row, a, b = key
             _write(places_of[i, row], a, b, made)
 
@@ -132,14 +138,16 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
         "features": name,
         "num_samples": wanted.num_samples,
         "data": card.name,
+        "key": key,
         "runs": {
             run.name: [_figures(places_of[i, row], chunks, row, reference) for row in rows]
             for i, run in enumerate(runs)
         },
     }
     for i, run in enumerate(runs):
-        write_text(run / FILE, json.dumps(document, indent=1, allow_nan=False) + "\n")
-        _draw(document, run / "compare.png")
+        whole = _with_earlier(document, run)
+        write_text(run / FILE, json.dumps(whole, indent=1, allow_nan=False) + "\n")
+        _draw(whole, run / "compare.png")
         for row in rows:
             shown = _read(places_of[i, row], *chunks[0])
             if shown is not None:
@@ -148,16 +156,37 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
     return document
 
 
+def _with_earlier(document: dict[str, Any], run: Path) -> dict[str, Any]:
+    """The document with the rows that the run's last one has and this one has not."""
+    try:
+        earlier = json.loads((run / FILE).read_text(encoding="utf-8"))
+        same = all(earlier[name] == document[name] for name in ("features", "num_samples", "data", "key"))
+        kept = earlier["runs"][run.name] if same and earlier["weights"] == _identity(run) else []
+    except (OSError, ValueError, KeyError, TypeError):
+        kept = []
+    new = document["runs"][run.name]
+    rows = [*(row for row in kept if row["row"] not in {r["row"] for r in new}), *new]
+    return document | {"weights": _identity(run), "runs": document["runs"] | {run.name: rows}}
+
+
+def _identity(run: Path) -> str:
+    """A hash of a run's weights and of the model that they are for."""
+    config, _ = read_run(run / "config.json")
+    text = f"{evaluate.digest(run)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
 def _place(run: Path, row: str, features: str) -> Path:
-    """Where a row's samples are kept: a directory that follows from the weights, the sampler and the feature network."""
-    settings = json.dumps(asdict(parse_row(row)), sort_keys=True)
-    key = hashlib.sha256(f"{evaluate.digest(run)}\n{settings}\n{features}".encode()).hexdigest()[:12]
-    return run / "compare" / f"{row.replace(':', '-').replace('=', '').replace(',', '-')}-{key}"
+    """Where a row's samples are kept: it follows from the model, the sampler, the feature network and the kind of device."""
+    sampling = parse_row(row)
+    settings = json.dumps(asdict(sampling), sort_keys=True)
+    key = hashlib.sha256(f"{_identity(run)}\n{settings}\n{features}".encode()).hexdigest()[:16]
+    return run / "compare" / f"{sampling.sampler}-{key}"
 
 
 def _write(place: Path, a: int, b: int, made: evaluate.Samples) -> None:
     place.mkdir(parents=True, exist_ok=True)
-    cost = torch.tensor([made.evaluations, made.seconds], dtype=torch.float64)
+    cost = torch.tensor([made.evaluations, made.seconds, made.diverged], dtype=torch.float64)
     tensors = {"features": made.features, "logits": made.logits, "cost": cost}
     if a == 0:
         tensors["shown"] = made.shown[:2000]
@@ -177,11 +206,18 @@ def _figures(place: Path, chunks: Sequence[tuple[int, int]], row: str, reference
     features, logits = (torch.cat([piece[name] for piece in pieces]) for name in ("features", "logits"))
     shares = torch.tensor([len(piece["features"]) / len(features) for piece in pieces], dtype=torch.float64)
     cost = torch.stack([piece["cost"] for piece in pieces])
-    found = {"row": row, "evaluations": float(shares @ cost[:, 0]), "seconds": float(cost[:, 1].sum())}
-    diverged = int((~features.isfinite().all(1)).sum())
-    if diverged:  # one unstable sampler does not cost the table
+    evaluated = cost[:, 0].isfinite()
+    found: dict[str, Any] = {
+        "row": row,
+        "evaluations": float(shares[evaluated] @ cost[evaluated, 0] / shares[evaluated].sum())
+        if evaluated.any()
+        else None,
+        "seconds": float(cost[:, 1].sum()),
+        "diverged": int(cost[:, 2].sum()),
+    }
+    if not features.isfinite().all():
         nothing = {"mean": None, "se": None, "samples": len(features)}
-        return found | {"diverged": diverged, "frechet": nothing, "kernel": nothing}
+        return found | {"frechet": nothing, "kernel": nothing}
     return found | evaluate.distances(features, logits, reference, seed=0)
 
 
@@ -191,7 +227,7 @@ def _draw(document: dict[str, Any], file: Path) -> None:
     for name, rows in document["runs"].items():
         for row in rows:
             sampler = row["row"].split(":")[0]
-            if row["frechet"]["mean"] is not None:
+            if row["frechet"]["mean"] is not None and row["evaluations"] is not None:
                 point = (row["evaluations"], row["frechet"]["mean"], row["frechet"]["se"])
                 series.setdefault(f"{name} {sampler}", []).append(point)
     lines(series, "evaluations of the score per sample", f"FD({document['features']})", file, log=True)
@@ -199,16 +235,19 @@ def _draw(document: dict[str, Any], file: Path) -> None:
 
 def table(document: dict[str, Any]) -> str:
     """The rows as text, every distance with its standard error."""
-    head = f"{'row':<24} {'NFE':>7} {'seconds':>9}  FD({document['features']})      KD"
+    width = max((len(row["row"]) for rows in document["runs"].values() for row in rows), default=24)
+    head = f"{'row':<{width}} {'NFE':>7} {'seconds':>9}  FD({document['features']})      KD"
     shown = [f"{document['num_samples']} samples per row; data: {document['data']}; seconds: of one actor, all samples"]
     for name, rows in document["runs"].items():
         shown += [name, head]
         for row in rows:
             frechet, kernel = (
-                f"{row['diverged']} samples diverged" if "diverged" in row else f"{d['mean']:.4g} +- {d['se']:.2g}"
+                "n/a" if d["mean"] is None else f"{d['mean']:.4g} +- {d['se']:.2g}"
                 for d in (row["frechet"], row["kernel"])
             )
-            shown.append(f"{row['row']:<24} {row['evaluations']:>7.1f} {row['seconds']:>9.1f}  {frechet:<20} {kernel}")
+            cost = "n/a" if row["evaluations"] is None else f"{row['evaluations']:.1f}"
+            lost = f"  ({row['diverged']} diverged)" if row["diverged"] else ""
+            shown.append(f"{row['row']:<{width}} {cost:>7} {row['seconds']:>9.1f}  {frechet:<20} {kernel}{lost}")
     return "\n".join(shown)
 
 
@@ -223,6 +262,11 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
     root = output_root(wanted.out)
     runs = [find_run(word, root) for word in words]
     evaluate.subjects_of(runs)  # refused before a session is started
+    for run, row in ((run, row) for run in runs for row in wanted.rows.split()):
+        try:
+            check(load(run), parse_row(row))
+        except ValueError as error:
+            raise ValueError(f"rows: {row!r} on {run.name}: {error}") from None
     connect(1, 1.0)
     print(table(compare(runs, wanted, root)))
 

@@ -31,6 +31,7 @@ import ray
 import torch
 from torch import Tensor
 
+from indm_core.errors import ConvergenceError
 from indm_core.indm import Bridge
 from indm_core.likelihood import dequantise, nelbo, nll, quantise
 from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
@@ -47,7 +48,7 @@ from pipelines.models import DataSpec
 from pipelines.outputs import find_run, output_root
 from pipelines.pool import Pool, places
 from pipelines.prepare import ensure
-from pipelines.sampling import Sampling, samples
+from pipelines.sampling import Drawn, Sampling, samples
 from pipelines.shards import Card, load_card, permutation, read_all, read_split
 
 __all__ = [
@@ -60,6 +61,7 @@ __all__ = [
     "digest",
     "distances",
     "evaluate",
+    "feature_key",
     "feature_maker",
     "main",
     "reference_rows",
@@ -163,13 +165,15 @@ class Subject:
 
 
 class Samples(NamedTuple):
-    """A batch of samples: features, logits, the samples (levels, or vectors), score evaluations of each, and seconds."""
+    """A batch of samples: features, logits, the samples (levels, or vectors), score evaluations of each, seconds, and how many
+    samples diverged: not finite, or further outside the data's range than it is wide, ten times over."""
 
     features: Tensor
     logits: Tensor
     shown: Tensor
     evaluations: float
     seconds: float
+    diverged: int
 
 
 class Evaluator:
@@ -212,11 +216,18 @@ class Evaluator:
         """The samples of the given seeds and their features."""
         subject, spec = self._model(model)
         began = time.monotonic()
-        drawn = samples(subject, seeds, sampling, self.device)
+        try:
+            drawn = samples(subject, seeds, sampling, self.device)
+        except ConvergenceError:  # one sampler that fails does not cost the table
+            drawn = Drawn(torch.full((len(seeds), *spec.shape), math.nan), math.nan)
         x, seconds = drawn.x.cpu(), time.monotonic() - began
+        far = 10 * (spec.high - spec.low) if spec.levels else math.inf
+        lost = ~x.flatten(1).isfinite() | (x.flatten(1) - spec.low).abs().gt(far)
+        x = x.nan_to_num(nan=spec.low, posinf=spec.high, neginf=spec.low)
         shown = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
         features, logits = self._features(shown)
-        return Samples(features, logits, shown.to(torch.int32) if spec.levels else shown, drawn.evaluations, seconds)
+        shown = shown.to(torch.int32) if spec.levels else shown
+        return Samples(features, logits, shown, drawn.evaluations, seconds, int(lost.any(1).sum()))
 
     def reference(self, k: Tensor) -> Tensor:
         """Features of data."""
@@ -286,6 +297,7 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
                 figures[f"gap{suffix}"] = asdict(_gap(per_image[f"nelbo{suffix}", i], per_image[f"nll{suffix}", i]))
         if settings.samples:
             figures |= _distances(results, i, settings)
+            figures["diverged"] = sum(part.diverged for part in _made(results, i))
         document["runs"][run_name] = figures
     document["differences"] = _differences(names, per_image)
     if card.kind == "vector" and settings.baselines:
@@ -413,6 +425,20 @@ def reference_rows(data: Path, card: Card, seed: int) -> Tensor:
     return torch.from_numpy(np.concatenate(list(chunks)))
 
 
+def feature_key(make_features: Callable[[], FeatureNetwork]) -> str:
+    """A hash of what a feature network is made of: its function and arguments, weights included."""
+    sha = hashlib.sha256()
+    assert isinstance(make_features, partial)
+    sha.update(make_features.func.__name__.encode())
+    for argument in make_features.args:
+        if isinstance(argument, torch.nn.Module):
+            for name, tensor in argument.state_dict().items():
+                sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        else:
+            sha.update(repr(argument).encode())
+    return sha.hexdigest()[:16]
+
+
 def feature_maker(
     card: Card, data: Path, root: Path, inception_weights: str = "", needed: bool = True
 ) -> tuple[str, Callable[[], FeatureNetwork]]:
@@ -492,6 +518,8 @@ def table(document: dict[str, Any]) -> str:
         cells = [_cell(figures[kind]) for kind in ("nll", "nelbo", "gap")]
         frechet = figures.get("frechet")
         distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
+        if figures.get("diverged"):
+            distance += f" ({figures['diverged']} diverged)"
         params = f"{figures['parameters'] / 1e6:.2f}M"
         cost = sum(figures.get("evaluations", {}).values()) or "-"
         lines.append(f"{name:<24} {params:>8} {cost:>6}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")

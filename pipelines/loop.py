@@ -249,7 +249,7 @@ def _picture(job: Job, model: GenerativeModel, step: int, device: torch.device) 
         start_times(model),
         torch.zeros((), device=device),
         num,
-        generator=seeded(range(num), device),
+        generator=seeded(range(num)),
     )
     draw_samples(x, job.spec, file)
     return file

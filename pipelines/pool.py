@@ -18,10 +18,15 @@ def places(actors: int) -> tuple[int, str]:
 
     Args:
         actors: A number that was asked for; 0 for the rule above.
+
+    Raises:
+        ValueError: more actors than GPUs, where there are any.
     """
     there = ray.cluster_resources()
     gpus = int(there.get("GPU", 0))
-    return actors or gpus or max(1, int(there.get("CPU", 1) // 2)), "cuda" if gpus >= max(1, actors) else "cpu"
+    if gpus and actors > gpus:
+        raise ValueError(f"actors={actors}: the cluster has {gpus} GPUs and an actor takes one; take at most {gpus}")
+    return actors or gpus or max(1, int(there.get("CPU", 1) // 2)), "cuda" if gpus else "cpu"
 
 
 Key = tuple[Any, ...]
@@ -96,17 +101,16 @@ class Pool:
         self,
         tasks: Mapping[Key, tuple[str, tuple[Any, ...]]],
         what: str,
-        keep: Callable[[Key, Any], None] = lambda key, result: None,
+        keep: Callable[[Key, Any], Any] = lambda key, result: result,
     ) -> dict[Key, Any]:
         """The results of all tasks by key, with a line of progress every few seconds.
 
         Args:
-            keep: Called with each result as it is done.
+            keep: Called with each result as it is done; what it returns is kept in the result's place.
         """
         results, began, shown = {}, time.monotonic(), -10.0
         for key, result in self.stream(tasks):
-            keep(key, result)
-            results[key] = result
+            results[key] = keep(key, result)
             now = time.monotonic() - began
             if now - shown > 5 or len(results) == len(tasks):
                 shown = now

@@ -7,20 +7,22 @@ source with a single split of n rows gets a hold-out: the first round(n * test_f
 depends on (seed, n) only become `test`. The card is written last.
 
 `ensure` prepares into a directory whose name follows from the source and the options, once: a preparation happens in a
-directory of its own that is renamed when whole, so that of two processes at once the later one discards its copy.
+directory of its own that is renamed when whole, under a lock, so that of two processes at once the later one discards
+its copy.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
+import fcntl
 import hashlib
+import os
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -129,8 +131,9 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
     building = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
     try:
         prepare(source, building, options)
-        while not _current(directory, _origin(source), options) and not _placed(building, directory):
-            pass
+        with _locked(directory.parent):
+            if not _current(directory, _origin(source), options):
+                _place(building, directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
@@ -139,7 +142,7 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
 def _current(directory: Path, origin: str, options: Options) -> bool:
     try:
         card = load_card(directory)
-    except ValueError:
+    except (OSError, ValueError):  # OSError: another process is putting a newer one in its place
         return False
     there = embedded(origin) or not Path(origin).exists()  # a source that was taken away cannot have changed
     return (card.source, card.options) == (origin, options.to_json()) and (
@@ -159,20 +162,25 @@ def _fingerprint(origin: str) -> str:
     return sha.hexdigest()[:16]
 
 
-def _placed(building: Path, directory: Path) -> bool:
-    """Put a finished directory in its place; False when something was there, which is moved out of the way."""
+@contextmanager
+def _locked(directory: Path) -> Iterator[None]:
+    """One process at a time; where the file system has no locks, renaming alone has to do."""
+    descriptor = os.open(directory, os.O_RDONLY)
     try:
-        building.rename(directory)
-    except OSError as error:
-        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
-            raise
-    else:
-        return True
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _place(building: Path, directory: Path) -> None:
+    """Put a finished directory in its place; what was there is moved out of the way first."""
     stale = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.stale")
-    with suppress(FileNotFoundError):  # another process was faster
+    with suppress(FileNotFoundError):
         directory.rename(stale)
+    building.rename(directory)
     shutil.rmtree(stale, ignore_errors=True)
-    return False
 
 
 def _origin(source: str | Path) -> str:

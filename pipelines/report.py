@@ -184,9 +184,9 @@ def _sampler_tables(runs: Sequence[Run]) -> list[Table]:
         shown = [
             (
                 r["row"],
-                f"{r['evaluations']:.1f}",
+                "n/a" if r["evaluations"] is None else f"{r['evaluations']:.1f}",
                 f"{r['seconds']:.1f}",
-                _with_error(r["frechet"]),
+                _with_error(r["frechet"]) + (f", {r['diverged']} diverged" if r.get("diverged") else ""),
                 _with_error(r["kernel"]),
             )
             for r in rows

@@ -30,7 +30,7 @@ from pipelines.models import DataSpec
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_samples, pixels
 from pipelines.prepare import ensure
-from pipelines.sampling import Sampling, samples
+from pipelines.sampling import Drawn, Sampling, check, samples
 from pipelines.shards import load_card, read_all
 
 __all__ = ["Sample", "main"]
@@ -74,8 +74,9 @@ class Sampler:
         torch.set_num_threads(threads)
         self.model, self.device = load(run).to(device), device
 
-    def draw(self, seeds: list[int], sampling: Sampling, start: Tensor | None) -> Tensor:
-        return samples(self.model, seeds, sampling, self.device, start).x.cpu()
+    def draw(self, seeds: list[int], sampling: Sampling, start: Tensor | None) -> Drawn:
+        drawn = samples(self.model, seeds, sampling, self.device, start)
+        return Drawn(drawn.x.cpu(), drawn.evaluations)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -93,9 +94,13 @@ def _draw(word: str, wanted: Sample) -> None:
     run = find_run(word)
     _, spec = read_run(run / "config.json")
     model = load(run)
+    check(model, wanted.sampling)
     out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
-    began, kept, done = time.monotonic(), {}, 0
-    for start, x in _batches(run, model, wanted):
+    began, kept, done, evaluated, lost = time.monotonic(), {}, 0, 0.0, 0
+    for start, (x, evaluations) in _batches(run, model, wanted):
+        evaluated += evaluations * len(x)
+        lost += int((~x.flatten(1).isfinite()).any(1).sum())
+        x = x.nan_to_num(nan=spec.low)
         if len(spec.shape) == 3:
             _write(x, spec, out, start)
         if len(spec.shape) == 1 or start < 400:
@@ -106,11 +111,13 @@ def _draw(word: str, wanted: Sample) -> None:
     if len(spec.shape) == 1:
         np.save(out / "samples.npy", shown.numpy())
     draw_samples(shown[: 400 if len(spec.shape) == 3 else 10_000], spec, out / "grid.png")
-    print(f"{out}: {wanted.num_samples} samples by {wanted.sampling.sampler}, grid.png")
+    told = f", {lost} of them not finite" if lost else ""
+    cost = f"{evaluated / wanted.num_samples:.1f} evaluations of the score each"
+    print(f"{out}: {wanted.num_samples} samples by {wanted.sampling.sampler}, {cost}{told}, grid.png")
 
 
-def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tuple[int, Tensor]]:
-    """(index of the first sample, samples) as they are done."""
+def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tuple[int, Drawn]]:
+    """(index of the first sample, samples and what they took) as they are done."""
     seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
     starts = range(0, wanted.num_samples, wanted.batch)
     data = _data(run, wanted)
@@ -124,7 +131,8 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
         model = model.to(device)
         for start in starts:
             chosen, sampling, first = of(start)
-            yield start, samples(model, chosen, sampling, device, first).x.cpu()
+            drawn = samples(model, chosen, sampling, device, first)
+            yield start, Drawn(drawn.x.cpu(), drawn.evaluations)
         return
     from pipelines.cluster import connect
     from pipelines.pool import Pool, places
@@ -133,7 +141,7 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
     actors, device = places(wanted.actors)
     tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {(start,): ("draw", of(start)) for start in starts}
     with Pool(Sampler, (str(run), 1, device), actors, gpus=float(device == "cuda")) as pool:
-        yield from ((key[0], x) for key, x in pool.stream(tasks))
+        yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
 
 
 def _data(run: Path, wanted: Sample) -> Tensor | None:

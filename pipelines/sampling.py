@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
-from indm_core.exponential import Basis, Method, Warmup, check_options, sample_deis, steps_for
+from indm_core.exponential import Basis, Method, Warmup, check_method, check_options, sample_deis, steps_for
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import (
@@ -26,7 +26,16 @@ from indm_core.sample import (
 )
 from indm_core.sde import SDE, LinearSDE
 
-__all__ = ["Drawn", "Sampling", "samples"]
+__all__ = ["Drawn", "Sampling", "check", "samples"]
+
+
+READ = {
+    "ode": (),
+    "em": ("lam",),
+    "pc": ("snr", "corrector_steps"),
+    "deis": ("nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
+}
+"""Options that a sampler has to itself."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +47,8 @@ class Sampling:
             gDDIM).
         steps: Steps of em, pc and deis.
         nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
-        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own).
+        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own); auto is power for
+            deis, else uniform.
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
@@ -57,7 +67,7 @@ class Sampling:
     sampler: Literal["ode", "em", "pc", "deis"] = "ode"
     steps: int = 1000
     nfe: int = 0
-    grid: Literal["uniform", "power", "log-rho", "edm", "trained"] = "uniform"
+    grid: Literal["auto", "uniform", "power", "log-rho", "edm", "trained"] = "auto"
     order: int = 3
     method: Method = "t-AB"
     warmup: Warmup = "low-order"
@@ -80,14 +90,20 @@ class Sampling:
             raise ValueError(
                 f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
             )
-        if self.nfe < 0 or (self.nfe and self.sampler != "deis"):
-            raise ValueError(f"nfe={self.nfe} counts the evaluations of sampler=deis; {self.sampler} takes steps")
+        if self.nfe < 0:
+            raise ValueError(f"nfe={self.nfe} must not be negative")
         if self.lam < 0 and self.lam != -1:
             raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
         if self.sampler == "deis":
             check_options(**self.of_deis())
-        if self.lam >= 0 and self.sampler not in ("em", "deis"):
-            raise ValueError(f"lam={self.lam}: sampler={self.sampler} has no stochasticity to set; em and deis have")
+        ignored = {name for other, names in READ.items() if other != self.sampler for name in names} - set(
+            READ[self.sampler]
+        )
+        for f in fields(self):
+            if f.name in ignored and getattr(self, f.name) != f.default:
+                raise ValueError(
+                    f"{f.name}={getattr(self, f.name)}: sampler={self.sampler} does not read it; leave it away"
+                )
         for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -121,6 +137,7 @@ def samples(
         start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
     """
     evaluated = 0
+    check(model, sampling)
     steps, deis = sampling.steps, sampling.of_deis()
     if sampling.nfe:
         steps = steps_for(sampling.nfe, **sampling.counted(), denoise=sampling.denoise)
@@ -139,9 +156,6 @@ def samples(
         "deis": partial(sample_deis, **deis),
     }
 
-    if sampling.sampler == "deis":
-        _linear(sde, "sampler=deis")
-
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
         def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             nonlocal evaluated
@@ -153,16 +167,37 @@ def samples(
     x = draw(
         model,
         sampler,
-        uniform_times(sde, 1, **ends) if sampling.sampler == "ode" else grids[sampling.grid](),
+        uniform_times(sde, 1, **ends) if sampling.sampler == "ode" else grids[_grid(sampling)](),
         torch.zeros((), device=device),
         len(seeds),
-        generator=seeded(seeds, device),
+        generator=seeded(seeds),
         denoise=sampling.denoise,
         temperature=sampling.temperature,
         start_temperature=sampling.start_temperature,
         start=start,
     )
     return Drawn(x, evaluated / len(seeds) + sampling.denoise)
+
+
+def check(model: GenerativeModel, sampling: Sampling) -> None:
+    """Refuses a sampler that the model does not allow, before any work.
+
+    Raises:
+        ValueError: what needs a linear diffusion on a learned one, a method or grid that its SDE has not, too few evaluations.
+    """
+    if sampling.sampler == "deis":
+        check_method(_linear(model.sde, "sampler=deis"), sampling.method)
+        if sampling.nfe:
+            steps_for(sampling.nfe, **sampling.counted(), denoise=sampling.denoise)
+    if sampling.sampler != "ode" and _grid(sampling) in ("log-rho", "edm"):
+        sde = _linear(model.sde, f"grid={sampling.grid}")
+        log_rho_times(sde, 16, low=sampling.stop or sde.t_min, high=model.t_start)
+
+
+def _grid(sampling: Sampling) -> str:
+    if sampling.grid != "auto":
+        return sampling.grid
+    return "power" if sampling.sampler == "deis" else "uniform"
 
 
 def _linear(sde: SDE, what: str) -> LinearSDE:

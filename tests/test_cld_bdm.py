@@ -13,7 +13,16 @@ from scipy.fft import dctn
 from torch import Tensor
 
 from indm_core.likelihood import log_prob_u, nll
-from indm_core.sample import draw, power_times, sample_em, sample_ode, sample_pc, uniform_times
+from indm_core.sample import (
+    draw,
+    edm_times,
+    log_rho_times,
+    power_times,
+    sample_em,
+    sample_ode,
+    sample_pc,
+    uniform_times,
+)
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, inverse
 
 FIVE = pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), CLD(), BDM(height=3, width=4)], ids=ids)
@@ -220,3 +229,40 @@ def test_strong_damping_is_finite_and_every_coefficient_is_differentiable():
         scalar(1.0)
     )
     torch.testing.assert_close(slope, right, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"m_inv": 3.0, "gamma": 2 / 3**0.5},
+        {"m_inv": 2.0, "gamma": 2**0.5},
+        {"gamma": 50.0, "beta": 8.0},
+        {"gamma": 0.05},
+        {"vv_gamma": 1e-6},
+    ],
+    ids=str,
+)
+def test_cld_of_any_damping_solves_its_equations(settings):
+    """Critical damping to rounding, strong and weak damping, a small start: psi0, Lyapunov and R by differences."""
+    sde = CLD(**settings)
+    for t in (1e-4, 1e-2, 0.1, 0.5, 0.9):
+        at, h = scalar(t), 1e-4 * t
+        for of, expected in (
+            (sde.cov, sde.F(at) @ sde.cov(at) + sde.cov(at) @ sde.F(at).mT + sde.GG(at)),
+            (sde.R, (sde.F(at) + 0.5 * sde.GG(at) @ torch.linalg.inv(sde.cov(at))) @ sde.R(at)),
+            (sde.psi0, sde.F(at) @ sde.psi0(at)),
+        ):
+            near, far = (of(scalar(t + k * h)) - of(scalar(t - k * h)) for k in (1, 2))
+            scale = float(max(expected.abs().max(), of(at).abs().max() / t))
+            torch.testing.assert_close((8 * near - far) / (12 * h), expected, rtol=0, atol=1e-8 * scale)
+
+
+def test_scales_that_no_series_resolves_are_refused():
+    with pytest.raises(ValueError, match=r"vv_gamma=1e-12: scales too far apart for R to be resolved"):
+        CLD(vv_gamma=1e-12)
+
+
+def test_grids_in_rho_need_a_rho_that_grows():
+    for make in (log_rho_times, edm_times):
+        with pytest.raises(ValueError, match=r"a rho that grows with t, which CLD\(.*gamma=0.4"):
+            make(CLD(gamma=0.4, beta=2.0), 5)
