@@ -131,7 +131,8 @@ def along_times(
     rows = []
     for i, t in enumerate(ts):
         model.sde.check_time(f"ts[{i}]", float(t))
-        u_t = model.sde.transition(u_0, t, torch.zeros_like(t), generator)
+        with torch.no_grad():
+            u_t = model.sde.transition(u_0, t, torch.zeros_like(t), generator)
         rows.append(measure(model.score, u_t, t))
     return torch.stack(rows)
 

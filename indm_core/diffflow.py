@@ -229,9 +229,16 @@ class DiffFlow(GenerativeModel):
         return -0.5 * (u.square() + math.log(2 * math.pi)).flatten(1).sum(1)
 
     def times(self, num_steps: int, low: float) -> Tensor:
-        """The fixed grid without its last step to 0, which is `denoise`'s; num_steps counts the evaluations of the score."""
-        if num_steps < 2:
-            raise ValueError(f"num_steps={num_steps} must be at least 2: one to the first time of the grid, one to 0")
+        """The fixed grid without its last step to 0, which is `denoise`'s; num_steps counts the evaluations of the score.
+
+        Raises:
+            ValueError: fewer than two steps, or more than the schedule's finest grid has: the networks know no shorter times.
+        """
+        finest = max(num for _, num in self.schedule)
+        if not 2 <= num_steps <= finest:
+            raise ValueError(
+                f"num_steps={num_steps}: a DiffFlow trained on N={finest} steps is sampled in 2 to {finest} on its grid"
+            )
         ts = fixed_times(num_steps, self.t_start)[1:].flip(0)
         return ts[ts >= low * (1 - 1e-9)]
 

@@ -7,7 +7,8 @@ sum_j weight_j f(t_j, eps_j) = int E[f(t, eps)] dt: drawn by the importance law 
 
 Variance. At small t the noise cannot be predicted and |d|^2 fluctuates as |eps|^2 does, so c(t) (|eps|_M^2 - tr M)/2, of mean
 zero, is subtracted, c fitted on the draws of the neighbouring strata of t (so that the estimate stays unbiased); times are
-stratified over draws and images, and draws come in antithetic pairs (eps, -eps).
+stratified over draws and images, and draws come in antithetic pairs (eps, -eps). The start's term is averaged over all draws,
+the residual, which asks the network once more, over the first pair.
 
 References:
     Song et al. 2021, "Maximum likelihood training of score-based diffusion models", Theorem 3; Kim et al. 2022 (INDM),
@@ -47,16 +48,18 @@ def linear_nelbo(
     u_0, log_det = model.encode(x, branch(generator))
     if nodes is None:
         integral, ends = _sampled_integral(model, u_0, num_draws, generator, y)
+        at_t_min = ends[: 1 if num_draws == 1 else 2]
+        at_t_min = [(eps, 1 / len(at_t_min)) for eps, _ in at_t_min]
     else:
         integral = x.new_zeros(x.shape[0])
         for t, eps, weight in nodes:
             integral = integral + weight * likelihood_error(model.sde, _error(model, u_0, t, eps, y), t)
         mass = model.t_start - model.sde.t_min
-        ends = [(eps, weight / mass) for _, eps, weight in nodes]
+        at_t_min = ends = [(eps, weight / mass) for _, eps, weight in nodes]
     bound = integral - entropy_production(model.sde, u_0, model.sde.t_min, model.t_start) - log_det
     for eps, share in ends:
         bound = bound - share * model.expected_log_prob_start(u_0, eps, generator)
-    return bound + _residual(model, u_0, ends, y) if residual else bound
+    return bound + _residual(model, u_0, at_t_min, y) if residual else bound
 
 
 def entropy_production(sde: LinearSDE, u: Tensor, t_low: float, t_high: float) -> Tensor:
@@ -85,7 +88,7 @@ def _residual(model: LinearModel, u_0: Tensor, ends: Sequence[End], y: Tensor | 
 def _sampled_integral(
     model: LinearModel, u_0: Tensor, num_draws: int, generator: Noise, y: Tensor | None
 ) -> tuple[Tensor, list[End]]:
-    """The NELBO's integral by `num_draws` stratified draws, and the first draws' noise with equal shares."""
+    """The NELBO's integral by `num_draws` stratified draws, and their noise with equal shares."""
     if num_draws < 1 or (num_draws > 1 and num_draws % 2):
         raise ValueError(f"num_draws={num_draws} must be 1 or an even number")
     signs = (1.0,) if num_draws == 1 else (1.0, -1.0)
@@ -100,7 +103,7 @@ def _sampled_integral(
         trace = event_sum(model.sde.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), eps).to(eps.dtype)
         errors.append(weight * sum(terms) / len(signs))
         controls.append(weight * (likelihood_error(model.sde, eps, t) - 0.5 * trace))
-        ends = ends or [(sign * eps, 1 / len(signs)) for sign in signs]
+        ends += [(sign * eps, 1 / num_draws) for sign in signs]
     a, b = torch.stack(errors), torch.stack(controls)
     return (a - _coefficients(a, b) * b).mean(0), ends
 

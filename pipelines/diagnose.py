@@ -116,7 +116,8 @@ def _cosine(models: Sequence[Model], x: Tensor, out: Path, seed: int) -> Drawing
     figure = figure_of(6, 3.4)
     axes = figure.subplots()
     for name, model in models:
-        ts = torch.linspace(1e-3 * model.t_start, model.t_start, 21, dtype=torch.float64)
+        first = max(1e-3 * model.t_start, model.sde.t_min)
+        ts = torch.linspace(first, model.t_start, 21, dtype=torch.float64)
         generator = torch.Generator().manual_seed(seed)
         with torch.no_grad():
             u_0, _ = model.encode(x, generator)

@@ -85,6 +85,11 @@ class DataSpec:
 class FlowConfig(ABC):
     """A flow of the latent."""
 
+    @property
+    def starts_at_identity(self) -> bool:
+        """Whether an INDM can go on from the linear diffusion that it was before."""
+        return True
+
     @abstractmethod
     def build(self, shape: tuple[int, ...]) -> Flow:
         """The flow on events of this shape."""
@@ -131,6 +136,10 @@ class ResidualFlow(FlowConfig):
         if self.actnorm == "none" and self.actnorm_init != "identity":
             raise ValueError(f"actnorm_init={self.actnorm_init!r} needs actnorm='channel' or 'pixel', not 'none'")
 
+    @property
+    def starts_at_identity(self) -> bool:
+        return self.actnorm_init == "identity"
+
     def build(self, shape: tuple[int, ...]) -> Flow:
         blocks = ResFlow(
             shape,
@@ -165,6 +174,10 @@ class GlowFlow(FlowConfig):
     depth: int = 16
     hidden: int = 256
     start: Literal["data", "identity"] = "data"
+
+    @property
+    def starts_at_identity(self) -> bool:
+        return self.start == "identity"
 
     def build(self, shape: tuple[int, ...]) -> Flow:
         return Glow(shape, levels=self.levels, steps=self.depth, hidden=self.hidden, start=self.start)
@@ -280,6 +293,14 @@ class ModelConfig(ABC):
         return 0
 
 
+def _check_pretraining(flow: FlowConfig, steps: int) -> None:
+    if steps and not flow.starts_at_identity:
+        raise ValueError(
+            f"pretrain_steps={steps}: the score is trained as a linear diffusion first, and {type(flow).__name__} does not "
+            "begin at the identity; set its start (or actnorm_init) to identity, or pretrain_steps=0"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class INDMConfig(ModelConfig):
     """INDM, or with NoFlow the linear diffusion (see indm_core/indm.py).
@@ -301,6 +322,9 @@ class INDMConfig(ModelConfig):
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
     data_var: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_pretraining(self.flow, self.pretrain_steps)
 
     @property
     def shared_steps(self) -> int:
@@ -360,6 +384,7 @@ class DiNofConfig(ModelConfig):
     def __post_init__(self) -> None:
         if not 0 < self.t_m <= 1:
             raise ValueError(f"t_m={self.t_m} must lie in (0, 1]: the share of t_max at which the flow prior sits")
+        _check_pretraining(self.flow, self.pretrain_steps)
 
     def build(self, spec: DataSpec) -> GenerativeModel:
         shape = network_shape(spec, self.sde)

@@ -256,6 +256,7 @@ def _write(
         return {}, 0
     writers = {name: ShardWriter(directory, card, name, 16 * card.group_rows) for name in keep}
     skipped, classes, bad = np.zeros(len(routes.names), np.int64), 0, []
+    low, high = np.full(found.shape, np.inf), np.full(found.shape, -np.inf)
     for chunk in _progress(part, " + ".join(keep)):
         skipped += np.bincount(routes.target[[row for row, _ in chunk.bad]], minlength=len(skipped))
         bad = bad or list(chunk.bad[:1])
@@ -270,12 +271,21 @@ def _write(
         for name, index in keep.items():
             rows = routes.target[chunk.row] == index
             writers[name].add(chunk.x[rows], chunk.label[rows])
+            if found.kind == "vector":
+                low = np.minimum(low, chunk.x[rows].min(axis=0, initial=np.inf))
+                high = np.maximum(high, chunk.x[rows].max(axis=0, initial=-np.inf))
     splits = {name: writer.close(int(skipped[keep[name]])) for name, writer in writers.items()}
     for name, split in splits.items():
         if split.count == 0:
             raise ValueError(
                 f"split {name!r} of {card.source} has no readable rows; repair it or leave it out: --splits"
             )
+    if found.kind == "vector" and "train" in keep and (low == high).any():
+        column = int(np.argmax(low == high))
+        raise ValueError(
+            f"{card.source} ({' + '.join(keep)}) column {found.column(column)}: the constant {low[column]:g} in every row "
+            "(float32) has no density; remove it"
+        )
     return splits, classes
 
 
@@ -289,7 +299,9 @@ def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
         remedy = "is not a finite float32; remove the row"
     if wrong.any():
         index = tuple(np.argwhere(wrong)[0])
-        raise ValueError(f"{part.locate(int(chunk.row[index[0]]))}: the value {chunk.x[index]} {remedy}")
+        where = part.locate(int(chunk.row[index[0]]))
+        where += f" column {found.column(index[1])}" if found.kind == "vector" else ""
+        raise ValueError(f"{where}: the value {chunk.x[index]} {remedy}")
     wrong = (chunk.label < -1) | (chunk.label >= (found.num_classes or 2**31 - 1))
     if wrong.any():
         row = int(np.flatnonzero(wrong)[0])

@@ -87,22 +87,18 @@ def read_csv(source: str, options: Options) -> Source | None:
     file = Path(source)
     if file.suffix != ".csv" or not file.is_file():
         return None
-    names, lines, low, high = [], 0, np.array([np.inf]), np.array([-np.inf])
+    names, lines = [], 0
     for header, first, block in _csv_blocks(file):
         names, lines = header, first + len(block)
-        low, high = np.minimum(low, block.min(axis=0)), np.maximum(high, block.max(axis=0))
     if lines < 2:
         raise ValueError(f"{file}: {lines} rows of numbers; a data set has at least 2")
-    for name, smallest, largest in zip(names, low, high, strict=True):
-        if smallest == largest:
-            raise ValueError(f"{file} column {name}: the constant {smallest:g} in every row has no density; remove it")
 
     def chunks() -> Iterator[Chunk]:
         for _, first, block in _csv_blocks(file):
             yield Chunk(block, np.full(len(block), -1), np.arange(first, first + len(block)))
 
     part = SourceSplit(count=lines, chunks=chunks, locate=lambda row: f"{file} row {row}")
-    return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part})
+    return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part}, columns=tuple(names))
 
 
 def read_rows(file: Path) -> tuple[list[str], np.ndarray]:

@@ -1,13 +1,14 @@
 """Readers of tables that are standardised: scikit-learn's bundled sets, HDF5 files, and the five sets of density estimation.
 
-sklearn:NAME      wine, iris, breast_cancer or diabetes: the features, standardised by their training rows, and the classes
-.h5, .hdf5        datasets train, test and validation of vectors (n, d), or a single one of any name
+sklearn:NAME      wine, iris, breast_cancer or diabetes: the features, dequantised by uniform noise of each column's resolution
+                  and standardised by their training rows, and the classes
+.h5, .hdf5        datasets train, test and validation of vectors (n, d) as they are, or a single one of any name
 --table NAME      power, gas, hepmass, miniboone or bsds300, cleaned, split and normalised as published, from a file that users
                   have: .npy, .csv or .hdf5 (a pickle is not read: save its values with numpy.save, its columns in their order)
 
     power       8 columns; 1 and 3 are dropped, noise below the rounding is added to all but the last, rows are shuffled
     gas         16 sensors (a header's Time, Meth and Eth are dropped); of each correlated pair (> 0.98) one is dropped
-    hepmass     a directory of 1000_train.csv and 1000_test.csv; class 1, without features that repeat a value > 5 times
+    hepmass     a directory of 1000_train.csv and 1000_test.csv; class 1, without features whose least value occurs > 5 times
     miniboone   as it is
     bsds300     train, validation and test as stored, not normalised
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -51,7 +53,8 @@ def read_sklearn(source: str, options: Options) -> Source | None:
     held = permutation(options.seed, 0, 0, len(x))[: round(len(x) * options.test_fraction)]
     test = np.zeros(len(x), bool)
     test[held] = True
-    mean, std = _moments(x[~test], source)
+    x = x + _resolution(x) * np.random.default_rng(options.seed).random(x.shape)
+    mean, std = x[~test].mean(axis=0), x[~test].std(axis=0)
     parts = {"train": ~test} | ({"test": test} if test.any() else {})
     splits = {split: _split((x[rows] - mean) / std, source, classes[rows]) for split, rows in parts.items()}
     return Source(kind="vector", shape=(x.shape[1],), levels=0, splits=splits)
@@ -67,11 +70,7 @@ def read_hdf5(source: str, options: Options) -> Source | None:
     if not named and len(arrays) == 1:
         named = {"train": next(iter(arrays.values()))}
     if "train" not in named:
-        raise ValueError(
-            f"{file}: holds {', '.join(sorted(arrays)) or 'nothing'}; call the rows train, test, validation"
-        )
-    for name, x in named.items():
-        _refuse_constants(x, f"{file}:{name}")
+        raise ValueError(f"{file}: holds {_listed(arrays)}; call the rows train, test, validation")
     return _source({name: (x, f"{file}:{name}") for name, x in named.items()})
 
 
@@ -85,25 +84,27 @@ def read_table(source: str, options: Options) -> Source | None:
 
 
 def _power(path: Path) -> Source:
-    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5")
-    _need_columns(x, 8, file, "active and reactive power, voltage, intensity, three meters, time")
+    table = _rows(path)
+    _need_columns(table, 8, "active and reactive power, voltage, intensity, three meters, time")
+    x = table.x
     generator = np.random.RandomState(42)
     x = x[generator.permutation(len(x))][:, [0, 2, 4, 5, 6, 7]]
     voltage, power, meters = (generator.random_sample((len(x), num)) for num in (1, 1, 3))
     noise = np.concatenate([0.001 * power, 0.01 * voltage, meters, np.zeros((len(x), 1))], axis=1)
-    return _tenths(x + noise, file, normalise="rest")
+    return _tenths(x + noise, table.file, normalise="rest")
 
 
 def _gas(path: Path) -> Source:
-    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5", without=("Time", "Meth", "Eth"))
-    _refuse_constants(x, file)
+    table = _rows(path, without=("Time", "Meth", "Eth"))
+    _need_columns(table, 16, "16 sensors, without Time, Meth and Eth, which a header may name")
+    x = table.x
     kept = list(range(x.shape[1]))
     while True:
         correlated = (np.corrcoef(x[:, kept], rowvar=False) > 0.98).sum(axis=1) > 1
         if not correlated.any():
             break
         del kept[int(np.argmax(correlated))]
-    return _tenths(x[:, kept], file, normalise="all")
+    return _tenths(x[:, kept], table.file, normalise="all")
 
 
 def _hepmass(path: Path) -> Source:
@@ -119,11 +120,10 @@ def _hepmass(path: Path) -> Source:
         raise ValueError(f"{path}: {width} features in 1000_train.csv, {parts['test'].shape[1]} in 1000_test.csv")
     train, test = parts["train"], parts["test"][:, :width]  # the published test file has one column more at its end
     _enough(train, str(path / "1000_train.csv"))
-    repeats = [np.unique(column, return_counts=True)[1].max() for column in train.T]
-    kept = np.array(repeats) <= 5
+    kept = (train == train.min(axis=0)).sum(axis=0) <= 5  # the published rule looks at the least value only
     if not kept.any():
         raise ValueError(
-            f"{path / '1000_train.csv'}: every feature repeats a value more than 5 times; none is continuous"
+            f"{path / '1000_train.csv'}: the least value of every feature occurs more than 5 times; none is continuous"
         )
     mean, std = train[:, kept].mean(axis=0), train[:, kept].std(axis=0, ddof=1)
     train, test = (train[:, kept] - mean) / std, (test[:, kept] - mean) / std
@@ -138,8 +138,8 @@ def _hepmass(path: Path) -> Source:
 
 
 def _miniboone(path: Path) -> Source:
-    x, file = _rows(path, ".npy", ".csv", ".h5", ".hdf5")
-    return _tenths(x, file, normalise="rest")
+    table = _rows(path)
+    return _tenths(table.x, table.file, normalise="rest")
 
 
 def _bsds300(path: Path) -> Source:
@@ -161,20 +161,31 @@ TABLES: dict[str, Callable[[Path], Source]] = {
 }
 
 
-def _rows(path: Path, *suffixes: str, without: tuple[str, ...] = ()) -> tuple[np.ndarray, str]:
-    """The numbers of a file (of the one file of a directory), float64 (n, d), and its name."""
+class _Table(NamedTuple):
+    """Numbers float64 (n, d), no column of which is constant, the names of the columns, and the file they are from."""
+
+    x: np.ndarray
+    names: list[str]
+    file: str
+
+
+SUFFIXES = (".npy", ".csv", ".h5", ".hdf5")
+
+
+def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
+    """The table of a file, or of the one file of a directory."""
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.suffix in suffixes]
+        files = [file for file in sorted(path.iterdir()) if file.suffix in SUFFIXES]
         if len(files) != 1:
-            raise ValueError(f"{path}: {len(files)} files of {', '.join(suffixes)}; give the file of the table")
+            raise ValueError(f"{path}: {len(files)} files of {', '.join(SUFFIXES)}; give the file of the table")
         (path,) = files
+    names: list[str] = []
     if path.suffix == ".csv":
         names, x = read_rows(path)
-        x = x[:, [i for i, name in enumerate(names) if name not in without]]
     elif path.suffix in (".h5", ".hdf5"):
         arrays = _hdf5(path)
         if len(arrays) != 1:
-            raise ValueError(f"{path}: holds {', '.join(sorted(arrays)) or 'nothing'}; save the table as one dataset")
+            raise ValueError(f"{path}: holds {_listed(arrays)}; save the table as one dataset")
         x = next(iter(arrays.values()))
     elif path.suffix == ".npy":
         try:
@@ -184,22 +195,42 @@ def _rows(path: Path, *suffixes: str, without: tuple[str, ...] = ()) -> tuple[np
                 f"{path}: not a plain NumPy array ({one_line(error)}); save numbers with numpy.save"
             ) from None
     else:
-        raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not read; save the table as {', '.join(suffixes)}")
-    return _checked(x, str(path)), str(path)
+        raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not read; save the table as {', '.join(SUFFIXES)}")
+    x = _checked(x, str(path))
+    names = names or [str(index) for index in range(x.shape[1])]
+    kept = [index for index, name in enumerate(names) if name not in without]
+    for index in kept:
+        if len(x) and x[:, index].min() == x[:, index].max():
+            raise ValueError(
+                f"{path} column {names[index]}: the constant {x[0, index]:g} in every row has no density; remove it"
+            )
+    return _Table(x[:, kept], [names[index] for index in kept], str(path))
 
 
 def _hdf5(path: Path) -> dict[str, np.ndarray]:
-    """The datasets of vectors of an HDF5 file."""
+    """The datasets of vectors of an HDF5 file, float64; what is no table of numbers is not read."""
     try:
         import h5py
     except ImportError:
         raise ValueError(f"{path}: HDF5 files are read by h5py: pip install h5py") from None
     try:
         with h5py.File(path, "r") as archive:
-            arrays = {name: value[()] for name, value in archive.items() if isinstance(value, h5py.Dataset)}
+            tables = {
+                name: value[()]
+                for name, value in archive.items()
+                if isinstance(value, h5py.Dataset) and value.ndim == 2 and value.dtype.kind in "iuf"
+            }
+            others = {name: value.shape for name, value in archive.items() if hasattr(value, "shape")}
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({one_line(error)}); download it again") from None
-    return {name: _checked(x, f"{path}:{name}") for name, x in arrays.items() if np.ndim(x) == 2}
+    if not tables:
+        found = ", ".join(f"{name} {shape}" for name, shape in sorted(others.items())) or "no dataset"
+        raise ValueError(f"{path}: holds {found}; a table is numbers of shape (rows, columns)")
+    return {name: _checked(x, f"{path}:{name}") for name, x in tables.items()}
+
+
+def _listed(arrays: dict[str, np.ndarray]) -> str:
+    return ", ".join(f"{name} {x.shape}" for name, x in sorted(arrays.items()))
 
 
 def _checked(x: np.ndarray, file: str) -> np.ndarray:
@@ -213,9 +244,15 @@ def _checked(x: np.ndarray, file: str) -> np.ndarray:
     return x
 
 
-def _need_columns(x: np.ndarray, num: int, file: str, names: str) -> None:
-    if x.shape[1] != num:
-        raise ValueError(f"{file}: {x.shape[1]} columns where the published table has {num} ({names})")
+def _resolution(x: np.ndarray) -> np.ndarray:
+    """The least difference between two values of a column, (d,)."""
+    gaps = [np.diff(np.unique(column)) for column in x.T]
+    return np.array([gap[gap > 1e-9 * np.ptp(column)].min() for gap, column in zip(gaps, x.T, strict=True)])
+
+
+def _need_columns(table: _Table, num: int, names: str) -> None:
+    if table.x.shape[1] != num:
+        raise ValueError(f"{table.file}: {table.x.shape[1]} columns where the published table has {num} ({names})")
 
 
 def _enough(x: np.ndarray, file: str) -> None:
@@ -223,29 +260,18 @@ def _enough(x: np.ndarray, file: str) -> None:
         raise ValueError(f"{file}: {len(x)} rows; a table that is split into tenths has at least 20")
 
 
-def _refuse_constants(x: np.ndarray, file: str) -> None:
-    constant = np.flatnonzero(x.min(axis=0) == x.max(axis=0)) if len(x) else np.arange(0)
-    if len(constant):
-        column = constant[0]
-        raise ValueError(
-            f"{file} column {column}: the constant {x[0, column]:g} in every row has no density; remove it"
-        )
-
-
-def _moments(x: np.ndarray, file: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation of every column."""
-    _refuse_constants(x, file)
-    return x.mean(axis=0), x.std(axis=0)
-
-
 def _tenths(x: np.ndarray, file: str, *, normalise: str) -> Source:
     """The published split, normalised by all rows or by those that are not `test`."""
     _enough(x, file)
     held = len(x) // 10
     rest, test = x[:-held], x[-held:]
-    mean, std = _moments(x if normalise == "all" else rest, file)
+    mean, std = rest.mean(axis=0), rest.std(axis=0)
     if normalise == "all":
-        std = x.std(axis=0, ddof=1)
+        mean, std = x.mean(axis=0), x.std(axis=0, ddof=1)
+    if not std.all():
+        raise ValueError(
+            f"{file}: column {np.argmin(std)} of those kept is constant but in its last rows; shuffle them"
+        )
     rest, test = (rest - mean) / std, (test - mean) / std
     held = len(rest) // 10
     return _source({"train": (rest[:-held], file), "validation": (rest[-held:], file), "test": (test, file)})
@@ -253,8 +279,11 @@ def _tenths(x: np.ndarray, file: str, *, normalise: str) -> Source:
 
 def _source(parts: dict[str, tuple[np.ndarray, str]]) -> Source:
     splits = {name: _split(x, file) for name, (x, file) in parts.items()}
-    (shape,) = {x.shape[1:] for x, _ in parts.values()}
-    return Source(kind="vector", shape=shape, levels=0, splits=splits)
+    width, first = next((x.shape[1], file) for x, file in parts.values())
+    for x, file in parts.values():
+        if x.shape[1] != width:
+            raise ValueError(f"{file}: {x.shape[1]} columns, but {width} in {first}; all splits have the same")
+    return Source(kind="vector", shape=(width,), levels=0, splits=splits)
 
 
 def _split(x: np.ndarray, file: str, label: np.ndarray | None = None) -> SourceSplit:

@@ -47,8 +47,8 @@ class Sampling:
             gDDIM).
         steps: Steps of em, pc and deis.
         nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
-        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own); auto is power for
-            deis, else uniform.
+        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own: uniform for a linear
+            diffusion); auto is power for deis, else trained.
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
@@ -189,15 +189,17 @@ def check(model: GenerativeModel, sampling: Sampling) -> None:
         check_method(_linear(model.sde, "sampler=deis"), sampling.method)
         if sampling.nfe:
             steps_for(sampling.nfe, **sampling.counted(), denoise=sampling.denoise)
-    if sampling.sampler != "ode" and _grid(sampling) in ("log-rho", "edm"):
-        sde = _linear(model.sde, f"grid={sampling.grid}")
-        log_rho_times(sde, 16, low=sampling.stop or sde.t_min, high=model.t_start)
+    low, grid = sampling.stop or model.sde.t_min, _grid(sampling)
+    if sampling.sampler != "ode" and grid in ("log-rho", "edm"):
+        log_rho_times(_linear(model.sde, f"grid={grid}"), 16, low=low, high=model.t_start)
+    if sampling.sampler != "ode" and grid == "trained":
+        model.times(sampling.steps, low)
 
 
 def _grid(sampling: Sampling) -> str:
     if sampling.grid != "auto":
         return sampling.grid
-    return "power" if sampling.sampler == "deis" else "uniform"
+    return "power" if sampling.sampler == "deis" else "trained"
 
 
 def _linear(sde: SDE, what: str) -> LinearSDE:

@@ -84,7 +84,8 @@ class SourceSplit:
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: count the labels."""
+    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: count the labels; columns: the
+    names of a table's, () for their numbers."""
 
     kind: str
     shape: tuple[int, ...]
@@ -92,6 +93,11 @@ class Source:
     splits: dict[str, SourceSplit]
     num_classes: int = 0
     resizable: bool = False
+    columns: tuple[str, ...] = ()
+
+    def column(self, index: int) -> str:
+        """The name of a vector's coordinate."""
+        return self.columns[index] if self.columns else str(index)
 
 
 def chunk_rows(row_bytes: int) -> int:

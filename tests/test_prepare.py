@@ -106,11 +106,11 @@ def test_ensure_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def test_a_source_that_has_changed_is_prepared_anew(tmp_path: Path) -> None:
     source = tmp_path / "points.npy"
-    np.save(source, np.zeros((20, 2), np.float32))
+    np.save(source, np.arange(40, dtype=np.float32).reshape(20, 2))
     directory = ensure(source, tmp_path / "data")
     first = load_card(directory)
     assert load_card(ensure(source, tmp_path / "data")) == first
-    np.save(source, np.ones((30, 2), np.float32))
+    np.save(source, np.arange(60, dtype=np.float32).reshape(30, 2))
     assert ensure(source, tmp_path / "data") == directory
     second = load_card(directory)
     assert sum(split.count for split in second.splits.values()) == 30

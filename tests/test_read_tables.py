@@ -54,27 +54,30 @@ def test_power(tmp_path):
 
 
 def test_gas_drops_what_is_correlated(tmp_path):
-    base = RNG.normal(size=(500, 3))
-    sensors = np.column_stack([base[:, 0], base[:, 1], base[:, 0] + 1e-3 * base[:, 2], base[:, 2]])
+    base = RNG.normal(size=(500, 15))
+    sensors = np.column_stack([base[:, 0], base[:, 1], base[:, 0] + 1e-3 * base[:, 2], base[:, 2:]])
     table = np.column_stack([np.arange(500), RNG.random((500, 2)), 7 + 3 * sensors])
-    header = "Time,Meth,Eth,s1,s2,s3,s4"
+    header = ",".join(["Time", "Meth", "Eth", *(f"s{i}" for i in range(1, 17))])
     np.savetxt(tmp_path / "gas.csv", table, delimiter=",", header=header, comments="")
     parts = prepared(tmp_path, tmp_path / "gas.csv", table="gas")
-    assert parts["train"].shape == (405, 3)
+    assert parts["train"].shape == (405, 15)
     whole = np.concatenate([parts["train"], parts["validation"], parts["test"]])
     kept = sensors[:, 1:]  # of s1 and s3 the first goes
     np.testing.assert_allclose(whole, (kept - kept.mean(axis=0)) / kept.std(axis=0, ddof=1), atol=1e-4)
+    np.save(tmp_path / "gas.npy", table)
+    with pytest.raises(ValueError, match=r"gas.npy: 19 columns where the published table has 16 \(16 sensors, without Time"):
+        prepared(tmp_path, tmp_path / "gas.npy", table="gas")
 
 
 def test_hepmass(tmp_path):
-    """Rows of class 1, without a feature that repeats its values, and without the test file's extra column."""
+    """Rows of class 1, without features whose least value repeats (others may), and without the test file's extra column."""
     place = tmp_path / "hepmass"
     place.mkdir()
     features = {}
     for split, rows, extra in (("train", 300, 0), ("test", 60, 1)):
-        x = np.column_stack(
-            [RNG.normal(size=(rows, 3)) * 4 + 1, RNG.integers(0, 3, rows), np.full((rows, extra), 1000.0)]
-        )
+        continuous = RNG.normal(size=(rows, 3)) * 4 + 1
+        continuous[:, 1] = np.minimum(continuous[:, 1], 2.0)
+        x = np.column_stack([continuous, RNG.integers(0, 3, rows), np.full((rows, extra), 1000.0)])
         label = (np.arange(rows) % 3 > 0).astype(float)
         names = ",".join(["# label", *(f"f{i}" for i in range(x.shape[1]))])
         table = np.column_stack([label, x])
@@ -86,6 +89,12 @@ def test_hepmass(tmp_path):
     np.testing.assert_allclose(np.concatenate([parts["train"], parts["validation"]]), (train - mean) / std, atol=1e-5)
     np.testing.assert_allclose(parts["test"], (features["test"][:, :3] - mean) / std, atol=1e-5)
     assert len(parts["validation"]) == len(train) // 10
+
+
+def test_bundled_tables_have_no_atoms(tmp_path):
+    """diabetes holds sex as two values: dequantised it is a density again."""
+    x = prepared(tmp_path, "sklearn:diabetes")["train"]
+    assert all(len(np.unique(column)) == len(column) for column in x.T)
 
 
 def test_miniboone(tmp_path):
@@ -161,3 +170,31 @@ def test_other_refusals(tmp_path):
     (tmp_path / "x.pickle").write_bytes(b"\x80")
     with pytest.raises(ValueError, match=r"x.pickle: .pickle is not read; save the table as .npy"):
         prepared(tmp_path, tmp_path / "x.pickle", table="miniboone")
+
+
+def test_columns_are_named_as_in_the_file(tmp_path):
+    """Before columns are dropped, and before noise hides that one is constant."""
+    raw = RNG.normal(size=(100, 8))
+    raw[:, 5] = 2.0
+    np.savetxt(tmp_path / "power.csv", raw, delimiter=",", header="a,b,c,d,e,f,g,h", comments="")
+    with pytest.raises(ValueError, match=r"power.csv column f: the constant 2 in every row"):
+        prepared(tmp_path, tmp_path / "power.csv", table="power")
+    np.save(tmp_path / "x.npy", raw)
+    with pytest.raises(ValueError, match=r"x.npy .train \+ test. column 5: the constant 2 in every row"):
+        prepared(tmp_path, tmp_path / "x.npy")
+    raw[7, 5] = np.nan
+    np.savez(tmp_path / "x.npz", x=raw)
+    with pytest.raises(ValueError, match=r"x.npz:x row 7 column 5: the value nan is not a finite float32"):
+        prepared(tmp_path, tmp_path / "x.npz")
+
+
+def test_hdf5_files_that_do_not_fit_are_named(tmp_path):
+    file = tmp_path / "x.h5"
+    with h5py.File(file, "w") as archive:
+        archive["train"], archive["test"] = RNG.normal(size=(30, 3)), RNG.normal(size=(5, 4))
+    with pytest.raises(ValueError, match=r"x.h5:test: 4 columns, but 3 in .*x.h5:train; all splits have the same"):
+        prepared(tmp_path, file)
+    with h5py.File(file, "w") as archive:
+        archive["cube"] = RNG.normal(size=(30, 3, 2))
+    with pytest.raises(ValueError, match=r"x.h5: holds cube \(30, 3, 2\); a table is numbers of shape"):
+        prepared(tmp_path, file)
