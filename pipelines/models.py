@@ -323,9 +323,6 @@ class INDMConfig(ModelConfig):
     soft_truncation: float = 0.0
     data_var: float = 0.0
 
-    def __post_init__(self) -> None:
-        _check_pretraining(self.flow, self.pretrain_steps)
-
     @property
     def shared_steps(self) -> int:
         return self.pretrain_steps
@@ -334,6 +331,7 @@ class INDMConfig(ModelConfig):
         return self._built(INDM, spec)
 
     def _built(self, kind: type[INDM], spec: DataSpec) -> INDM:
+        _check_pretraining(self.flow, self.pretrain_steps)
         backbone = self.backbone.build(network_shape(spec, self.sde), self.sde)
         return kind(
             self.flow.build(spec.shape),
@@ -384,9 +382,9 @@ class DiNofConfig(ModelConfig):
     def __post_init__(self) -> None:
         if not 0 < self.t_m <= 1:
             raise ValueError(f"t_m={self.t_m} must lie in (0, 1]: the share of t_max at which the flow prior sits")
-        _check_pretraining(self.flow, self.pretrain_steps)
 
     def build(self, spec: DataSpec) -> GenerativeModel:
+        _check_pretraining(self.flow, self.pretrain_steps)
         shape = network_shape(spec, self.sde)
         backbone = self.backbone.build(shape, self.sde)
         return DiNof(

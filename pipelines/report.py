@@ -42,6 +42,12 @@ from pipelines.shards import load_card, read_all
 __all__ = ["Report", "main", "report"]
 
 Row = Sequence[str]
+
+
+class _Printed(tuple[str, ...]):
+    """A row of a paper's table."""
+
+
 Table = tuple[str, Row, Sequence[Row]]
 """Title, head and rows."""
 
@@ -136,22 +142,29 @@ def _main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
         if figures is None or run.measured is None:
             rows.append((run.name, data, "", "", steps, "not measured: pipelines/evaluate.py", "", "", ""))
             continue
-        cells = [f"{_with_error(figures[kind])} {run.measured['unit']}" for kind in ("nll", "nelbo", "gap")]
+        unit = run.measured["unit"]
+        cells = [_measured(figures[kind], unit, run.spec) for kind in ("nll", "nelbo", "gap")]
         frechet = figures.get("frechet")
         label = f"FD({run.measured['features']}) "
         distance = f"{label}{_with_error(frechet)}, n = {frechet['samples']:,}" if frechet else ""
         cost = " + ".join(f"{num} {network}" for network, num in figures.get("evaluations", {}).items())
         rows.append((run.name, data, f"{figures['parameters'] / 1e6:.2f}M", cost, steps, *cells, distance))
         for name, law in (run.measured.get("baselines") or {}).items():
-            rows.append(
-                (name, data, "", "", "", f"{_with_error(law | {'se': None})} {run.measured['unit']}", "", "", "")
-            )
-    kind = "image" if len(runs[0].spec.shape) == 3 else "vector"
-    for row in (row for row in PUBLISHED if row.kind == kind):
+            rows.append((name, data, "", "", "", _measured(law | {"se": None}, unit, run.spec), "", "", ""))
+    images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
+    for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):
         cells = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
         fids = [f"FID {value:.2f} ({name})" for name, value in (("ODE", row.fid_ode), ("PC", row.fid_pc)) if value]
-        rows.append((row.model, f"{row.data}, {row.source}", row.params, "", "", *cells, ", ".join(fids)))
+        rows.append(_Printed((row.model, f"{row.data}, {row.source}", row.params, "", "", *cells, ", ".join(fids))))
     return head, rows
+
+
+def _measured(estimate: dict[str, Any], unit: str, spec: DataSpec) -> str:
+    """Mean, error and unit; of vectors, whose papers print totals, the total too."""
+    text = f"{_with_error(estimate)} {unit}"
+    if len(spec.shape) == 3 or estimate["mean"] is None:
+        return text
+    return f"{text} (total {spec.num_dims * estimate['mean']:.2f})"
 
 
 def _with_error(estimate: dict[str, Any]) -> str:
@@ -293,7 +306,7 @@ def _html_table(head: Row, rows: Sequence[Row]) -> str:
     cells = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     lines = [f"<tr>{cells}</tr>"]
     for row in rows:
-        kind = " class='paper'" if any("Kim et al." in cell for cell in row) else ""
+        kind = " class='paper'" if isinstance(row, _Printed) else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     return f"<table>{''.join(lines)}</table>"
 

@@ -215,7 +215,7 @@ def test_refused(options, message):
 def test_networks_that_draw_are_refused():
     with pytest.raises(ValueError, match="dropout: the adjoint evaluates a network twice"):
         DiffFlow(nn.Sequential(nn.Dropout(0.1)), SmallBackbone(D), shape=(D,))
-    with pytest.raises(ValueError, match="num_steps=1 must be at least 2"):
+    with pytest.raises(ValueError, match="num_steps=1: a DiffFlow trained on N=6 steps is sampled in 2 to 6"):
         make().times(1, 0.0)
 
 

@@ -12,7 +12,8 @@ from pipelines.config import load, read_run
 from pipelines.loop import read_metrics
 from pipelines.models import DataSpec, network_shape
 from pipelines.recipes import RECIPES
-from pipelines.sampling import Sampling, samples
+from pipelines.report import Report, report
+from pipelines.sampling import Sampling, check, samples
 
 COMMON = (
     "--train.steps",
@@ -83,6 +84,8 @@ def test_it_is_measured_and_sampled(trained):
     deis = Sampling(sampler="deis", nfe=6, order=2, grid="power")
     if "diffflow" in config.recipe:
         assert samples(model, [1], em).evaluations == 4
+        with pytest.raises(ValueError, match=r"num_steps=5: a DiffFlow trained on N=4 steps is sampled in 2 to 4"):
+            check(model, Sampling(sampler="em", steps=5))
         for refused in (deis, Sampling(sampler="em", steps=4, grid="edm")):
             with pytest.raises(ValueError, match="needs a linear diffusion, and the drift of this model is learned"):
                 samples(model, [1], refused)
@@ -90,9 +93,23 @@ def test_it_is_measured_and_sampled(trained):
         assert samples(model, [1], deis).evaluations == 6
 
 
+def test_it_is_reported(trained, tmp_path):
+    run, images = trained[0], "dinof" in trained[0].name
+    page = report([run], Report(images=3, out=str(tmp_path)))
+    text = (tmp_path / "report.md").read_text()
+    assert page.is_file()
+    assert f"| {run.name} |" in text
+    assert ("Kim et al. 2022, Table 4" in text) == run.name.startswith("digits")
+    assert ("discretisation" in {file.stem for file in tmp_path.glob("*.png")}) == images
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ("digits_vp_nll", "--model.flow", "GlowFlow", "--flow.levels", "2"),
+            "GlowFlow does not begin at the identity",
+        ),
         (("digits_dinof", "--prior.levels", "4"), "at most 3 fit"),
         (("digits_dinof", "--t-m", "1.5"), "t_m=1.5 must lie in (0, 1]"),
         (("digits_diffflow", "--num-steps", "1", "--change-at", ""), "N=1 must be at least 2"),

@@ -65,7 +65,9 @@ def test_gas_drops_what_is_correlated(tmp_path):
     kept = sensors[:, 1:]  # of s1 and s3 the first goes
     np.testing.assert_allclose(whole, (kept - kept.mean(axis=0)) / kept.std(axis=0, ddof=1), atol=1e-4)
     np.save(tmp_path / "gas.npy", table)
-    with pytest.raises(ValueError, match=r"gas.npy: 19 columns where the published table has 16 \(16 sensors, without Time"):
+    with pytest.raises(
+        ValueError, match=r"gas.npy: 19 columns where the published table has 16 \(16 sensors, without Time"
+    ):
         prepared(tmp_path, tmp_path / "gas.npy", table="gas")
 
 
