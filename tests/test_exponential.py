@@ -205,8 +205,9 @@ def test_stochastic_gddim_has_the_law_of_one_point(sde, lam, num_steps):
 @EVERY
 def test_covariances_of_gddim_are_symmetric_and_not_negative(sde):
     """P = R_s (I - W W^T) R_s^T, against the Lyapunov equation of its definition by central differences."""
-    t = torch.tensor([0.9, 0.5, 0.9, 1e-3], dtype=torch.float64)
-    s = torch.tensor([0.2, 0.499, 1e-5, 1e-5], dtype=torch.float64)
+    grid = torch.linspace(0.9, 0.2, 11, dtype=torch.float64)
+    t = torch.cat([torch.tensor([0.9, 0.5, 0.9, 1e-3], dtype=torch.float64), grid[:-1]])
+    s = torch.cat([torch.tensor([0.2, 0.499, 1e-5, 1e-5], dtype=torch.float64), grid[1:]])
     for lam in (0.0, 0.3, 1.0):
         W, R = noise_factor(sde, t, s, lam), sde.R(s.reshape(-1, 1, 1))
         P = R @ (torch.eye(W.shape[-1]).double() - W @ W.mT) @ R.mT

@@ -76,7 +76,11 @@ def test_it_is_measured_and_sampled(trained):
         assert values.shape == (4,)
         assert values.isfinite().all()
     em, pc = Sampling(sampler="em", steps=4, grid="trained"), Sampling(sampler="pc", steps=3)
-    for sampling in (Sampling(rtol=1e-2, atol=1e-2), em, pc):
+    family = [Sampling(sampler="deis", nfe=6, order=0, lam=0.5), Sampling(sampler="deis", nfe=6, order=2)]
+    if "toy2d" in config.recipe:
+        family.append(Sampling(sampler="deis", nfe=7, order=2, method="rho-RK"))
+    family = [] if "diffflow" in config.recipe else family
+    for sampling in (Sampling(rtol=1e-2, atol=1e-2), em, pc, *family):
         both = samples(model, [3, 4, 5], sampling)
         alone = samples(model, [4], sampling)
         assert both.x.shape == (3, *spec.shape)
