@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
+import torch.distributed as dist
 from ray_session import train
 from safetensors.torch import load_file
 
 from pipelines import evaluate
+from pipelines import train as training
 from pipelines.config import load, read_run
 from pipelines.loop import read_metrics
 from pipelines.models import DataSpec, network_shape
@@ -164,3 +168,30 @@ def test_glow_is_a_flow_of_indm_too(tmp_path):
     x = samples(model, range(3), Sampling(rtol=1e-2, atol=1e-2)).x
     z, _ = model.flow(x)
     torch.testing.assert_close(model.flow.inverse(z), x, rtol=0, atol=1e-4)
+
+
+def _differentiate(rank: int, rendezvous: str, names: tuple[str, ...]) -> None:
+    """One rank's gradients, as two workers train, against the mean of the gradients without them."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    spec = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
+    x = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[rank]
+    for name in names:
+        torch.manual_seed(0)
+        model = RECIPES[name]().model.build(spec).double().train()
+        model(x, None, torch.Generator().manual_seed(rank))  # the first batch sets the actnorms
+        gradients = []
+        for wrapped in (model, training._wrapped(model, torch.device("cpu"), 2)):
+            model.zero_grad()
+            wrapped(x, None, torch.Generator().manual_seed(2 + rank)).objective.mean().backward()
+            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+        alone, together = gradients[0].clone(), gradients[1]
+        dist.all_reduce(alone)
+        torch.testing.assert_close(together, alone / 2, rtol=1e-12, atol=1e-14)
+        assert alone.any()
+    dist.destroy_process_group()
+
+
+def test_two_workers_train_on_the_mean_of_their_gradients(tmp_path: Path):
+    names = ("toy2d_rings_diffflow", "toy2d_dinof")
+    torch.multiprocessing.spawn(_differentiate, args=(str(tmp_path / "rendezvous"), names), nprocs=2)
