@@ -11,6 +11,7 @@ Features of samples are kept under RUN/compare/ as they are made: a killed table
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -139,11 +140,15 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
         "num_samples": wanted.num_samples,
         "data": card.name,
         "key": key,
-        "runs": {
-            run.name: [_figures(places_of[i, row], chunks, row, reference) for row in rows]
-            for i, run in enumerate(runs)
-        },
+        "runs": {run.name: [] for run in runs},
     }
+    began = shown = time.monotonic()
+    for num, ((i, row), place) in enumerate(places_of.items(), 1):
+        document["runs"][runs[i].name].append(_figures(place, chunks, row, reference))
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            left = (shown - began) / num * (len(places_of) - num)
+            print(f"distances: {num}/{len(places_of)} rows, about {left:.0f} s left", flush=True)
     for i, run in enumerate(runs):
         whole = _with_earlier(document, run)
         write_text(run / FILE, json.dumps(whole, indent=1, allow_nan=False) + "\n")
