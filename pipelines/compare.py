@@ -227,15 +227,21 @@ def _figures(place: Path, chunks: Sequence[tuple[int, int]], row: str, reference
 
 
 def _draw(document: dict[str, Any], file: Path) -> None:
-    """Frechet distance against evaluations, one line for each sampler of each run."""
+    """Frechet distance against evaluations, one line for each sampler of each run, whatever its number of steps."""
     series: dict[str, list[tuple[float, float, float]]] = {}
     for name, rows in document["runs"].items():
         for row in rows:
-            sampler = row["row"].split(":")[0]
             if row["frechet"]["mean"] is not None and row["evaluations"] is not None:
                 point = (row["evaluations"], row["frechet"]["mean"], row["frechet"]["se"])
-                series.setdefault(f"{name} {sampler}", []).append(point)
+                series.setdefault(f"{name} {family(row['row'])}", []).append(point)
     lines(series, "evaluations of the score per sample", f"FD({document['features']})", file, log=True)
+
+
+def family(row: str) -> str:
+    """A row's name without what says how long it takes."""
+    options = [part for word in row.split(":") for part in word.split(",")]
+    lengths = ("steps", "nfe", "rtol", "atol")
+    return " ".join(part for part in options if not part.isdigit() and part.partition("=")[0] not in lengths)
 
 
 def table(document: dict[str, Any]) -> str:

@@ -88,15 +88,17 @@ def lines(
     """Points (x, y, standard error of y) joined by a line for each name; `log`: logarithmic axes."""
     figure = figure_of(7, 4)
     axes = figure.add_subplot()
-    for name, points in series.items():
+    for i, (name, points) in enumerate(series.items()):
         x, y, error = zip(*sorted(points), strict=True)
-        axes.errorbar(x, y, error, marker="o", markersize=3, linewidth=1.2, capsize=2, label=name)
+        style = ("-", "--", ":")[i // 10 % 3]  # ten colours
+        axes.errorbar(x, y, error, marker="o", markersize=3, linewidth=1.2, linestyle=style, capsize=2, label=name)
     if log:
         axes.set_xscale("log")
         axes.set_yscale("log")
     axes.set_xlabel(across)
     axes.set_ylabel(up)
-    axes.legend()
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(series) > 5 else {}
+    axes.legend(fontsize="small", **beside)
     axes.grid(alpha=0.3)
     figure.savefig(file, dpi=120, bbox_inches="tight")
 

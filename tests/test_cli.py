@@ -11,6 +11,7 @@ from ray_session import one_line, run_script
 from indm_core.sde import VE, SubVP
 from pipelines import evaluate, sample, train
 from pipelines.cli import describe, nearest, options, override, split_arguments
+from pipelines.compare import family
 from pipelines.config import subclasses
 from pipelines.models import NoFlow, ResidualFlow
 from pipelines.recipes import RECIPES
@@ -263,3 +264,8 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys):
     one_line(capsys.readouterr().err, "there are", *RECIPES)
     assert train.main(["digits_vp_nll", "toy2d_spiral"]) == 2
     one_line(capsys.readouterr().err, "one recipe at a time", "options need --")
+
+
+def test_rows_of_a_sampler_are_one_line_of_the_picture():
+    rows = ("em:1000", "deis:nfe=10,order=0,grid=power", "ode:rtol=1e-3,atol=1e-3", "em:steps=9,lam=0.5")
+    assert [family(row) for row in rows] == ["em", "deis order=0 grid=power", "ode", "em lam=0.5"]
