@@ -66,7 +66,7 @@ def curve(stages: list[int], seconds: float, *, batch: int = 1000, every: float 
     while spent < seconds:
         began = time.process_time()
         share = spent / (0.5 * seconds)
-        model.num_steps = stages[min(len(stages) - 1, int(share * (len(stages) - 1)))]
+        model.schedule = ((0, stages[min(len(stages) - 1, int(share * (len(stages) - 1)))]),)
         x = train[torch.randint(len(train), (batch,), generator=generator)]
         trainer.step([(x, None)], generator)
         spent += time.process_time() - began

@@ -167,6 +167,8 @@ class DiffFlow(GenerativeModel):
         self.schedule, self.flexible, self.adjoint = tuple(schedule), flexible, adjoint
         self.num_steps = sizes[-1]
         first = float(fixed_times(max(sizes), t_max)[1])
+        if t_min is not None and not 0 <= t_min < t_max:
+            raise ValueError(f"t_min={t_min} must lie in [0, t_max={t_max})")
         self.sde = LearnedSDE(self.f, g=g, t_min=first if t_min is None else t_min, t_max=t_max)
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
@@ -179,6 +181,7 @@ class DiffFlow(GenerativeModel):
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The bound on one path per sample."""
+        _refuse_labels(y)
         ts = fixed_times(self.num_steps, self.t_start)
         if self.flexible and self.training:
             ts = flexible_times(self.num_steps, self.t_start, x, generator)
@@ -207,6 +210,9 @@ class DiffFlow(GenerativeModel):
         """The mean over paths on the fixed grid; the bound is one at time 0, so that there is no residual to leave out."""
         if nodes is not None:
             raise ValueError("nodes: DiffFlow's bound is over paths and takes no quadrature nodes; give num_draws")
+        if num_draws < 1:
+            raise ValueError(f"num_draws={num_draws} must be at least 1")
+        _refuse_labels(y)
         path = _Path(self, fixed_times(self.num_steps, self.t_start))
         total = x.new_zeros(len(x))
         for _ in range(num_draws):
@@ -220,6 +226,7 @@ class DiffFlow(GenerativeModel):
         return self.sde.project(u)
 
     def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        _refuse_labels(y)
         return self.s(u.squeeze(-1), t.to(u.device).reshape(-1).expand(len(u))).unsqueeze(-1)
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
@@ -255,6 +262,11 @@ class DiffFlow(GenerativeModel):
 
     def begin_phase(self, phase: str) -> None:
         self.num_steps = int(phase.removeprefix("N="))
+
+
+def _refuse_labels(y: Tensor | None) -> None:
+    if y is not None:
+        raise ValueError("y: DiffFlow has no conditional form; give no labels")
 
 
 class _Path:

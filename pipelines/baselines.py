@@ -1,4 +1,4 @@
-"""What a model of vectors has to beat: a Gaussian and a mixture of Gaussians, fitted to the training rows.
+"""What a model of vectors has to beat: a Gaussian and a mixture of Gaussians, fitted to (at most 50,000 of) the training rows.
 
 The number of components, 1 to 32, is the one with the least Bayesian information criterion; covariances are full. The NLL is
 exact, in nats per dimension, on the same test rows as the models'. Where a coordinate repeats its values (a yes or no)

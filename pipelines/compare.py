@@ -34,7 +34,7 @@ from pipelines.atomic import write_text
 from pipelines.checkpoint import save_tensors
 from pipelines.cli import describe, override, run_command
 from pipelines.cluster import connect
-from pipelines.config import load, read_run, to_json
+from pipelines.config import identity, load
 from pipelines.outputs import RULE, find_run, output_root
 from pipelines.pictures import draw_levels, lines
 from pipelines.pool import Pool, places
@@ -112,7 +112,8 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
     rows = wanted.rows.split()
     actors, device = places(wanted.actors)
     key = f"{evaluate.feature_key(make_features)} {device}"
-    places_of = {(i, row): _place(run, row, key) for i, run in enumerate(runs) for row in rows}
+    models = [identity(run) for run in runs]
+    places_of = {(i, row): _place(run, models[i], row, key) for i, run in enumerate(runs) for row in rows}
     chunks = [(a, min(a + CHUNK, wanted.num_samples)) for a in range(0, wanted.num_samples, CHUNK)]
     tasks = {
         (i, row, a, b): ("sample", (i, list(range(a, b)), parse_row(row)))
@@ -150,42 +151,35 @@ def compare(runs: Sequence[Path], wanted: Compare, root: Path) -> dict[str, Any]
             left = (shown - began) / num * (len(places_of) - num)
             print(f"distances: {num}/{len(places_of)} rows, about {left:.0f} s left", flush=True)
     for i, run in enumerate(runs):
-        whole = _with_earlier(document, run)
+        whole = _with_earlier(document, run, models[i])
         write_text(run / FILE, json.dumps(whole, indent=1, allow_nan=False) + "\n")
         _draw(whole, run / "compare.png")
         for row in rows:
-            shown = _read(places_of[i, row], *chunks[0])
-            if shown is not None:
+            piece = _read(places_of[i, row], *chunks[0])
+            if piece is not None:
                 num = 100 if len(card.shape) == 3 else 2000
-                draw_levels(shown["shown"][:num], subjects[i].spec, places_of[i, row] / "samples.png")
+                draw_levels(piece["shown"][:num], subjects[i].spec, places_of[i, row] / "samples.png")
     return document
 
 
-def _with_earlier(document: dict[str, Any], run: Path) -> dict[str, Any]:
+def _with_earlier(document: dict[str, Any], run: Path, model: str) -> dict[str, Any]:
     """The document with the rows that the run's last one has and this one has not."""
     try:
         earlier = json.loads((run / FILE).read_text(encoding="utf-8"))
         same = all(earlier[name] == document[name] for name in ("features", "num_samples", "data", "key"))
-        kept = earlier["runs"][run.name] if same and earlier["weights"] == _identity(run) else []
+        kept = earlier["runs"][run.name] if same and earlier["weights"] == model else []
     except (OSError, ValueError, KeyError, TypeError):
         kept = []
     new = document["runs"][run.name]
     rows = [*(row for row in kept if row["row"] not in {r["row"] for r in new}), *new]
-    return document | {"weights": _identity(run), "runs": document["runs"] | {run.name: rows}}
+    return document | {"weights": model, "runs": document["runs"] | {run.name: rows}}
 
 
-def _identity(run: Path) -> str:
-    """A hash of a run's weights and of the model that they are for."""
-    config, _ = read_run(run / "config.json")
-    text = f"{evaluate.digest(run)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _place(run: Path, row: str, features: str) -> Path:
+def _place(run: Path, model: str, row: str, features: str) -> Path:
     """Where a row's samples are kept: it follows from the model, the sampler, the feature network and the kind of device."""
     sampling = parse_row(row)
     settings = json.dumps(asdict(sampling), sort_keys=True)
-    key = hashlib.sha256(f"{_identity(run)}\n{settings}\n{features}".encode()).hexdigest()[:16]
+    key = hashlib.sha256(f"{model}\n{settings}\n{features}".encode()).hexdigest()[:16]
     return run / "compare" / f"{sampling.sampler}-{key}"
 
 
@@ -273,11 +267,13 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
     root = output_root(wanted.out)
     runs = [find_run(word, root) for word in words]
     evaluate.subjects_of(runs)  # refused before a session is started
-    for run, row in ((run, row) for run in runs for row in wanted.rows.split()):
-        try:
-            check(load(run), parse_row(row))
-        except ValueError as error:
-            raise ValueError(f"rows: {row!r} on {run.name}: {error}") from None
+    for run in runs:
+        model = load(run)
+        for row in wanted.rows.split():
+            try:
+                check(model, parse_row(row))
+            except ValueError as error:
+                raise ValueError(f"rows: {row!r} on {run.name}: {error}") from None
     connect(1, 1.0)
     print(table(compare(runs, wanted, root)))
 

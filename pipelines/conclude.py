@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import evaluate, tracking
+from pipelines.config import digest
 from pipelines.loop import Job, read_metrics
 from pipelines.pictures import learning_curve
 from pipelines.sampling import Sampling
@@ -70,5 +71,5 @@ def _measured_already(runs: Sequence[Path]) -> dict[str, Any] | None:
         document = json.loads((runs[0] / evaluate.BRIEF).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    weights = {run.name: evaluate.digest(run) for run in runs}
+    weights = {run.name: digest(run) for run in runs}
     return document if document.get("weights") == weights and document["settings"] == asdict(BRIEF) else None

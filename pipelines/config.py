@@ -10,6 +10,7 @@ needs an entry nowhere. Nothing is unpickled: a model directory holds
 
 from __future__ import annotations
 
+import hashlib
 import json
 import types
 import typing
@@ -26,7 +27,19 @@ from pipelines.atomic import write_text
 from pipelines.models import DataSpec, INDMConfig, ModelConfig
 from pipelines.source import Options
 
-__all__ = ["Data", "RunConfig", "Train", "from_json", "load", "read_run", "subclasses", "to_json", "write_run"]
+__all__ = [
+    "Data",
+    "RunConfig",
+    "Train",
+    "digest",
+    "from_json",
+    "identity",
+    "load",
+    "read_run",
+    "subclasses",
+    "to_json",
+    "write_run",
+]
 
 VERSION = 1
 
@@ -193,6 +206,19 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
         raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
     run = from_json(RunConfig, document.get("run"), f"{file}: run")
     return run, from_json(DataSpec, document.get("spec"), f"{file}: spec")
+
+
+def digest(run: Path) -> str:
+    """SHA-256 of a run's weights: which model a document measured."""
+    with (run / "model.safetensors").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identity(run: Path) -> str:
+    """A hash of a run's weights and of the model that they are for."""
+    config, _ = read_run(run / "config.json")
+    text = f"{digest(run)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def load(path: str | Path) -> GenerativeModel:

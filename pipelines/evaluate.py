@@ -41,7 +41,7 @@ from pipelines.atomic import write_text
 from pipelines.baselines import baselines
 from pipelines.cli import describe, options, override, run_command
 from pipelines.cluster import connect
-from pipelines.config import RunConfig, load, read_run
+from pipelines.config import RunConfig, digest, load, read_run
 from pipelines.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
 from pipelines.loop import to_unit
 from pipelines.models import DataSpec
@@ -58,7 +58,6 @@ __all__ = [
     "Evaluator",
     "Samples",
     "Settings",
-    "digest",
     "distances",
     "evaluate",
     "feature_key",
@@ -309,12 +308,6 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
             _draw(run, first.spec, results, i, settings)
         write_text(run / name_of_file, json.dumps(_finite(document), indent=1, allow_nan=False) + "\n")
     return _finite(document)
-
-
-def digest(run: Path) -> str:
-    """SHA-256 of a run's weights: which model a document measured."""
-    with (run / "model.safetensors").open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _finite(value: Any) -> Any:

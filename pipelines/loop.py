@@ -7,8 +7,9 @@ The loop resumes from the newest checkpoint of the run directory, trains to the 
 
 A record of metrics.jsonl (one a line, one every `log_every` steps) has: step, phase, nelbo / denoising / prior / log_det in
 `unit` (bits/dim for dequantised data, nats/dim otherwise; the bound at t_min without the residual, or at Soft Truncation's
-random time), for a bridge `partner` (the second set's NLL under the flow), images_per_s, data_wait (share of the time that
-the step waited for rows), eta_s, skipped, and the gradient norm of each network before clipping.
+time), for a bridge `partner` (the second set's NLL under the flow), for DiffFlow `transitions` in place of denoising,
+images_per_s, data_wait (share of the time that the step waited for rows), eta_s, skipped, and the gradient norm of each network
+before clipping.
 """
 
 from __future__ import annotations

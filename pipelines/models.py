@@ -10,6 +10,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -86,9 +87,9 @@ class FlowConfig(ABC):
     """A flow of the latent."""
 
     @property
+    @abstractmethod
     def starts_at_identity(self) -> bool:
         """Whether an INDM can go on from the linear diffusion that it was before."""
-        return True
 
     @abstractmethod
     def build(self, shape: tuple[int, ...]) -> Flow:
@@ -98,6 +99,10 @@ class FlowConfig(ABC):
 @dataclass(frozen=True, kw_only=True)
 class NoFlow(FlowConfig):
     """The identity: a linear diffusion."""
+
+    @property
+    def starts_at_identity(self) -> bool:
+        return True
 
     def build(self, shape: tuple[int, ...]) -> Flow:
         return Identity()
@@ -288,9 +293,13 @@ class ModelConfig(ABC):
         """The model with fresh weights, drawn from torch's default generator."""
 
     @property
+    @abstractmethod
     def shared_steps(self) -> int:
         """Steps at the start that a baseline shares: RUN/pretrained is what they lead to. 0: none."""
-        return 0
+
+    @abstractmethod
+    def check_steps(self, steps: int) -> None:
+        """Refuses a number of training steps that the model's schedule does not fit into."""
 
 
 def _check_pretraining(flow: FlowConfig, steps: int) -> None:
@@ -326,6 +335,9 @@ class INDMConfig(ModelConfig):
     @property
     def shared_steps(self) -> int:
         return self.pretrain_steps
+
+    def check_steps(self, steps: int) -> None:
+        pass  # pre-training alone is a linear diffusion
 
     def build(self, spec: DataSpec) -> GenerativeModel:
         return self._built(INDM, spec)
@@ -383,6 +395,13 @@ class DiNofConfig(ModelConfig):
         if not 0 < self.t_m <= 1:
             raise ValueError(f"t_m={self.t_m} must lie in (0, 1]: the share of t_max at which the flow prior sits")
 
+    @property
+    def shared_steps(self) -> int:
+        return 0
+
+    def check_steps(self, steps: int) -> None:
+        pass
+
     def build(self, spec: DataSpec) -> GenerativeModel:
         _check_pretraining(self.flow, self.pretrain_steps)
         shape = network_shape(spec, self.sde)
@@ -431,6 +450,19 @@ class DiffFlowConfig(ModelConfig):
             )
         if self.num_steps and min(self.num_steps) < 2:
             raise ValueError(f"num_steps={self.num_steps}: N={min(self.num_steps)} must be at least 2")
+        if any(later <= first for first, later in pairwise((0, *self.change_at))):
+            raise ValueError(f"change_at={self.change_at} must be positive and increase")
+
+    @property
+    def shared_steps(self) -> int:
+        return 0
+
+    def check_steps(self, steps: int) -> None:
+        if self.change_at and self.change_at[-1] >= steps:
+            raise ValueError(
+                f"change_at={self.change_at}: with steps={steps} the last stage, N={self.num_steps[-1]}, is never trained; "
+                "give more --steps, or fewer stages in --num-steps and --change-at"
+            )
 
     def build(self, spec: DataSpec) -> GenerativeModel:
         return DiffFlow(

@@ -26,7 +26,7 @@ from pipelines.card import one_line
 from pipelines.source import Chunk, Options, Source, SourceSplit, array_chunks, chunk_rows, records
 from pipelines.toy2d import TOY2D
 
-__all__ = ["read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
+__all__ = ["read_array", "read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
 
 
 def read_digits(source: str, options: Options) -> Source | None:
@@ -101,10 +101,19 @@ def read_csv(source: str, options: Options) -> Source | None:
     return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part}, columns=tuple(names))
 
 
-def read_rows(file: Path) -> tuple[list[str], np.ndarray]:
-    """Column names and all numbers of a .csv file, float64 (n, d)."""
+def read_array(file: Path) -> np.ndarray:
+    """All of a .npy file, in either order of its axes."""
+    array = _open_array(file, "", whole=True)
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{array}: cannot read it ({one_line(error)}); save it again") from None
+
+
+def read_rows(file: Path, *, spare: bool = False) -> tuple[list[str], np.ndarray]:
+    """Column names and all numbers of a .csv file, float64 (n, d); `spare`: rows may have one cell more than the header."""
     names, blocks = [], []
-    for header, _, block in _csv_blocks(file, np.float64):
+    for header, _, block in _csv_blocks(file, np.float64, spare=spare):
         names = header
         blocks.append(block)
     if not blocks:
@@ -156,16 +165,20 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(stream)
 
 
-def _open_array(file: Path, member: str) -> _Array:
+def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
+    """An array by its header; unless it is read whole, its rows have to lie one after the other."""
     try:
         with _stream(file, member) as stream:
             shape, fortran, dtype = _header(stream)
     except ValueError as error:
         raise ValueError(f"{file}: not a NumPy array ({one_line(error)}); save it with numpy.save") from None
     array = _Array(file=file, member=member, shape=shape, dtype=dtype)
+    held = _bytes(file, member)
+    if math.prod(shape) * dtype.itemsize > held:
+        raise ValueError(f"{array}: a header of shape {shape} {dtype}, but {held:,} bytes; save it again")
     if dtype.hasobject or dtype.kind not in "biuf":
         raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers")
-    if fortran and len(shape) > 1:
+    if fortran and len(shape) > 1 and not whole:
         raise ValueError(f"{array}: Fortran order cannot be streamed; save numpy.ascontiguousarray of it")
     if not shape or 0 in shape:
         raise ValueError(f"{array}: shape {shape} has no rows; save rows along the first axis")
@@ -220,7 +233,16 @@ def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> Source
     return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}")
 
 
-def _csv_blocks(file: Path, dtype: type = np.float32) -> Iterator[tuple[list[str], int, np.ndarray]]:
+def _bytes(file: Path, member: str) -> int:
+    if not member:
+        return file.stat().st_size
+    with zipfile.ZipFile(file) as archive:
+        return archive.getinfo(f"{member}.npy").file_size
+
+
+def _csv_blocks(
+    file: Path, dtype: type = np.float32, *, spare: bool = False
+) -> Iterator[tuple[list[str], int, np.ndarray]]:
     """(column names, first row, (m, d) of a dtype) of a table; rows are numbered from 0, after the header."""
     names: list[str] = []
     lines: list[tuple[int, list[str]]] = []
@@ -234,6 +256,8 @@ def _csv_blocks(file: Path, dtype: type = np.float32) -> Iterator[tuple[list[str
                     names = [cell.strip() if header else str(index) for index, cell in enumerate(cells)]
                     if header:
                         continue
+                if spare and not lines and first == 0 and len(cells) == len(names) + 1:
+                    names.append(str(len(names)))
                 if cells:
                     lines.append((reader.line_num, cells))
                 if len(lines) == chunk_rows(8 * len(names)):

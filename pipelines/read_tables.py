@@ -21,7 +21,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +29,7 @@ import numpy as np
 
 from pipelines.card import one_line
 from pipelines.order import permutation
-from pipelines.read_arrays import read_rows
+from pipelines.read_arrays import read_array, read_rows
 from pipelines.source import Options, Source, SourceSplit, array_chunks
 
 __all__ = ["SKLEARN", "TABLES", "read_hdf5", "read_sklearn", "read_table"]
@@ -65,12 +65,11 @@ def read_hdf5(source: str, options: Options) -> Source | None:
     file = Path(source)
     if file.suffix not in (".h5", ".hdf5") or not file.is_file() or options.table:
         return None
-    arrays = _hdf5(file)
-    named = {name: arrays[name] for name in ("train", "test", "validation") if name in arrays}
-    if not named and len(arrays) == 1:
-        named = {"train": next(iter(arrays.values()))}
+    named = _hdf5(file, "train", "test", "validation")
+    if len(named) == 1:
+        named = {"train": next(iter(named.values()))}
     if "train" not in named:
-        raise ValueError(f"{file}: holds {_listed(arrays)}; call the rows train, test, validation")
+        raise ValueError(f"{file}: holds {', '.join(sorted(named))}; call the rows train, test, validation")
     return _source({name: (x, f"{file}:{name}") for name, x in named.items()})
 
 
@@ -113,12 +112,12 @@ def _hepmass(path: Path) -> Source:
         file = path / f"1000_{split}.csv"
         if not file.is_file():
             raise ValueError(f"{file}: table=hepmass is a directory of 1000_train.csv and 1000_test.csv")
-        _, x = read_rows(file)
+        _, x = read_rows(file, spare=split == "test")
         parts[split] = x[x[:, 0] == 1][:, 1:]
     width = parts["train"].shape[1]
     if parts["test"].shape[1] not in (width, width + 1):
         raise ValueError(f"{path}: {width} features in 1000_train.csv, {parts['test'].shape[1]} in 1000_test.csv")
-    train, test = parts["train"], parts["test"][:, :width]  # the published test file has one column more at its end
+    train, test = parts["train"], parts["test"][:, :width]  # the published test file has one cell more in its rows
     _enough(train, str(path / "1000_train.csv"))
     kept = (train == train.min(axis=0)).sum(axis=0) <= 5  # the published rule looks at the least value only
     if not kept.any():
@@ -143,7 +142,7 @@ def _miniboone(path: Path) -> Source:
 
 
 def _bsds300(path: Path) -> Source:
-    arrays = _hdf5(path)
+    arrays = _hdf5(path, "train", "validation", "test")
     missing = {"train", "validation", "test"} - arrays.keys()
     if missing:
         raise ValueError(
@@ -162,14 +161,15 @@ TABLES: dict[str, Callable[[Path], Source]] = {
 
 
 class _Table(NamedTuple):
-    """Numbers float64 (n, d), no column of which is constant, the names of the columns, and the file they are from."""
+    """Numbers float64 (n, d), no column of which is constant, and the file they are from."""
 
     x: np.ndarray
-    names: list[str]
     file: str
 
 
 SUFFIXES = (".npy", ".csv", ".h5", ".hdf5")
+MOST_BYTES = 1 << 30
+"""A compressed HDF5 dataset up to this size is read whatever the size of its file."""
 
 
 def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
@@ -185,18 +185,13 @@ def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
     elif path.suffix in (".h5", ".hdf5"):
         arrays = _hdf5(path)
         if len(arrays) != 1:
-            raise ValueError(f"{path}: holds {_listed(arrays)}; save the table as one dataset")
+            raise ValueError(f"{path}: holds {', '.join(sorted(arrays))}; save the table as one dataset")
         x = next(iter(arrays.values()))
     elif path.suffix == ".npy":
-        try:
-            x = np.load(path, allow_pickle=False)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{path}: not a plain NumPy array ({one_line(error)}); save numbers with numpy.save"
-            ) from None
+        x = read_array(path)
     else:
         raise ValueError(f"{path}: {path.suffix or 'no suffix'} is not read; save the table as {', '.join(SUFFIXES)}")
-    x = _checked(x, str(path))
+    x = _checked(x, str(path), names)
     names = names or [str(index) for index in range(x.shape[1])]
     kept = [index for index, name in enumerate(names) if name not in without]
     for index in kept:
@@ -204,43 +199,53 @@ def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
             raise ValueError(
                 f"{path} column {names[index]}: the constant {x[0, index]:g} in every row has no density; remove it"
             )
-    return _Table(x[:, kept], [names[index] for index in kept], str(path))
+    return _Table(x[:, kept], str(path))
 
 
-def _hdf5(path: Path) -> dict[str, np.ndarray]:
-    """The datasets of vectors of an HDF5 file, float64; what is no table of numbers is not read."""
+def _hdf5(path: Path, *names: str) -> dict[str, np.ndarray]:
+    """Tables of numbers of an HDF5 file, float64: those of the given names that it has, or (if it has none of them) all.
+
+    What lies outside the file is not read: no link, no virtual or external dataset.
+    """
     try:
         import h5py
     except ImportError:
         raise ValueError(f"{path}: HDF5 files are read by h5py: pip install h5py") from None
+    found, others = {}, []
     try:
         with h5py.File(path, "r") as archive:
-            tables = {
-                name: value[()]
-                for name, value in archive.items()
-                if isinstance(value, h5py.Dataset) and value.ndim == 2 and value.dtype.kind in "iuf"
-            }
-            others = {name: value.shape for name, value in archive.items() if hasattr(value, "shape")}
+            within = [name for name in archive if isinstance(archive.get(name, getlink=True), h5py.HardLink)]
+            wanted = [name for name in names if name in within] or within
+            for name in wanted:
+                table = archive[name]
+                if not isinstance(table, h5py.Dataset) or table.external or table.is_virtual:
+                    others.append(name)
+                elif table.ndim != 2 or table.dtype.kind not in "iuf":
+                    others.append(f"{name} {table.shape}")
+                elif table.nbytes > max(MOST_BYTES, 100 * path.stat().st_size):
+                    raise ValueError(f"{path}:{name}: {table.shape} are more numbers than the file can hold")
+                else:
+                    found[name] = _checked(table[()], f"{path}:{name}")
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{path}: not a readable HDF5 file ({one_line(error)}); download it again") from None
-    if not tables:
-        found = ", ".join(f"{name} {shape}" for name, shape in sorted(others.items())) or "no dataset"
-        raise ValueError(f"{path}: holds {found}; a table is numbers of shape (rows, columns)")
-    return {name: _checked(x, f"{path}:{name}") for name, x in tables.items()}
+    if not found:
+        held = ", ".join(others) or "no dataset of its own"
+        raise ValueError(f"{path}: holds {held}; a table is numbers of shape (rows, columns)")
+    return found
 
 
-def _listed(arrays: dict[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {x.shape}" for name, x in sorted(arrays.items()))
-
-
-def _checked(x: np.ndarray, file: str) -> np.ndarray:
-    """Finite numbers (n, d), float64."""
+def _checked(x: np.ndarray, file: str, names: Sequence[str] = ()) -> np.ndarray:
+    """Finite numbers (n, d), float64, that a float32 holds."""
     if x.ndim != 2 or x.dtype.kind not in "iuf":
         raise ValueError(f"{file}: {x.dtype} of shape {x.shape}; a table is numbers of shape (rows, columns)")
     x = x.astype(np.float64)
-    if not np.isfinite(x).all():
-        row, column = np.argwhere(~np.isfinite(x))[0]
-        raise ValueError(f"{file} row {row} column {column}: {x[row, column]} is missing or not finite; remove the row")
+    wrong = ~(np.abs(x) <= np.finfo(np.float32).max)
+    if wrong.any():
+        row, column = np.argwhere(wrong)[0]
+        raise ValueError(
+            f"{file} row {row} column {names[column] if names else column}: {x[row, column]} is missing or not finite "
+            "(float32); remove the row"
+        )
     return x
 
 

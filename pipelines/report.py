@@ -29,8 +29,10 @@ import torch
 from indm_core.likelihood import dequantise
 from pipelines.atomic import write_text
 from pipelines.cli import describe, options, override, run_command
-from pipelines.config import RunConfig, load, read_run
+from pipelines.compare import FILE as COMPARED
+from pipelines.config import RunConfig, digest, identity, load, read_run
 from pipelines.diagnose import Drawing, diagnose, norms
+from pipelines.evaluate import BRIEF, FULL
 from pipelines.loop import read_metrics
 from pipelines.models import DataSpec
 from pipelines.outputs import RULE, find_run, output_root
@@ -84,15 +86,21 @@ class Run:
     @staticmethod
     def read(directory: Path) -> Run:
         config, spec = read_run(directory / "config.json")
-        measured = _json(directory / "evaluation.json") or _json(directory / "evaluation-brief.json")
-        return Run(directory, config, spec, measured, _json(directory / "compare.json"))
+        name, trained = directory.name, (directory / "model.safetensors").is_file()
+        weights = digest(directory) if trained else ""
+        found = [_json(directory / file, "unit", "features", "differences") for file in (FULL, BRIEF)]
+        measured = next((d for d in found if d and d["weights"].get(name) == weights), None)  # not of earlier weights
+        compared = _json(directory / COMPARED, "features", "num_samples")
+        if compared and (not trained or compared["weights"] != identity(directory)):
+            compared = None
+        return Run(directory, config, spec, measured, compared)
 
     @property
     def name(self) -> str:
         return self.directory.name
 
 
-def _json(file: Path) -> dict[str, Any] | None:
+def _json(file: Path, *needed: str) -> dict[str, Any] | None:
     """A document of `evaluate.py` or `compare.py`; None where there is none.
 
     Raises:
@@ -104,7 +112,8 @@ def _json(file: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ValueError(f"{file}: not JSON ({error}); remove it, or measure again") from None
-    if not isinstance(document, dict) or not isinstance(document.get("runs"), dict):
+    whole = isinstance(document, dict) and {"runs", "weights", *needed} <= document.keys()
+    if not whole or not isinstance(document["runs"], dict):
         raise ValueError(f"{file}: no measurement of runs; remove it, or measure again")
     return document
 
@@ -140,7 +149,9 @@ def _main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
         figures = run.measured["runs"].get(run.name) if run.measured else None
         steps, data = f"{run.config.train.steps:,}", f"{run.spec.name}, this machine"
         if figures is None or run.measured is None:
-            rows.append((run.name, data, "", "", steps, "not measured: pipelines/evaluate.py", "", "", ""))
+            rows.append(
+                (run.name, data, "", "", steps, "not measured on these weights: pipelines/evaluate.py", "", "", "")
+            )
             continue
         unit = run.measured["unit"]
         cells = [_measured(figures[kind], unit, run.spec) for kind in ("nll", "nelbo", "gap")]
@@ -149,7 +160,7 @@ def _main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
         distance = f"{label}{_with_error(frechet)}, n = {frechet['samples']:,}" if frechet else ""
         cost = " + ".join(f"{num} {network}" for network, num in figures.get("evaluations", {}).items())
         rows.append((run.name, data, f"{figures['parameters'] / 1e6:.2f}M", cost, steps, *cells, distance))
-        for name, law in (run.measured.get("baselines") or {}).items():
+        for name, law in (run.measured.get("baselines") or {}).items() if run is runs[0] else ():
             rows.append((name, data, "", "", "", _measured(law | {"se": None}, unit, run.spec), "", "", ""))
     images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
     for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):

@@ -30,12 +30,12 @@ __all__ = ["Drawn", "Sampling", "check", "samples"]
 
 
 READ = {
-    "ode": (),
-    "em": ("lam",),
-    "pc": ("snr", "corrector_steps"),
-    "deis": ("nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
+    "ode": ("rtol", "atol"),
+    "em": ("steps", "grid", "lam"),
+    "pc": ("steps", "grid", "snr", "corrector_steps"),
+    "deis": ("steps", "grid", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
 }
-"""Options that a sampler has to itself."""
+"""Options that not every sampler reads."""
 
 
 @dataclass(frozen=True, kw_only=True)

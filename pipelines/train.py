@@ -175,6 +175,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
                 f"batch_size={train.batch_size} is not divisible by workers={workers} x accumulate={train.accumulate}; "
                 "change one of them"
             )
+    run.model.check_steps(train.steps)
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
     data = ensure(run.data.source, root / "data", run.data.options)

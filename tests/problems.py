@@ -234,7 +234,7 @@ class Mixture:
 
 
 class Affine(Flow):
-    """h(x) = A x + b on vectors."""
+    """h(x) = A x + b over the last axis."""
 
     def __init__(self, A: Tensor, b: Tensor) -> None:
         super().__init__()
@@ -244,7 +244,7 @@ class Affine(Flow):
         return x @ self.A.T + self.b, torch.linalg.slogdet(self.A).logabsdet.expand(len(x))
 
     def inverse(self, z: Tensor) -> Tensor:
-        return torch.linalg.solve(self.A, (z - self.b).T).T
+        return torch.linalg.solve(self.A, (z - self.b).unsqueeze(-1)).squeeze(-1)
 
 
 class ExactModel(LinearModel):
@@ -316,7 +316,7 @@ class ExactModel(LinearModel):
 
 
 class SmallBackbone(nn.Module):
-    """Two smooth layers of (x, t), in float64; any vector shape."""
+    """Two smooth layers of (x, t), in float64; events of any shape are taken as vectors."""
 
     def __init__(self, num_dims: int, width: int = 16, seed: int = 0) -> None:
         super().__init__()
@@ -325,4 +325,5 @@ class SmallBackbone(nn.Module):
         self.w_out = nn.Parameter(randn(num_dims, width, seed=seed + 2) / math.sqrt(width))
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        return torch.tanh(x @ self.w_in.T + t.unsqueeze(-1).to(x) * self.w_time) @ self.w_out.T
+        hidden = x.flatten(1) @ self.w_in.T + t.unsqueeze(-1).to(x) * self.w_time
+        return (torch.tanh(hidden) @ self.w_out.T).reshape(x.shape)

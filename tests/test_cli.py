@@ -15,6 +15,7 @@ from pipelines.compare import family
 from pipelines.config import subclasses
 from pipelines.models import NoFlow, ResidualFlow
 from pipelines.recipes import RECIPES
+from pipelines.sampling import Sampling
 from pipelines.source import Options
 
 RUN = RECIPES["digits_vp_nll"]()
@@ -269,3 +270,11 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys):
 def test_rows_of_a_sampler_are_one_line_of_the_picture():
     rows = ("em:1000", "deis:nfe=10,order=0,grid=power", "ode:rtol=1e-3,atol=1e-3", "em:steps=9,lam=0.5")
     assert [family(row) for row in rows] == ["em", "deis order=0 grid=power", "ode", "em lam=0.5"]
+
+
+@pytest.mark.parametrize(
+    "given", [{"sampler": "em", "rtol": "1e-9"}, {"sampler": "ode", "steps": "7"}, {"sampler": "ode", "grid": "edm"}]
+)
+def test_an_option_that_a_sampler_does_not_read_is_refused(given):
+    option = list(given)[1]
+    refused(Sampling(), given, f"{option}=", f"sampler={given['sampler']} does not read it")

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
 from indm_core.diffflow import DiffFlow, fixed_times, flexible_times
-from indm_core.exponential import sample_deis
 from indm_core.likelihood import log_prob_u, nelbo, nll
 from indm_core.nn import UNet
 from indm_core.ode import rk45
@@ -223,8 +222,11 @@ def test_what_needs_a_linear_sde_is_refused():
     model = make()
     with pytest.raises(ValueError, match="nodes: DiffFlow's bound is over paths"):
         nelbo(model, randn(2, D), nodes=[])
-    with pytest.raises((ValueError, TypeError, AttributeError)):
-        sample_deis(model.sde, model.score, randn(2, D, 1), model.times(5, model.sde.t_min))
+    for draws in (0, -1):
+        with pytest.raises(ValueError, match=f"num_draws={draws} must be at least 1"):
+            nelbo(model, randn(2, D), num_draws=draws)
+    with pytest.raises(ValueError, match="y: DiffFlow has no conditional form"):
+        model(randn(2, D), torch.zeros(2))
 
 
 class Kept:

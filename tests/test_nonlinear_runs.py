@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file
 
 from pipelines import evaluate
 from pipelines import train as training
-from pipelines.config import load, read_run
+from pipelines.config import digest, load, read_run
 from pipelines.loop import read_metrics
 from pipelines.models import DataSpec, network_shape
 from pipelines.recipes import RECIPES
@@ -111,6 +112,29 @@ def test_it_is_reported(trained, tmp_path):
     assert ("discretisation" in {file.stem for file in tmp_path.glob("*.png")}) == images
 
 
+def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
+    run = trained[1]
+    figures = {"mean": 1.0, "se": 0.1}
+    document = {
+        "unit": "nats/dim",
+        "features": "raw",
+        "differences": {},
+        "runs": {run.name: {"parameters": 5, "nll": figures, "nelbo": figures, "gap": figures}},
+        "weights": {run.name: digest(run)},
+    }
+    for weights, shown in ((digest(run), True), ("0" * 64, False)):
+        document["weights"][run.name] = weights
+        (run / "evaluation.json").write_text(json.dumps(document))
+        report([run], Report(images=0, out=str(tmp_path)))
+        text = (tmp_path / "report.md").read_text()
+        assert ("1.0000 ± 0.1000 nats/dim" in text) is shown
+        assert ("not measured on these weights" in text) is not shown
+    (run / "evaluation.json").write_text('{"runs": {}}')
+    with pytest.raises(ValueError, match=r"evaluation.json: no measurement of runs"):
+        report([run], Report(images=0, out=str(tmp_path)))
+    (run / "evaluation.json").unlink()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -122,6 +146,11 @@ def test_it_is_reported(trained, tmp_path):
         (("digits_dinof", "--t-m", "1.5"), "t_m=1.5 must lie in (0, 1]"),
         (("digits_diffflow", "--num-steps", "1", "--change-at", ""), "N=1 must be at least 2"),
         (("digits_diffflow", "--num-steps", "5,10", "--change-at", "3,4"), "give one change fewer than stages"),
+        (
+            ("digits_diffflow", "--num-steps", "5,10,20", "--change-at", "4,3"),
+            "change_at=(4, 3) must be positive and increase",
+        ),
+        (("digits_diffflow", "--train.steps", "300"), "with steps=300 the last stage, N=100, is never trained"),
         (("digits_diffflow", "--drift.time", "log-snr"), "take 'scaled'"),
         (("toy2d_dinof", "--prior.levels", "2"), "a vector (2,) takes one level"),
         (("tabular_diffflow", "--source", "sklearn:housing"), "the bundled tables are sklearn:wine"),

@@ -130,9 +130,13 @@ def test_bsds300_and_plain_hdf5(tmp_path):
             r"row 7 column 3: nan is",
         ),
         (lambda x: x[:9], "9 rows; a table that is split into tenths has at least 20"),
-        (lambda x: x.astype(str), "a table is numbers of shape"),
+        (lambda x: x.astype(str), r"dtype <U32 is not read .*; save plain numbers"),
         (lambda x: x[0], "a table is numbers of shape"),
-        (lambda x: np.array([{"a": 1}] * 30), "not a plain NumPy array"),
+        (lambda x: np.array([{"a": 1}] * 30), r"dtype object is not read .nothing is unpickled."),
+        (
+            lambda x: np.where(np.arange(len(x))[:, None] == 60, 1e60, x),
+            r"data.npy row 60 column 0: 1e\+60 is missing or",
+        ),
     ],
 )
 def test_bad_tables_are_named(tmp_path, change, message):
@@ -199,4 +203,32 @@ def test_hdf5_files_that_do_not_fit_are_named(tmp_path):
     with h5py.File(file, "w") as archive:
         archive["cube"] = RNG.normal(size=(30, 3, 2))
     with pytest.raises(ValueError, match=r"x.h5: holds cube \(30, 3, 2\); a table is numbers of shape"):
+        prepared(tmp_path, file)
+
+
+def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
+    file = tmp_path / "x.npy"
+    with file.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f8", "fortran_order": False, "shape": (10**12, 8)})
+    for options in ({}, {"table": "miniboone"}):
+        with pytest.raises(ValueError, match=r"x.npy: a header of shape \(1000000000000, 8\) float64, but 128 bytes"):
+            prepared(tmp_path, file, **options)
+    file.write_bytes(b"")
+    with pytest.raises(ValueError, match=r"x.npy: not a NumPy array"):
+        prepared(tmp_path, file, table="miniboone")
+    with h5py.File(tmp_path / "x.h5", "w") as archive:
+        archive.create_dataset("train", shape=(10**9, 10**4), chunks=(10, 10), dtype="f4")
+    with pytest.raises(ValueError, match=r"x.h5:train: \(1000000000, 10000\) are more numbers than the file can hold"):
+        prepared(tmp_path, tmp_path / "x.h5")
+
+
+def test_an_hdf5_file_does_not_read_other_files(tmp_path):
+    (tmp_path / "secret").write_bytes(bytes(range(256)) * 4)
+    with h5py.File(tmp_path / "other.h5", "w") as archive:
+        archive["train"] = RNG.normal(size=(30, 3))
+    file = tmp_path / "x.h5"
+    with h5py.File(file, "w") as archive:
+        archive["linked"] = h5py.ExternalLink("other.h5", "train")
+        archive.create_dataset("train", shape=(128, 8), dtype="u1", external=[(str(tmp_path / "secret"), 0, 1024)])
+    with pytest.raises(ValueError, match=r"x.h5: holds train; a table is numbers of shape"):
         prepared(tmp_path, file)
