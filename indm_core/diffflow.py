@@ -37,6 +37,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, final
 
@@ -72,6 +73,7 @@ def flexible_times(num_steps: int, t_max: float, like: Tensor, generator: Noise 
 
 
 @final
+@dataclass(frozen=True, kw_only=True, eq=False)
 class LearnedSDE(SDE):
     """dx = f(x, t) dt + g dw with a network for f; K = 1.
 
@@ -81,8 +83,14 @@ class LearnedSDE(SDE):
         t_min, t_max: Where samplers and likelihoods stay.
     """
 
-    def __init__(self, f: Field, *, g: float, t_min: float, t_max: float) -> None:
-        self.f, self.g, self.t_min, self.t_max = f, g, t_min, t_max
+    f: Field
+    g: float
+    t_min: float
+    t_max: float
+
+    @property
+    def linear(self) -> None:
+        return None
 
     def drift(self, u: Tensor, t: Tensor) -> Tensor:
         return self.f(u.squeeze(-1), t.to(u.device).reshape(-1).expand(len(u))).unsqueeze(-1)
@@ -169,7 +177,7 @@ class DiffFlow(GenerativeModel):
         first = float(fixed_times(max(sizes), t_max)[1])
         if t_min is not None and not 0 <= t_min < t_max:
             raise ValueError(f"t_min={t_min} must lie in [0, t_max={t_max})")
-        self.sde = LearnedSDE(self.f, g=g, t_min=first if t_min is None else t_min, t_max=t_max)
+        self.sde = LearnedSDE(f=self.f, g=g, t_min=first if t_min is None else t_min, t_max=t_max)
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift at times t (b,)."""

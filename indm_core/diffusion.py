@@ -42,7 +42,7 @@ from indm_core.sample import uniform_times
 from indm_core.score import ScoreModel, importance_times, likelihood_error, stratified
 from indm_core.sde import LinearSDE, apply
 
-__all__ = ["Diffusion", "Mode", "truncation_time"]
+__all__ = ["Diffusion", "Mode", "truncation_time", "with_parameters"]
 
 Mode = Literal["nll", "fid"]
 
@@ -165,13 +165,6 @@ class Diffusion(LinearModel):
         """Equally spaced."""
         return uniform_times(self.sde, num_steps, low=low, high=self.t_start)
 
-    def networks(self) -> dict[str, nn.Module]:
-        """`score` and, where it has parameters, `flow`."""
-        networks: dict[str, nn.Module] = {"score": self.score_model}
-        if any(True for _ in self.flow.parameters()):
-            networks["flow"] = self.flow
-        return networks
-
     def evaluations(self) -> dict[str, int]:
         return dict.fromkeys(self.networks(), 1)
 
@@ -217,3 +210,8 @@ class _ScaleGradient(torch.autograd.Function):
 
 def _scale_gradient(u: Tensor, factor: Tensor) -> Tensor:
     return _ScaleGradient.apply(u, factor)  # pyright: ignore[reportReturnType]
+
+
+def with_parameters(**networks: nn.Module) -> dict[str, nn.Module]:
+    """Those of the networks that there is something to train in."""
+    return {name: network for name, network in networks.items() if any(True for _ in network.parameters())}

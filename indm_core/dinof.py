@@ -25,7 +25,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from indm_core.diffusion import Diffusion, Mode
+from indm_core.diffusion import Diffusion, Mode, with_parameters
 from indm_core.flow import Flow
 from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det, sqrt_psd
@@ -98,8 +98,5 @@ class DiNof(Diffusion):
         return sqrt_psd(self.sde.prior_cov().to(like.device))
 
     def networks(self) -> dict[str, nn.Module]:
-        """Those of `Diffusion` and `prior`, where it has parameters."""
-        networks = super().networks()
-        if any(True for _ in self.prior.parameters()):
-            networks["prior"] = self.prior
-        return networks
+        """`score` and, where they have parameters, `flow` and `prior`."""
+        return with_parameters(score=self.score_model, flow=self.flow, prior=self.prior)

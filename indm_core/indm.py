@@ -15,7 +15,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from indm_core.diffusion import Diffusion, Mode
+from indm_core.diffusion import Diffusion, Mode, with_parameters
 from indm_core.flow import Flow
 from indm_core.model import Losses
 from indm_core.noise import Noise
@@ -68,6 +68,10 @@ class INDM(Diffusion):
         spread = inverse(self.sde.prior_cov().to(u_0.device)) @ self.sde.cov(T)
         trace = event_sum(spread.diagonal(dim1=-2, dim2=-1).sum(-1), u_0).to(u_0.dtype)
         return self.sde.log_prior(apply(self.sde.psi0(T), u_0)) - 0.5 * trace
+
+    def networks(self) -> dict[str, nn.Module]:
+        """`score` and, where it has parameters, `flow`."""
+        return with_parameters(score=self.score_model, flow=self.flow)
 
 
 class Bridge(INDM):

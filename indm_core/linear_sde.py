@@ -102,6 +102,11 @@ class SDE(ABC):
     t_min: float
     t_max: float
 
+    @property
+    @abstractmethod
+    def linear(self) -> LinearSDE | None:
+        """Itself where the drift is F_t u; None where it is learned."""
+
     @abstractmethod
     def drift(self, u: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"]) -> Float[Tensor, "b *event k"]:
         """The forward drift."""
@@ -162,6 +167,10 @@ class LinearSDE(SDE):
     def __post_init__(self) -> None:
         if not 0 < self.t_min < self.t_max:
             raise ValueError(f"t_min={self.t_min} must lie strictly between 0 and t_max={self.t_max}")
+
+    @property
+    def linear(self) -> LinearSDE:
+        return self
 
     @property
     def scalar(self) -> bool:

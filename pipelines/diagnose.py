@@ -55,7 +55,7 @@ def diagnose(models: Sequence[Model], x: Tensor, spec: DataSpec, out: Path, seed
     """
     out.mkdir(parents=True, exist_ok=True)
     drawings = [_smoothness(models, x, out, seed), _cosine(models, x, out, seed)]
-    linear = [model.sde for _, model in models if isinstance(model.sde, LinearSDE)]
+    linear = [sde for _, model in models if (sde := model.sde.linear) is not None]
     if linear:
         drawings.append(_discretisation(linear[0], x, out))
     if spec.shape == (2,) and len(linear) == len(models):

@@ -205,7 +205,7 @@ def cifar10_vp_fid() -> RunConfig:
 
 def cifar10_ve_fid() -> RunConfig:
     """The paper's INDM (VE, FID, NCSN++) on CIFAR-10; --source is its directory."""
-    return _paper("cifar10_ve_fid", VE(sigma_max=50.0), "fid")
+    return _paper("cifar10_ve_fid", VE(sigma_max=50.0), "fid", backbone=_NCSN, ema_decay=0.999)
 
 
 def celeba64_vp_nll() -> RunConfig:
@@ -220,20 +220,28 @@ def celeba64_vp_fid() -> RunConfig:
 
 def celeba64_ve_fid() -> RunConfig:
     """The paper's INDM (VE, FID, NCSN++) on CelebA at 64x64; --source is a folder of the aligned images."""
-    return _celeba(_paper("celeba64_ve_fid", VE(sigma_max=90.0), "fid"))
+    return _celeba(_paper("celeba64_ve_fid", VE(sigma_max=90.0), "fid", backbone=_NCSN, ema_decay=0.999))
 
 
-def _paper(name: str, sde: VP | VE, mode: Literal["nll", "fid"]) -> RunConfig:
+_NCSN = UNetConfig(family="ncsn++", time="log-sigma")
+
+
+def _paper(
+    name: str,
+    sde: VP | VE,
+    mode: Literal["nll", "fid"],
+    *,
+    backbone: UNetConfig = UNetConfig(),
+    ema_decay: float = 0.9999,
+) -> RunConfig:
     """The published sizes: DDPM++ and EMA 0.9999 for VP, NCSN++ and 0.999 for VE; 500,000 steps of pre-training."""
-    ve = isinstance(sde, VE)
-    backbone = UNetConfig(family="ncsn++", time="log-sigma") if ve else UNetConfig()
     return RunConfig(
         recipe=name,
         data=Data(source="", flip=True),
         model=INDMConfig(sde=sde, flow=ResidualFlow(), backbone=backbone, mode=mode, pretrain_steps=500_000),
         train=Train(
             steps=1_000_000,
-            ema_decay=0.999 if ve else 0.9999,
+            ema_decay=ema_decay,
             ema_ramp=False,
             log_every=100,
             checkpoint_every=5000,

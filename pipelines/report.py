@@ -20,7 +20,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, is_dataclass
 from datetime import UTC, datetime
 from typing import Any
 
@@ -323,7 +323,7 @@ def _html_table(head: Row, rows: Sequence[Row]) -> str:
 
 
 def _plain(value: Any) -> str:
-    return type(value).__name__ if hasattr(value, "__dataclass_fields__") else str(value)
+    return type(value).__name__ if is_dataclass(value) else str(value)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -204,6 +204,7 @@ def _grid(sampling: Sampling) -> str:
 
 def _linear(sde: SDE, what: str) -> LinearSDE:
     """The SDE, if it is linear."""
-    if not isinstance(sde, LinearSDE):
+    linear = sde.linear
+    if linear is None:
         raise ValueError(f"{what} needs a linear diffusion, and the drift of this model is learned; take em, pc or ode")
-    return sde
+    return linear
