@@ -53,7 +53,7 @@ class Sample:
 
     num_samples: int = 64
     seed: int = 0
-    sampling: Sampling = field(default_factory=lambda: Sampling(rtol=1e-5, atol=1e-5))
+    sampling: Sampling = field(default_factory=Sampling)
     batch: int = 64
     start: Literal["prior", "data"] = "prior"
     out: str = ""
