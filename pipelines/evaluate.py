@@ -526,9 +526,10 @@ def table(document: dict[str, Any]) -> str:
         lines.append(f"{pair}, paired per image on the same draws: {shown}")
     one = settings["nll_replicates"] == 1
     lines.append(
-        f"{document['images']} test {'images' if unit.startswith('bits') else 'rows'} of {document['data']}; NLL: probability-flow ODE at rtol {settings['rtol']:g}, "
-        f"atol {settings['atol']:g}, x{settings['nll_replicates']}; NELBO: {settings['nelbo_draws']} draws, "
-        f"x{settings['nelbo_replicates']}; +- is the estimator's standard error on these images"
+        f"{document['images']} test {'images' if unit.startswith('bits') else 'rows'} of {document['data']}; "
+        f"NLL: probability-flow ODE at rtol {settings['rtol']:g}, atol {settings['atol']:g}, "
+        f"x{settings['nll_replicates']}; NELBO: {settings['nelbo_draws']} draws, x{settings['nelbo_replicates']}; "
+        f"+- is the estimator's standard error on these images"
         + (" (of NLL and gap: over images)" if one else "")
         + "; cost: evaluations of networks per training step"
         + f"; FD: {settings['samples']} samples, {settings['sampling']['sampler']}, bootstrap; {document['seconds']:.0f} s"
