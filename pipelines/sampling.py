@@ -96,9 +96,7 @@ class Sampling:
             raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
         if self.sampler == "deis":
             check_options(**self.of_deis())
-        ignored = {name for other, names in READ.items() if other != self.sampler for name in names} - set(
-            READ[self.sampler]
-        )
+        ignored = set().union(*READ.values()) - set(READ[self.sampler])
         for f in fields(self):
             if f.name in ignored and getattr(self, f.name) != f.default:
                 raise ValueError(
