@@ -2,11 +2,11 @@
 
     python benchmarks/toy2d_models.py [--seconds 180] [--sets rings,checkerboard] [--out runs]
 
-Each model has about 90,000 parameters and trains, on one thread, for as many steps as fit into the seconds. A step is timed
-beforehand in processor time, which other work on the machine does not lengthen.
-DiffFlow takes N = 5, 10, 20, 30 for 10, 20, 30 and 40 % of the time. NLL: nats/dim of 2,000 test points by the ODE with exact
-divergence, with its standard error over points. Runs are kept in OUT/NAME-MODEL, and go on where they were killed.
-Written: OUT/toy2d_models.png and .json.
+Each model has about 90,000 parameters and trains, on one thread, for as many steps as fit into the seconds. Steps are timed
+beforehand, in short trainings on the first set and in processor time, which other work on the machine does not lengthen.
+DiffFlow takes N = 5, 10, 20, 30 for 10, 20, 30 and 40 % of the time, INDM pre-trains for a quarter of it. NLL: nats/dim of
+2,000 test points by the ODE with exact divergence, with its standard error over points. Runs are kept in OUT/NAME-MODEL, and
+go on where they were killed (their seconds are then those since). Written: OUT/toy2d_models.png and .json.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import json
 import sys
 import time
 from dataclasses import replace
+from functools import cache
+from itertools import accumulate
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
@@ -25,10 +28,9 @@ import torch
 from torch import Tensor
 
 from indm_core.likelihood import nll
-from indm_core.training import AdamW, Trainer
+from indm_core.training import AdamW
 from pipelines.config import Data, RunConfig, Train, load, read_run
 from pipelines.models import (
-    DataSpec,
     Dense,
     DiffFlowConfig,
     DiNofConfig,
@@ -53,50 +55,76 @@ MODELS: dict[str, ModelConfig] = {
     "DiNof": DiNofConfig(prior=GlowFlow(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, mode="nll"),
 }
 STAGES, SHARES = (5, 10, 20, 30), (0.1, 0.2, 0.3, 0.4)
-SPEC = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
+PRETRAINING = 0.25
 OPTIMISERS = {name: AdamW(lr=1e-3) for name in ("score", "flow", "prior", "drift")}
 
 
-def seconds_per_step(config: ModelConfig, batch: int) -> float:
-    """Of a training step, the median of twenty."""
-    model = config.build(SPEC)
-    trainer = Trainer(model, OPTIMISERS)
-    x, took = torch.randn(batch, 2), []
-    for step in range(23):
-        began = time.process_time()
-        trainer.step([(x, None)], torch.Generator().manual_seed(step))
-        took.append(time.process_time() - began)
-    return sorted(took[3:])[10]
+@cache
+def seconds_per_step(model: ModelConfig, source: str, batch: int) -> float:
+    """Of a training step, all that the loop does beside it included."""
+    spent = []
+    with TemporaryDirectory() as directory:
+        for steps in (60, 260):
+            run = configured("timing", source, model, steps, batch)
+            began = time.process_time()
+            train_local(
+                jobs_for(run, Launch(name=f"steps-{steps}", local=True, evaluate=False), Path(directory)), Launch()
+            )
+            spent.append(time.process_time() - began)
+    return (spent[1] - spent[0]) / 200
 
 
-def configured(name: str, source: str, seconds: float, batch: int) -> RunConfig:
-    """A model's run, for as many steps as the time allows."""
-    model = MODELS[name]
+def fitted(model: ModelConfig, source: str, seconds: float, batch: int) -> tuple[ModelConfig, int]:
+    """The model with its schedule, and the steps that the time allows."""
+
+    def within(part: ModelConfig, share: float) -> int:
+        return int(share * seconds / seconds_per_step(part, source, batch))
+
     if isinstance(model, DiffFlowConfig):
-        steps = [
-            int(share * seconds / seconds_per_step(replace(model, num_steps=(num,)), batch))
-            for num, share in zip(STAGES, SHARES, strict=True)
-        ]
-        ends = [sum(steps[: i + 1]) for i in range(len(steps))]
-        model, total = replace(model, num_steps=STAGES, change_at=tuple(ends[:-1])), ends[-1]
-    else:
-        total = int(seconds / seconds_per_step(model, batch))
+        steps = [within(replace(model, num_steps=(num,)), share) for num, share in zip(STAGES, SHARES, strict=True)]
+        return replace(model, num_steps=STAGES, change_at=tuple(accumulate(steps[:-1]))), sum(steps)
+    if isinstance(model, INDMConfig) and not isinstance(model.flow, NoFlow):
+        pretrained = within(replace(model, pretrain_steps=1_000_000), PRETRAINING)
+        return replace(model, pretrain_steps=pretrained), pretrained + within(model, 1 - PRETRAINING)
+    return model, within(model, 1.0)
+
+
+def configured(name: str, source: str, model: ModelConfig, steps: int, batch: int) -> RunConfig:
     train = Train(
-        steps=total,
+        steps=steps,
         batch_size=batch,
         optimisers=OPTIMISERS,
         ema_decay=0.995,
-        log_every=max(1, total // 10),
-        checkpoint_every=max(1, total // 4),
+        log_every=max(1, steps // 10),
+        checkpoint_every=max(1, steps // 4),
         sample_every=0,
     )
     return RunConfig(recipe=f"plane_{name}", data=Data(source=source), model=model, train=train)
 
 
+def trained(data: str, name: str, root: Path, seconds: float, batch: int, timed_on: str) -> Path:
+    """The directory of a model's run, trained unless it is."""
+    directory = root / f"{data}-{name}"
+    if not (directory / "seconds.json").is_file():
+        if (directory / "config.json").is_file():  # a killed run is gone on with, not timed again
+            run, _ = read_run(directory / "config.json")
+        else:
+            run = configured(name, f"toy2d:{data}", *fitted(MODELS[name], f"toy2d:{timed_on}", seconds, batch), batch)
+        began = time.monotonic(), time.process_time()
+        train_local(jobs_for(run, Launch(name=directory.name, local=True, evaluate=False), root), Launch())
+        spent = {
+            "wall": time.monotonic() - began[0],
+            "processor": time.process_time() - began[1],
+            "steps": run.train.steps,
+        }
+        (directory / "seconds.json").write_text(json.dumps(spent) + "\n")
+    return directory
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seconds", type=float, default=180.0, help="of training, per model and set")
-    parser.add_argument("--batch", type=int, default=1000)
+    parser.add_argument("--seconds", type=float, default=240.0, help="of training, per model and set")
+    parser.add_argument("--batch", type=int, default=500)
     parser.add_argument("--sets", default=",".join(SETS))
     parser.add_argument("--out", default="runs")
     given = parser.parse_args()
@@ -107,16 +135,7 @@ def main() -> None:
     drawn: dict[str, list[Tensor]] = {}
     for data in sets:
         for name in MODELS:
-            directory = root / f"{data}-{name}"
-            if not (directory / "model.safetensors").is_file():
-                if (directory / "config.json").is_file():  # a killed run is gone on with, not timed again
-                    run, _ = read_run(directory / "config.json")
-                else:
-                    run = configured(name, f"toy2d:{data}", given.seconds, given.batch)
-                train_local(jobs_for(run, Launch(name=directory.name, local=True, evaluate=False), root), Launch())
-            begun, ended = (
-                (directory / file).stat().st_mtime for file in ("config.json", "model.safetensors")
-            )  # of a run that was killed with the time that it lay
+            directory = trained(data, name, root, given.seconds, given.batch, sets[0])
             model = load(directory)
             card = load_card(root / "data" / f"toy2d-{data}")
             test = torch.from_numpy(read_all(root / "data" / f"toy2d-{data}", card, "test", 2000)["x"])
@@ -127,7 +146,7 @@ def main() -> None:
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "nll": float(nats.mean()),
                 "se": float(nats.std() / len(nats) ** 0.5),
-                "seconds": ended - begun,
+                **json.loads((directory / "seconds.json").read_text(encoding="utf-8")),
             }
             print(data, name, json.dumps(found[data][name]), flush=True)
     (root / "toy2d_models.json").write_text(json.dumps(found, indent=1) + "\n")
@@ -146,7 +165,7 @@ def _draw(found: dict[str, dict[str, dict[str, float]]], drawn: dict[str, list[T
             axes.set_xticks([])
             axes.set_yticks([])
             figures = found[data].get(name)
-            axes.set_title(f"{name}  NLL {figures['nll']:.3f}" if figures else data, fontsize=9)
+            axes.set_title(f"{name}  {figures['nll']:.3f} nats/dim" if figures else data, fontsize=9)
     figure.savefig(file, dpi=130, bbox_inches="tight")
 
 
