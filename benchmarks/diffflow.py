@@ -79,6 +79,7 @@ def curve(stages: list[int], seconds: float, *, batch: int = 1000, every: float 
 @torch.no_grad()
 def _bound(trainer: Trainer, x: Tensor) -> float:
     model = trainer.averaged.eval()
+    assert isinstance(model, DiffFlow)
     model.num_steps = 30
     return float(model(x, generator=torch.Generator().manual_seed(1)).terms["nelbo"].mean()) / 2
 

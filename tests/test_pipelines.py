@@ -322,6 +322,16 @@ def order_job(root: Path, *words: str) -> Job:
     return Job(run=run, spec=DataSpec.of(load_card(data)), directory=root / "run", data=data)
 
 
+def test_samplers_of_vectors_are_compared(session, tmp_path):
+    """Their features are the samples themselves, and their picture is a cloud of points."""
+    training.train_local([order_job(tmp_path)], training.Launch())
+    words = [str(tmp_path / "run"), "--rows", "em:2", "--num-samples", "60", "--actors", "1", "--out", str(tmp_path)]
+    assert compare.main(words) == 0
+    (row,) = json.loads((tmp_path / "run" / "compare.json").read_text())["runs"]["run"]
+    assert row["frechet"]["samples"] == 60
+    assert len(list((tmp_path / "run" / "compare").glob("em-*/samples.png"))) == 1
+
+
 @pytest.mark.parametrize(("task_rows", "step"), [(16, 0), (250, 7), (32_768, 29), (250, 30)])
 def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session, tmp_path, monkeypatch):
     from pipelines.data import ray_rows
