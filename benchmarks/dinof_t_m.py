@@ -34,6 +34,8 @@ def at(run: RunConfig, t_m: float) -> RunConfig:
 
 def main() -> None:
     words, given = split_arguments(sys.argv[1:])
+    if len(words) != 1 or words[0] not in RECIPES:
+        sys.exit("give a DiNof recipe: toy2d_dinof or digits_dinof")
     places = [float(part) for part in given.pop("t_m", "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0").split(",")]
     num_samples, actors = int(given.pop("num_samples", "1000")), int(given.pop("actors", "0"))
     root = output_root(given.pop("out", ""))

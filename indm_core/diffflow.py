@@ -55,6 +55,8 @@ Field = Callable[[Tensor, Tensor], Tensor]
 """field(x, t) -> like x, t of shape (b,)."""
 
 POWER = 1 / 0.9
+MOST_STEPS = 10_000
+"""Of a path: training keeps its states."""
 
 
 def fixed_times(num_steps: int, t_max: float) -> Float[Tensor, " n"]:
@@ -164,8 +166,9 @@ class DiffFlow(GenerativeModel):
         starts, sizes = [first for first, _ in schedule], [num for _, num in schedule]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
             raise ValueError(f"schedule={tuple(schedule)}: its steps must begin at 0 and increase")
-        if min(sizes) < 2:
-            raise ValueError(f"schedule={tuple(schedule)}: N={min(sizes)} must be at least 2")
+        if min(sizes) < 2 or max(sizes) > MOST_STEPS:
+            wrong = min(sizes) if min(sizes) < 2 else max(sizes)
+            raise ValueError(f"schedule={tuple(schedule)}: N={wrong} must be at least 2 and at most {MOST_STEPS:,}")
         if any(isinstance(m, nn.Dropout) and m.p > 0 for network in (drift, score) for m in network.modules()):
             raise ValueError(
                 "dropout: the adjoint evaluates a network twice at a state, and the two must agree; set it to 0"

@@ -10,8 +10,8 @@ together on one noise: the same eps gives u_t, and u_{T_m} for -E[log p_{T_m}(u_
 Gaussian prior has in closed form. All terms are sums over dimensions, in nats; score and flow prior have optimisers and
 gradient clips of their own, so that neither scales the other's step.
 
-Sampling draws v = k^-1(z) and runs any sampler from T_m: (T_m / T) of the steps. The likelihood is the ODE's up to T_m plus
-log p_{T_m} there. A flow of the latent, as in INDM, may come with it.
+Sampling draws v = k^-1(z) and runs any sampler from T_m: steps as long as another model's are T_m / T as many. The likelihood
+is the ODE's up to T_m plus log p_{T_m} there. A flow of the latent, as in INDM, may come with it.
 
 References:
     Zand, Etemad, Greenspan 2024, "Diffusion models with deterministic normalizing flow priors", section 3.2 and Eqs. 7-11.

@@ -173,9 +173,8 @@ class Glow(Flow):
         for side in self.shape[1:]:
             if side % 2**levels:
                 fits = min(_powers_of_two(side) for side in self.shape[1:])
-                raise ValueError(
-                    f"levels={levels}: 2^{levels} does not divide the side {side} of {self.shape}; at most {fits} fit"
-                )
+                most = f"at most {fits} fit" if fits else "Glow squeezes images of even sides only"
+                raise ValueError(f"levels={levels}: 2^{levels} does not divide the side {side} of {self.shape}; {most}")
         self.levels, self.splits = nn.ModuleList(), nn.ModuleList()
         for level in range(levels):
             if self.images:

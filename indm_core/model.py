@@ -82,7 +82,8 @@ class GenerativeModel(nn.Module, ABC):
 
     @abstractmethod
     def times(self, num_steps: int, low: float) -> Tensor:
-        """The model's own grid: num_steps + 1 decreasing times from t_start to low, float64."""
+        """The model's own grid of decreasing times from t_start, float64: num_steps + 1 of them down to `low`, or those of a
+        grid that training fixed, num_steps of them of which the ones below `low` are left out."""
 
     @abstractmethod
     def networks(self) -> dict[str, nn.Module]:

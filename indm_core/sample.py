@@ -307,7 +307,8 @@ def forward_path(model: GenerativeModel, x: Tensor, ts: Tensor, generator: Noise
 
     Args:
         x: Data (b, *shape).
-        ts: Increasing times, from 0 on; between them the diffusion is drawn from its exact transitions.
+        ts: Increasing times, from 0 on; between them the diffusion is drawn by `SDE.transition`, which is exact for a linear
+            SDE.
 
     Returns:
         (len(ts), b, *shape); at t = 0 the data themselves.

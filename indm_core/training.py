@@ -39,8 +39,9 @@ class AdamW:
     Args:
         lr: Learning rate.
         beta_1, beta_2: Decay of the first and second moments.
-        weight_decay: Decoupled weight decay.
+        weight_decay: Decoupled weight decay; 0 is Adam.
         clip: Largest norm of the network's gradient.
+        warmup: Steps over which the learning rate rises linearly to `lr`.
     """
 
     lr: float = 2e-4
@@ -48,11 +49,16 @@ class AdamW:
     beta_2: float = 0.99
     weight_decay: float = 0.01
     clip: float = 1.0
+    warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0:
-            settings = f"lr={self.lr}, clip={self.clip}, weight_decay={self.weight_decay}"
-            raise ValueError(f"{settings}: lr and clip must be positive, weight_decay not negative")
+        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0 or self.warmup < 0:
+            settings = f"lr={self.lr}, clip={self.clip}, weight_decay={self.weight_decay}, warmup={self.warmup}"
+            raise ValueError(f"{settings}: lr and clip must be positive, weight_decay and warmup not negative")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of a step, counted from 0."""
+        return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
 
 
 class NonFiniteLossError(RuntimeError):
@@ -168,7 +174,8 @@ class Trainer:
     def _apply(self, finite: bool) -> None:
         if finite:
             untrained = [name for name, optimiser in self.optimisers.items() if not optimiser.state]
-            for optimiser in self.optimisers.values():
+            for name, optimiser in self.optimisers.items():
+                optimiser.param_groups[0]["lr"] = self.settings[name].rate(self.step_count)
                 optimiser.step()
             self.ema.update_parameters(self.model)
             self._begin_average([name for name in untrained if self.optimisers[name].state])

@@ -150,7 +150,7 @@ def load_card(path: str | Path) -> Card:
     file = directory / CARD
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{file}: not a readable JSON card ({one_line(error)}); prepare the data set again") from None
     card = _parse(document, file)
     for split in card.splits.values():

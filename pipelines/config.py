@@ -198,7 +198,7 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
         ) from None

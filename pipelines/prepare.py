@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -73,7 +74,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
 
     Args:
         source: "digits", "toy2d:NAME", or a path.
-        out: directory, made when absent; what an earlier preparation left there is overwritten.
+        out: directory, made when absent; what an earlier preparation left there is replaced when this one is whole.
         options: see `Options`.
 
     Raises:
@@ -83,7 +84,20 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     found = _open_source(origin, options)
     if not embedded(origin) and directory.resolve() == Path(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
-    _clear(directory)
+    building = directory / f".{uuid.uuid4().hex}.preparing"
+    try:
+        card = _build(building, origin, found, options)
+        _clear(directory, building)
+        for file in sorted(building.iterdir(), key=lambda file: file.name == CARD):  # the card last
+            file.rename(directory / file.name)
+    finally:
+        shutil.rmtree(building, ignore_errors=True)
+    return card
+
+
+def _build(directory: Path, origin: str, found: Source, options: Options) -> Card:
+    """Writes shards and card of an opened source into a new directory."""
+    directory.mkdir(parents=True)
     card = Card(
         name=options.name or _label(origin),
         source=origin,
@@ -122,7 +136,7 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
     A source that is a prepared data set already (it holds a card.json) is used where it lies.
     """
     if (Path(source) / CARD).is_file():
-        load_card(source)
+        _check_prepared(load_card(source), source, options)
         return Path(source).resolve()
     directory = data_directory(source, root, options)
     if _current(directory, _origin(source), options):
@@ -137,6 +151,23 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return directory
+
+
+def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
+    """Refuses a prepared data set that was made otherwise than the options ask."""
+    try:
+        made = json.loads(card.options)
+        made = made if isinstance(made, dict) else {}
+    except (ValueError, RecursionError):
+        made = {}
+    default = Options()
+    for name in ("table", "crop", "size", "levels", "low", "high"):
+        wanted, there = getattr(options, name), made.get(name, getattr(default, name))
+        if wanted not in (getattr(default, name), there):
+            raise ValueError(
+                f"{name}={wanted}: {source} was prepared with {name}={there}; prepare it again with --{name} {wanted}, or give "
+                f"--{name} {there or repr('')}"
+            )
 
 
 def _current(directory: Path, origin: str, options: Options) -> bool:
@@ -207,8 +238,8 @@ def _open_source(origin: str, options: Options) -> Source:
     return found
 
 
-def _clear(directory: Path) -> None:
-    """Take away the card first, then the shards that it names and the pieces of a killed preparation."""
+def _clear(directory: Path, building: Path) -> None:
+    """Take away the card first, then the shards that it names and what killed preparations left."""
     shards: list[str] = []
     if (directory / CARD).is_file():
         try:
@@ -216,8 +247,11 @@ def _clear(directory: Path) -> None:
         except ValueError:
             shards = []
         (directory / CARD).unlink()
-    for file in [*(directory / name for name in shards), *directory.glob(".*.partial")]:
-        file.unlink(missing_ok=True)
+    for name in shards:
+        (directory / name).unlink(missing_ok=True)
+    for left in directory.glob(".*.preparing"):
+        if left != building:
+            shutil.rmtree(left, ignore_errors=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -256,7 +290,7 @@ def _write(
         return {}, 0
     writers = {name: ShardWriter(directory, card, name, 16 * card.group_rows) for name in keep}
     skipped, classes, bad = np.zeros(len(routes.names), np.int64), 0, []
-    low, high = np.full(found.shape, np.inf), np.full(found.shape, -np.inf)
+    low, high = np.full(found.shape, np.inf), np.full(found.shape, -np.inf)  # of the training rows
     for chunk in _progress(part, " + ".join(keep)):
         skipped += np.bincount(routes.target[[row for row, _ in chunk.bad]], minlength=len(skipped))
         bad = bad or list(chunk.bad[:1])
@@ -271,7 +305,7 @@ def _write(
         for name, index in keep.items():
             rows = routes.target[chunk.row] == index
             writers[name].add(chunk.x[rows], chunk.label[rows])
-            if found.kind == "vector":
+            if found.kind == "vector" and name == "train":
                 low = np.minimum(low, chunk.x[rows].min(axis=0, initial=np.inf))
                 high = np.maximum(high, chunk.x[rows].max(axis=0, initial=-np.inf))
     splits = {name: writer.close(int(skipped[keep[name]])) for name, writer in writers.items()}
@@ -283,8 +317,8 @@ def _write(
     if found.kind == "vector" and "train" in keep and (low == high).any():
         column = int(np.argmax(low == high))
         raise ValueError(
-            f"{card.source} ({' + '.join(keep)}) column {found.column(column)}: the constant {low[column]:g} in every row "
-            "(float32) has no density; remove it"
+            f"{card.source} column {found.column(column)}: the constant {low[column]:g} in every row of train (float32) has no "
+            "density; remove it"
         )
     return splits, classes
 

@@ -11,6 +11,7 @@ toy2d:NAME     a generated set on the plane (toy2d.py): `rows` training rows and
 from __future__ import annotations
 
 import csv
+import lzma
 import math
 import zipfile
 import zlib
@@ -25,6 +26,9 @@ import numpy as np
 from pipelines.card import one_line
 from pipelines.source import Chunk, Options, Source, SourceSplit, array_chunks, chunk_rows, records
 from pipelines.toy2d import TOY2D
+
+DEFLATE = 1100
+"""No archive of numpy.savez_compressed is smaller by more than this factor."""
 
 __all__ = ["read_array", "read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
 
@@ -155,7 +159,7 @@ def _stream(file: Path, member: str) -> Iterator[BinaryIO]:
             return
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
             yield stream  # pyright: ignore[reportReturnType]
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); save it again") from None
 
 
@@ -170,9 +174,11 @@ def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
     try:
         with _stream(file, member) as stream:
             shape, fortran, dtype = _header(stream)
-    except ValueError as error:
-        raise ValueError(f"{file}: not a NumPy array ({one_line(error)}); save it with numpy.save") from None
+    except Exception as error:  # NumPy parses the header as Python: what a damaged one raises has no end
+        raise ValueError(f"{file}: not a NumPy array ({one_line(error)[:200]}); save it with numpy.save") from None
     array = _Array(file=file, member=member, shape=shape, dtype=dtype)
+    if any(type(length) is not int or length < 0 for length in shape):
+        raise ValueError(f"{array}: a header of shape {shape}; save it again")
     held = _bytes(file, member)
     if math.prod(shape) * dtype.itemsize > held:
         raise ValueError(f"{array}: a header of shape {shape} {dtype}, but {held:,} bytes; save it again")
@@ -212,11 +218,13 @@ def _layout(array: _Array) -> tuple[int, ...]:
         return (row[2], row[0], row[1])
     if len(row) == 3 and row[0] <= 4 and row[-1] > 4:
         return row
-    raise ValueError(f"{array}: integers of shape {array.shape}; save images as (n, h, w, c) or (n, c, h, w), c <= 4")
+    raise ValueError(
+        f"{array}: integers of shape {array.shape}; save vectors as floats, images as (n, h, w, c) or (n, c, h, w), c <= 4"
+    )
 
 
 def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> SourceSplit:
-    label = np.full(x.shape[0], -1)
+    label = None  # not an array of as many as a header claims
     if y is not None:
         if y.dtype.kind not in "iu" or y.shape[0] != x.shape[0] or math.prod(y.shape[1:]) != 1:
             raise ValueError(f"{y}: labels {y.shape} {y.dtype} for {x.shape[0]} rows; save one integer per row")
@@ -228,7 +236,8 @@ def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> Source
             images = np.moveaxis(block, -1, 1) if channels_last else block.reshape(len(block), *layout)
             with np.errstate(over="ignore"):
                 values = images.astype(np.float32) if x.dtype.kind == "f" else images
-            yield Chunk(values, label[first : first + len(block)], np.arange(first, first + len(block)))
+            found = np.full(len(block), -1) if label is None else label[first : first + len(block)]
+            yield Chunk(values, found, np.arange(first, first + len(block)))
 
     return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}")
 
@@ -237,7 +246,10 @@ def _bytes(file: Path, member: str) -> int:
     if not member:
         return file.stat().st_size
     with zipfile.ZipFile(file) as archive:
-        return archive.getinfo(f"{member}.npy").file_size
+        size = archive.getinfo(f"{member}.npy").file_size
+    if size > DEFLATE * file.stat().st_size:
+        raise ValueError(f"{file}:{member}: {size:,} bytes are more than the archive can hold; save it again")
+    return size
 
 
 def _csv_blocks(
@@ -246,27 +258,42 @@ def _csv_blocks(
     """(column names, first row, (m, d) of a dtype) of a table; rows are numbered from 0, after the header."""
     names: list[str] = []
     lines: list[tuple[int, list[str]]] = []
-    first = 0
+    first, line = 0, 0
     try:
         with file.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.reader(stream)
             for cells in reader:
+                line = reader.line_num
                 if not names:
                     header = not any(_is_number(cell) for cell in cells)
                     names = [cell.strip() if header else str(index) for index, cell in enumerate(cells)]
                     if header:
+                        _check_header(file, line, names)
                         continue
                 if spare and not lines and first == 0 and len(cells) == len(names) + 1:
                     names.append(str(len(names)))
                 if cells:
-                    lines.append((reader.line_num, cells))
+                    lines.append((line, cells))
                 if len(lines) == chunk_rows(8 * len(names)):
                     yield names, first, _numbers(file, names, lines, dtype)
                     first, lines = first + len(lines), []
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{file}: not a readable text table ({one_line(error)}); save it as UTF-8 CSV") from None
+        raise ValueError(
+            f"{file}: not a readable text table after line {line} ({one_line(error)}); save it as UTF-8 CSV"
+        ) from None
     if lines:
         yield names, first, _numbers(file, names, lines, dtype)
+
+
+def _check_header(file: Path, line: int, names: list[str]) -> None:
+    for index, name in enumerate(names):
+        if not name:
+            raise ValueError(
+                f"{file} line {line} column {index}: no name in the header, or a missing value in the first row; "
+                "name the column or remove it"
+            )
+        if name in names[:index]:
+            raise ValueError(f"{file} line {line} column {index}: a second column is called {_brief(name)}; rename it")
 
 
 def _is_number(cell: str) -> bool:
@@ -274,7 +301,11 @@ def _is_number(cell: str) -> bool:
         float(cell)
     except ValueError:
         return False
-    return True
+    return "_" not in cell  # Python's 1_000
+
+
+def _brief(cell: str) -> str:
+    return repr(cell if len(cell) <= 40 else f"{cell[:40]}...")
 
 
 def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]], dtype: type) -> np.ndarray:
@@ -285,12 +316,12 @@ def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]], d
             )
         for name, cell in zip(names, cells, strict=True):
             if not _is_number(cell):
-                found = f"{cell!r} is not a number" if cell.strip() else "a missing value"
+                found = f"{_brief(cell)} is not a number" if cell.strip() else "a missing value"
                 raise ValueError(f"{file} line {line} column {name}: {found}; remove the row or the column")
     with np.errstate(over="ignore"):
         block = np.array([[float(cell) for cell in cells] for _, cells in lines]).astype(dtype)
     if not np.isfinite(block).all():
         row, column = np.argwhere(~np.isfinite(block))[0]
-        found = lines[row][1][column]
-        raise ValueError(f"{file} line {lines[row][0]} column {names[column]}: {found!r} is not finite; remove the row")
+        found = _brief(lines[row][1][column])
+        raise ValueError(f"{file} line {lines[row][0]} column {names[column]}: {found} is not finite; remove the row")
     return block

@@ -21,6 +21,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -68,8 +69,6 @@ def read_hdf5(source: str, options: Options) -> Source | None:
     named = _hdf5(file, "train", "test", "validation")
     if len(named) == 1:
         named = {"train": next(iter(named.values()))}
-    if "train" not in named:
-        raise ValueError(f"{file}: holds {', '.join(sorted(named))}; call the rows train, test, validation")
     return _source({name: (x, f"{file}:{name}") for name, x in named.items()})
 
 
@@ -84,7 +83,7 @@ def read_table(source: str, options: Options) -> Source | None:
 
 def _power(path: Path) -> Source:
     table = _rows(path)
-    _need_columns(table, 8, "active and reactive power, voltage, intensity, three meters, time")
+    _need_columns(table.x, table.file, 8, "active and reactive power, voltage, intensity, three meters, time")
     x = table.x
     generator = np.random.RandomState(42)
     x = x[generator.permutation(len(x))][:, [0, 2, 4, 5, 6, 7]]
@@ -95,11 +94,11 @@ def _power(path: Path) -> Source:
 
 def _gas(path: Path) -> Source:
     table = _rows(path, without=("Time", "Meth", "Eth"))
-    _need_columns(table, 16, "16 sensors, without Time, Meth and Eth, which a header may name")
+    _need_columns(table.x, table.file, 16, "16 sensors, without Time, Meth and Eth, which a header may name")
     x = table.x
     kept = list(range(x.shape[1]))
     while True:
-        correlated = (np.corrcoef(x[:, kept], rowvar=False) > 0.98).sum(axis=1) > 1
+        correlated = (np.atleast_2d(np.corrcoef(x[:, kept], rowvar=False)) > 0.98).sum(axis=1) > 1
         if not correlated.any():
             break
         del kept[int(np.argmax(correlated))]
@@ -138,6 +137,7 @@ def _hepmass(path: Path) -> Source:
 
 def _miniboone(path: Path) -> Source:
     table = _rows(path)
+    _need_columns(table.x, table.file, 43, "without the features that repeat a value")
     return _tenths(table.x, table.file, normalise="rest")
 
 
@@ -148,6 +148,7 @@ def _bsds300(path: Path) -> Source:
         raise ValueError(
             f"{path}: no dataset {', '.join(sorted(missing))}; table=bsds300 is the published BSDS300.hdf5"
         )
+    _need_columns(arrays["train"], f"{path}:train", 63, "patches of 8 x 8 less their mean")
     return _source({name: (arrays[name], f"{path}:{name}") for name in ("train", "validation", "test")})
 
 
@@ -169,7 +170,8 @@ class _Table(NamedTuple):
 
 SUFFIXES = (".npy", ".csv", ".h5", ".hdf5")
 MOST_BYTES = 1 << 30
-"""A compressed HDF5 dataset up to this size is read whatever the size of its file."""
+"""Compressed HDF5 datasets of up to this size (as float64) are read whatever the size of their file."""
+BLOCK = 1 << 16
 
 
 def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
@@ -183,10 +185,7 @@ def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
     if path.suffix == ".csv":
         names, x = read_rows(path)
     elif path.suffix in (".h5", ".hdf5"):
-        arrays = _hdf5(path)
-        if len(arrays) != 1:
-            raise ValueError(f"{path}: holds {', '.join(sorted(arrays))}; save the table as one dataset")
-        x = next(iter(arrays.values()))
+        (x,) = _hdf5(path).values()
     elif path.suffix == ".npy":
         x = read_array(path)
     else:
@@ -203,49 +202,67 @@ def _rows(path: Path, without: tuple[str, ...] = ()) -> _Table:
 
 
 def _hdf5(path: Path, *names: str) -> dict[str, np.ndarray]:
-    """Tables of numbers of an HDF5 file, float64: those of the given names that it has, or (if it has none of them) all.
+    """Tables of numbers of an HDF5 file, float64: those of the given names that it has, or (if it has none) its only one.
 
-    What lies outside the file is not read: no link, no virtual or external dataset.
+    What lies outside the file is not read: no link, no virtual or external dataset. Nothing is read before all is known to fit.
     """
     try:
         import h5py
     except ImportError:
         raise ValueError(f"{path}: HDF5 files are read by h5py: pip install h5py") from None
-    found, others = {}, []
     try:
         with h5py.File(path, "r") as archive:
             within = [name for name in archive if isinstance(archive.get(name, getlink=True), h5py.HardLink)]
-            wanted = [name for name in names if name in within] or within
-            for name in wanted:
+            tables, others = {}, []
+            for name in [name for name in names if name in within] or within:
                 table = archive[name]
                 if not isinstance(table, h5py.Dataset) or table.external or table.is_virtual:
                     others.append(name)
                 elif table.ndim != 2 or table.dtype.kind not in "iuf":
                     others.append(f"{name} {table.shape}")
-                elif table.nbytes > max(MOST_BYTES, 100 * path.stat().st_size):
-                    raise ValueError(f"{path}:{name}: {table.shape} are more numbers than the file can hold")
                 else:
-                    found[name] = _checked(table[()], f"{path}:{name}")
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a readable HDF5 file ({one_line(error)}); download it again") from None
-    if not found:
-        held = ", ".join(others) or "no dataset of its own"
-        raise ValueError(f"{path}: holds {held}; a table is numbers of shape (rows, columns)")
-    return found
+                    tables[name] = table
+            refused = _refusal(path, {name: table.shape for name, table in tables.items()}, names, others)
+            found = {} if refused else {name: table[()] for name, table in tables.items()}
+    except (OSError, RuntimeError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: not a readable HDF5 file ({one_line(error)[:200]}); download it again") from None
+    if refused:
+        raise ValueError(refused)
+    return {name: _checked(found.pop(name), f"{path}:{name}") for name in list(found)}
+
+
+def _refusal(path: Path, shapes: dict[str, tuple[int, ...]], names: Sequence[str], others: list[str]) -> str:
+    """What is wrong with the tables of an HDF5 file, before they are read; '' if nothing is."""
+    if not shapes:
+        return (
+            f"{path}: holds {', '.join(others) or 'no dataset of its own'}; a table is numbers of shape (rows, columns)"
+        )
+    if len(shapes) > 1 and (not names or names[0] not in shapes):
+        wanted = f"call the rows {', '.join(names)}" if names else "save the table as one dataset"
+        return f"{path}: holds {', '.join(sorted(shapes))}; {wanted}"
+    most, total = max(MOST_BYTES, 100 * path.stat().st_size), 0
+    for name, shape in shapes.items():
+        total += 8 * math.prod(shape)
+        if total > most:
+            return f"{path}:{name}: {shape} are more numbers than the file can hold"
+    return ""
 
 
 def _checked(x: np.ndarray, file: str, names: Sequence[str] = ()) -> np.ndarray:
     """Finite numbers (n, d), float64, that a float32 holds."""
     if x.ndim != 2 or x.dtype.kind not in "iuf":
         raise ValueError(f"{file}: {x.dtype} of shape {x.shape}; a table is numbers of shape (rows, columns)")
+    if 0 in x.shape:
+        raise ValueError(f"{file}: shape {x.shape} has no numbers; a table has rows and columns")
     x = x.astype(np.float64)
-    wrong = ~(np.abs(x) <= np.finfo(np.float32).max)
-    if wrong.any():
-        row, column = np.argwhere(wrong)[0]
-        raise ValueError(
-            f"{file} row {row} column {names[column] if names else column}: {x[row, column]} is missing or not finite "
-            "(float32); remove the row"
-        )
+    for first in range(0, len(x), BLOCK):
+        wrong = ~(np.abs(x[first : first + BLOCK]) <= np.finfo(np.float32).max)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{file} row {first + row} column {names[column] if names else column}: {x[first + row, column]} is missing or "
+                "not finite (float32); remove the row"
+            )
     return x
 
 
@@ -255,9 +272,9 @@ def _resolution(x: np.ndarray) -> np.ndarray:
     return np.array([gap[gap > 1e-9 * np.ptp(column)].min() for gap, column in zip(gaps, x.T, strict=True)])
 
 
-def _need_columns(table: _Table, num: int, names: str) -> None:
-    if table.x.shape[1] != num:
-        raise ValueError(f"{table.file}: {table.x.shape[1]} columns where the published table has {num} ({names})")
+def _need_columns(x: np.ndarray, file: str, num: int, names: str) -> None:
+    if x.shape[1] != num:
+        raise ValueError(f"{file}: {x.shape[1]} columns where the published table has {num} ({names})")
 
 
 def _enough(x: np.ndarray, file: str) -> None:

@@ -234,10 +234,13 @@ def _paper(
     backbone: UNetConfig = UNetConfig(),
     ema_decay: float = 0.9999,
 ) -> RunConfig:
-    """The published sizes: DDPM++ and EMA 0.9999 for VP, NCSN++ and 0.999 for VE; 500,000 steps of pre-training."""
+    """The published sizes: DDPM++ and EMA 0.9999 for VP, NCSN++ and 0.999 for VE; 500,000 steps of pre-training.
+
+    VE sees images in [0, 1], to which its largest noise and the corrector's signal-to-noise ratio belong; VP in [-1, 1].
+    """
     return RunConfig(
         recipe=name,
-        data=Data(source="", flip=True),
+        data=Data(source="", options=Options(low=0.0 if isinstance(sde, VE) else -1.0), flip=True),
         model=INDMConfig(sde=sde, flow=ResidualFlow(), backbone=backbone, mode=mode, pretrain_steps=500_000),
         train=Train(
             steps=1_000_000,
@@ -252,7 +255,7 @@ def _paper(
 
 def _celeba(base: RunConfig) -> RunConfig:
     """CelebA is cut to its centre of 140 pixels and resized to 64."""
-    return replace(base, data=replace(base.data, options=Options(crop=140, size=64)))
+    return replace(base, data=replace(base.data, options=replace(base.data.options, crop=140, size=64)))
 
 
 def _deep(base: Recipe) -> Recipe:

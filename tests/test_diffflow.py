@@ -161,6 +161,55 @@ def test_grids():
     torch.testing.assert_close(own, fixed_times(10, 0.4)[1:].flip(0))
 
 
+def test_flexible_times_are_uniform_in_their_bins_and_independent():
+    bins, num = fixed_times(4, 1.0), 4000
+    generator = rng()
+    drawn = torch.stack([flexible_times(5, 1.0, torch.zeros(1), generator)[1:-1] for _ in range(num)])
+    u = (drawn - bins[:-1]) / bins.diff()
+    assert (u.mean(0) - 0.5).abs().max() < 5 / math.sqrt(12 * num)
+    assert (u.var(0) * 12 - 1).abs().max() < 0.1
+    assert (torch.corrcoef(u.T) - torch.eye(4)).abs().max() < 5 / math.sqrt(num)
+
+
+def test_times_are_drawn_in_training_only(monkeypatch):
+    def refuse(*given: object) -> Tensor:
+        raise AssertionError
+
+    model = make()
+    monkeypatch.setattr("indm_core.diffflow.flexible_times", refuse)
+    model.eval()(randn(2, D), generator=rng())
+    with pytest.raises(AssertionError):
+        model.train()(randn(2, D), generator=rng())
+
+
+def test_the_bound_is_the_mean_over_its_draws():
+    model, x = make(), randn(5, D)
+    together = nelbo(model, x, num_draws=4, generator=rng(3))
+    generator = rng(3)
+    apart = torch.stack([nelbo(model, x, num_draws=1, generator=generator) for _ in range(4)])
+    torch.testing.assert_close(together, apart.mean(0), rtol=1e-12, atol=1e-12)
+    assert float(apart.std(0).min()) > 1e-3
+
+
+def test_the_forward_process_has_the_moments_of_its_steps():
+    """Euler-Maruyama on dx = a x dt + g dw: x and the variance follow (1 + a h) x and (1 + a h)^2 v + g^2 h."""
+    model, num, a = DiffFlow(Linear(-0.8), Linear(0.0), shape=(1,), g=0.7, t_max=0.4).double(), 20_000, -0.8 / 0.4
+    model.requires_grad_(False)
+    s, t = scalar(0.1), scalar(0.3)
+    u = model.sde.transition(torch.full((num, 1, 1), 1.5).double(), t, s, rng())
+    h, mean, variance = 0.2 / 15, 1.5, 0.0
+    for _ in range(15):
+        mean, variance = (1 + a * h) * mean, (1 + a * h) ** 2 * variance + 0.49 * h
+    assert abs(float(u.mean()) - mean) < 5 * math.sqrt(variance / num)
+    assert abs(float(u.var()) / variance - 1) < 5 * math.sqrt(2 / num)
+
+
+def test_the_temperature_is_a_factor_of_the_start():
+    model = make()
+    like = model.state_like(8, torch.zeros(0, dtype=torch.float64))
+    torch.testing.assert_close(model.sample_start(like, rng(), 0.5), 0.5 * model.sample_start(like, rng()))
+
+
 def test_the_schedule_gives_the_phases():
     model = make(schedule=((0, 5), (10, 8), (20, 12)))
     assert [model.phase(step) for step in (0, 9, 10, 25)] == ["N=5", "N=5", "N=8", "N=12"]

@@ -69,7 +69,7 @@ def named(sampler):
     return lambda sde, score, u, ts, generator: sampler(sde, score, u, ts, generator=generator)
 
 
-@LINEAR
+@pytest.mark.parametrize("sde", [*SDES, CLD(), BDM(height=1, width=D), VP(t_max=2.0)], ids=ids)
 def test_nll_with_the_exact_law_at_t_m_is_the_closed_form(sde):
     model, law = exact(sde, 0.6), gaussian(sde)
     u_0 = sde.embed(randn(6, *event(sde)))
@@ -135,11 +135,14 @@ def test_every_sampler_starts_from_t_m(sde):
     assert drawn.isfinite().all()  # its corrector is wrong in two dimensions
 
 
-def test_temperature_zero_is_the_flows_mode():
+def test_temperature_scales_the_noise_behind_the_flow():
     model = exact(VP(), 0.5)
     mean, _ = gaussian(VP()).moments(scalar(0.5))
-    u = model.sample_start(torch.zeros(3, D, 1).double(), rng(), temperature=1e-9)
-    torch.testing.assert_close(u.flatten(1), mean.expand(3, D), rtol=0, atol=1e-7)
+    like = torch.zeros(3, D, 1).double()
+    away = model.sample_start(like, rng()).flatten(1) - mean
+    for temperature in (1e-9, 0.5, 2.0):
+        u = model.sample_start(like, rng(), temperature=temperature)
+        torch.testing.assert_close(u.flatten(1), mean + temperature * away, rtol=1e-9, atol=1e-9)
 
 
 def test_one_noise_serves_score_and_prior(monkeypatch):

@@ -89,6 +89,20 @@ def test_gradients_reach_every_parameter_from_the_identity():
     assert all("network.0" in name or "network.2" in name for name in still)  # behind layers that start at zero
 
 
+def test_gradients_reach_every_parameter_in_training():
+    torch.manual_seed(0)
+    flow = woken(Glow((2, 8, 8), levels=2, steps=2, hidden=4))
+    z, log_det = flow(randn(5, 2, 8, 8))
+    (0.5 * z.square().flatten(1).sum(1) - log_det).sum().backward()
+    assert all(p.requires_grad and p.grad is not None and p.grad.abs().sum() > 0 for p in flow.parameters())
+
+
+def test_couplings_take_turns():
+    flow = Glow((2, 8, 8), levels=2, steps=3, hidden=4)
+    turns = [[step.flip for step in level if isinstance(step, AffineCoupling)] for level in flow.levels]
+    assert turns == [[False, True, False]] * 2
+
+
 def test_actnorms_start_from_the_first_training_batch():
     torch.manual_seed(0)
     flow = Glow((2, 4, 4), levels=1, steps=1, hidden=4)

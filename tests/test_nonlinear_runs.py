@@ -166,7 +166,12 @@ def test_bad_input_is_told_in_one_line(words, message, tmp_path, capsys):
 def test_cifar10_recipes_have_the_published_sizes():
     spec = DataSpec(name="cifar10", shape=(3, 32, 32), levels=256, low=-1.0, high=1.0, num_classes=10)
     for name in ("cifar10_dinof_ve", "cifar10_dinof_vp", "cifar10_dinof_subvp"):
-        model = RECIPES[name]().model
+        run = RECIPES[name]()
+        model, adam = run.model, run.train.optimisers["score"]
+        assert (adam.lr, adam.beta_1, adam.beta_2, adam.weight_decay, adam.warmup) == (2e-4, 0.9, 0.999, 0, 5000)
+        assert run.data.options.low == (0 if name.endswith("ve") else -1)
+        with torch.device("meta"):
+            assert sum(p.numel() for p in model.prior.build(spec.shape).parameters()) == 7_920_684
         assert (model.t_m, model.prior.levels, model.prior.depth, model.prior.hidden) == (0.6, 3, 16, 256)
         with torch.device("meta"):
             backbone = model.backbone.build(network_shape(spec, model.sde), model.sde)

@@ -59,7 +59,8 @@ def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
 
 def test_preparing_again_replaces(tmp_path: Path) -> None:
     prepare("toy2d:rings", tmp_path, Options(rows=50_000))
-    (tmp_path / ".train-00009.1.partial").touch()
+    (tmp_path / ".0.preparing").mkdir()
+    (tmp_path / ".0.preparing" / "train-00009.parquet").touch()
     prepare("toy2d:moons", tmp_path, Options(rows=100))
     assert sorted(file.name for file in tmp_path.iterdir()) == [
         "card.json",
@@ -67,6 +68,32 @@ def test_preparing_again_replaces(tmp_path: Path) -> None:
         "train-00000.parquet",
     ]
     assert load_card(tmp_path).name == "toy2d-moons"
+
+
+def test_a_preparation_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    card = prepare("toy2d:moons", tmp_path / "out", Options(rows=100))
+    np.save(tmp_path / "rows.npy", np.full((9, 2), np.nan))
+    with pytest.raises(ValueError, match=r"rows.npy row 0 column 0: the value nan"):
+        prepare(tmp_path / "rows.npy", tmp_path / "out")
+    assert load_card(tmp_path / "out") == card
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_prepared_set_made_otherwise_is_refused(tmp_path: Path) -> None:
+    """A recipe that asks for a published table, or for images in [0, 1], does not train on something else."""
+    prepare("digits", tmp_path / "digits")
+    assert ensure(tmp_path / "digits", tmp_path, Options(rows=7)) == tmp_path / "digits"
+    with pytest.raises(ValueError, match=r"low=0.0: .*digits was prepared with low=-1.0; prepare it again with --low"):
+        ensure(tmp_path / "digits", tmp_path, Options(low=0.0))
+    with pytest.raises(ValueError, match=r"table=power: .*digits was prepared with table=; .* or give --table ''"):
+        ensure(tmp_path / "digits", tmp_path, Options(table="power"))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", "7"])
+def test_a_damaged_card_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=r"card.json: .*prepare the data set again"):
+        load_card(tmp_path)
 
 
 def test_killed_preparation_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
@@ -80,7 +107,7 @@ def test_killed_preparation_leaves_nothing_that_looks_complete(tmp_path: Path) -
         done = subprocess.run([sys.executable, "-c", code.format(call)], cwd=clone, check=False)
         assert done.returncode == -9
     assert not list(tmp_path.rglob("card.json"))
-    assert list(tmp_path.glob("*.parquet"))
+    assert list(tmp_path.rglob("*.parquet"))
     assert ensure("toy2d:rings", tmp_path) == tmp_path / "toy2d-rings"
     verify(load_card(tmp_path / "toy2d-rings"), tmp_path / "toy2d-rings")
 

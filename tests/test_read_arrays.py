@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 from sources import WHOLE, pixels, refused, stored
 
+from pipelines.order import permutation
 from pipelines.prepare import Options, prepare
 from pipelines.toy2d import TOY2D
 
@@ -141,6 +143,42 @@ def test_bad_arrays_are_refused(tmp_path: Path) -> None:
     refused(tmp_path / "a.npz", out, "a.npz", "not a readable .npz")
 
 
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (4, 2",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (-4, 2), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (True, 8), }",
+        "{'descr': '<f4', 'fortran_order': False, 'shape': (" + "-" * 5000 + "4, 2), }",
+        "{'descr': '<f4',\n 'fortran_order': False, 'shape': (4, 2), }\n  indented\n outdented",
+        "[" * 9000,
+    ],
+)
+def test_damaged_headers_are_refused(tmp_path: Path, header: str) -> None:
+    file, text = tmp_path / "rows.npy", header.encode() + b"\n"
+    file.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text + bytes(32))
+    refused(file, tmp_path / "out", str(file), "save it")
+
+
+def test_an_archive_that_claims_more_than_it_holds_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "a.npz"
+    with zipfile.ZipFile(file, "w") as archive, archive.open("x.npy", "w") as stream:
+        np.lib.format.write_array_header_1_0(stream, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 2)})
+    text = bytearray(file.read_bytes())
+    at = text.index(b"PK\x01\x02") + 24  # the uncompressed size in the central directory
+    text[at : at + 4] = (0xFFFFFFF0).to_bytes(4, "little")
+    file.write_bytes(text)
+    refused(file, tmp_path / "out", "a.npz:x", "more than the archive can hold")
+
+
+def test_a_column_that_is_constant_in_training_is_refused(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).standard_normal((100, 3)).astype(np.float32)
+    x[:, 1] = 3
+    x[permutation(0, 0, 0, 100)[0], 1] = 4  # a row that is held out
+    np.save(tmp_path / "rows.npy", x)
+    refused(tmp_path / "rows.npy", tmp_path / "out", "rows.npy column 1", "constant 3", options=Options())
+
+
 @pytest.mark.parametrize("header", ["", "a,b,c\n"])
 def test_csv_round_trip(tmp_path: Path, header: str) -> None:
     x = np.random.default_rng(0).standard_normal((2500, 3)).astype(np.float32)
@@ -167,6 +205,10 @@ def test_csv_round_trip(tmp_path: Path, header: str) -> None:
         ("", ["0 rows"]),
         ("1,2\n3,\x00\n", ["line 2"]),
         ("1,2\n3,\xff\n", ["table.csv"]),
+        (",,\n1,2,3\n4,5,6\n", ["line 1 column 0", "no name in the header, or a missing value"]),
+        ("a,b,a\n1,2,3\n4,5,6\n", ["line 1 column 2", "a second column is called 'a'"]),
+        ("1,2\n1_000,4\n", ["line 2 column 0", "'1_000' is not a number"]),
+        ("1,2\n3,4\n5," + "x" * 5000 + "\n", ["line 3 column 1", f"'{'x' * 40}...' is not a number"]),
     ],
 )
 def test_bad_tables_are_refused(tmp_path: Path, text: str, parts: list[str]) -> None:

@@ -79,6 +79,10 @@ def test_hepmass(tmp_path):
     for split, rows, extra in (("train", 300, 0), ("test", 60, 1)):
         continuous = RNG.normal(size=(rows, 3)) * 4 + 1
         continuous[:, 1] = np.minimum(continuous[:, 1], 2.0)
+        twice = np.flatnonzero(np.arange(rows) % 3)[:6]  # of class 1
+        often = RNG.normal(size=(rows, 2))
+        often[twice[:5], 0] = often[twice, 1] = -9.0  # the least value 5 times, and 6 times
+        continuous = np.column_stack([continuous[:, :2], often])
         x = np.column_stack([continuous, RNG.integers(0, 3, rows), np.full((rows, extra), 1000.0)])
         label = (np.arange(rows) % 3 > 0).astype(float)
         names = ",".join(["# label", *(f"f{i}" for i in range(x.shape[1]))])
@@ -86,7 +90,7 @@ def test_hepmass(tmp_path):
         np.savetxt(place / f"1000_{split}.csv", table, delimiter=",", header=names, comments="")
         features[split] = x[label == 1]
     parts = prepared(tmp_path, place, table="hepmass")
-    train = features["train"][:, :3]
+    train = features["train"][:, :3]  # the one with 5 stays, the one with 6 goes
     mean, std = train.mean(axis=0), train.std(axis=0, ddof=1)
     np.testing.assert_allclose(np.concatenate([parts["train"], parts["validation"]]), (train - mean) / std, atol=1e-5)
     np.testing.assert_allclose(parts["test"], (features["test"][:, :3] - mean) / std, atol=1e-5)
@@ -100,7 +104,7 @@ def test_bundled_tables_have_no_atoms(tmp_path):
 
 
 def test_miniboone(tmp_path):
-    raw = RNG.normal(size=(200, 5)) * 3 + 2
+    raw = RNG.normal(size=(200, 43)) * 3 + 2
     np.save(tmp_path / "data.npy", raw)
     parts = prepared(tmp_path, tmp_path / "data.npy", table="miniboone")
     assert {name: len(x) for name, x in parts.items()} == {"train": 162, "validation": 18, "test": 20}
@@ -186,7 +190,7 @@ def test_columns_are_named_as_in_the_file(tmp_path):
     with pytest.raises(ValueError, match=r"power.csv column f: the constant 2 in every row"):
         prepared(tmp_path, tmp_path / "power.csv", table="power")
     np.save(tmp_path / "x.npy", raw)
-    with pytest.raises(ValueError, match=r"x.npy .train \+ test. column 5: the constant 2 in every row"):
+    with pytest.raises(ValueError, match=r"x.npy column 5: the constant 2 in every row"):
         prepared(tmp_path, tmp_path / "x.npy")
     raw[7, 5] = np.nan
     np.savez(tmp_path / "x.npz", x=raw)
@@ -220,6 +224,34 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
         archive.create_dataset("train", shape=(10**9, 10**4), chunks=(10, 10), dtype="f4")
     with pytest.raises(ValueError, match=r"x.h5:train: \(1000000000, 10000\) are more numbers than the file can hold"):
         prepared(tmp_path, tmp_path / "x.h5")
+
+
+def test_hdf5_is_judged_before_it_is_read(tmp_path):
+    """Small files that unpack to much, and types that NumPy does not have."""
+    file = tmp_path / "x.h5"
+    with h5py.File(file, "w") as archive:
+        for name in ("a", "b"):
+            archive.create_dataset(name, data=np.zeros((1000, 30), "u1"), compression="gzip")
+    with pytest.raises(ValueError, match=r"x.h5: holds a, b; call the rows train, test, validation"):
+        prepared(tmp_path, file)
+    with h5py.File(file, "w") as archive:
+        for name in ("train", "test"):
+            archive.create_dataset(name, shape=(10**6, 100), chunks=(1000, 100), dtype="u1", compression="gzip")
+    with pytest.raises(ValueError, match=r"x.h5:test: \(1000000, 100\) are more numbers than the file can hold"):
+        prepared(tmp_path, file)
+    with h5py.File(file, "w") as archive:
+        h5py.h5d.create(archive.id, b"train", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3, 2)))
+    with pytest.raises(ValueError, match=r"x.h5: not a readable HDF5 file"):
+        prepared(tmp_path, file)
+    with h5py.File(file, "w") as archive:
+        archive["train"] = np.zeros((0, 3))
+    with pytest.raises(ValueError, match=r"x.h5:train: shape \(0, 3\) has no numbers"):
+        prepared(tmp_path, file)
+
+
+def test_sensors_that_are_all_the_same_leave_one(tmp_path):
+    np.save(tmp_path / "gas.npy", RNG.normal(size=(100, 1)) + 1e-3 * RNG.normal(size=(100, 16)))
+    assert prepared(tmp_path, tmp_path / "gas.npy", table="gas")["train"].shape[1] == 1
 
 
 def test_an_hdf5_file_does_not_read_other_files(tmp_path):

@@ -311,3 +311,13 @@ def test_a_start_from_the_data_is_no_part_of_the_average():
     (started,) = [m for m in trainer.averaged.modules() if isinstance(m, ActNorm) and m.initialised is not None]
     assert bool(started.initialised)
     assert (started.log_scale.exp() < 0.5).all()
+
+
+def test_warm_up_raises_the_rate_linearly():
+    trainer = Trainer(make(), {"score": AdamW(lr=0.1, warmup=4), "flow": AdamW(lr=0.3)})
+    rates = []
+    for step in range(6):
+        trainer.step([(randn(4, D), None)], rng(step))
+        rates.append([optimiser.param_groups[0]["lr"] for optimiser in trainer.optimisers.values()])
+    assert [score for score, _ in rates] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
+    assert {flow for _, flow in rates} == {0.3}
