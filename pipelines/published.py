@@ -81,6 +81,7 @@ PUBLISHED = (
     _dinof("DiNof (NCSN++ cont., deep, VE), 600 steps", 2.01),
     _dinof("DiNof", 7.11, "CelebA-HQ 256", 3),
     _diffflow("DiffFlow (ODE)", "CIFAR-10", "3.3", 3.04, 14.14),
+    Published(model="DiffFlow (SDE)", data="CIFAR-10", source="Zhang 2023, Table 3.3", nelbo=3.67, fid_pc=13.43),
     _diffflow("DiffFlow", "MNIST", "3.2", 0.93),
     _diffflow("ResFlow", "MNIST", "3.2", 0.97),
     _diffflow("FFJORD", "MNIST", "3.2", 0.99),
