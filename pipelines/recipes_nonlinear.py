@@ -215,7 +215,7 @@ def tabular_diffflow() -> RunConfig:
 
 
 def digits_diffflow() -> RunConfig:
-    """DiffFlow on scikit-learn's digits, N = 5 to 100: half an hour on two cores."""
+    """DiffFlow on scikit-learn's digits, N = 5 to 100: half an hour on one core."""
     return RunConfig(
         recipe="digits_diffflow",
         data=Data(source="digits"),
