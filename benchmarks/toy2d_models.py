@@ -5,7 +5,7 @@
 Each model has about 90,000 parameters and trains, on one thread, for as many steps as fit into the seconds. Steps are timed
 beforehand, in short trainings on the first set and in processor time, which other work on the machine does not lengthen.
 DiffFlow takes N = 5, 10, 20, 30 for 10, 20, 30 and 40 % of the time, INDM pre-trains for half of it; the learning rate of each
-is the better of 1e-3 and 3e-3 in trainings of 45 seconds on rings. NLL: nats/dim of 2,000 test points by the ODE with exact
+is the better of 1e-3 and 3e-3 in short trainings on rings. NLL: nats/dim of 2,000 test points by the ODE with exact
 divergence, with its standard error over points. Runs are kept in OUT/NAME-MODEL, and go on where they were killed (their
 seconds are then those since). Written: OUT/toy2d_models.png and .json.
 """

@@ -188,9 +188,8 @@ def _write(place: Path, a: int, b: int, made: evaluate.Samples) -> None:
     cost = torch.tensor([made.evaluations, made.seconds, made.diverged], dtype=torch.float64)
     tensors = {"features": made.features, "logits": made.logits, "cost": cost}
     if a == 0:
-        tensors["shown"] = made.shown[
-            :2000
-        ].clone()  # the features of vectors are the vectors; a file takes memory once
+        # the features of vectors are the vectors, and a file takes no memory twice
+        tensors["shown"] = made.shown[:2000].clone()
     save_tensors(place / f"{a:06d}-{b:06d}.safetensors", tensors)
 
 

@@ -27,10 +27,10 @@ from pipelines.card import one_line
 from pipelines.source import Chunk, Options, Source, SourceSplit, array_chunks, chunk_rows, records
 from pipelines.toy2d import TOY2D
 
+__all__ = ["read_array", "read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
+
 DEFLATE = 1100
 """No archive of numpy.savez_compressed is smaller by more than this factor."""
-
-__all__ = ["read_array", "read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
 
 
 def read_digits(source: str, options: Options) -> Source | None:

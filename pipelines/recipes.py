@@ -205,7 +205,7 @@ def cifar10_vp_fid() -> RunConfig:
 
 def cifar10_ve_fid() -> RunConfig:
     """The paper's INDM (VE, FID, NCSN++) on CIFAR-10; --source is its directory."""
-    return _paper("cifar10_ve_fid", VE(sigma_max=50.0), "fid", backbone=_NCSN, ema_decay=0.999)
+    return _paper("cifar10_ve_fid", VE(sigma_max=50.0), "fid", backbone=_NCSN, ema_decay=0.999, low=0.0)
 
 
 def celeba64_vp_nll() -> RunConfig:
@@ -220,7 +220,7 @@ def celeba64_vp_fid() -> RunConfig:
 
 def celeba64_ve_fid() -> RunConfig:
     """The paper's INDM (VE, FID, NCSN++) on CelebA at 64x64; --source is a folder of the aligned images."""
-    return _celeba(_paper("celeba64_ve_fid", VE(sigma_max=90.0), "fid", backbone=_NCSN, ema_decay=0.999))
+    return _celeba(_paper("celeba64_ve_fid", VE(sigma_max=90.0), "fid", backbone=_NCSN, ema_decay=0.999, low=0.0))
 
 
 _NCSN = UNetConfig(family="ncsn++", time="log-sigma")
@@ -233,6 +233,7 @@ def _paper(
     *,
     backbone: UNetConfig = UNetConfig(),
     ema_decay: float = 0.9999,
+    low: float = -1.0,
 ) -> RunConfig:
     """The published sizes: DDPM++ and EMA 0.9999 for VP, NCSN++ and 0.999 for VE; 500,000 steps of pre-training.
 
@@ -240,7 +241,7 @@ def _paper(
     """
     return RunConfig(
         recipe=name,
-        data=Data(source="", options=Options(low=0.0 if isinstance(sde, VE) else -1.0), flip=True),
+        data=Data(source="", options=Options(low=low), flip=True),
         model=INDMConfig(sde=sde, flow=ResidualFlow(), backbone=backbone, mode=mode, pretrain_steps=500_000),
         train=Train(
             steps=1_000_000,

@@ -15,6 +15,7 @@ __all__ = ["NONLINEAR"]
 
 _DIGITS_UNET = UNetConfig(nf=24, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
 _HALF_UNET = UNetConfig(nf=16, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0)
+_NCSN = UNetConfig(family="ncsn++", time="log-sigma")
 _SHAPES = ("spiral", "checkerboard", "rings", "olympic_rings", "fractal_tree", "sierpinski")
 
 
@@ -85,14 +86,13 @@ def mnist_dinof() -> RunConfig:
 
 def cifar10_dinof_ve() -> RunConfig:
     """DiNof (VE, NCSN++) on CIFAR-10 at the paper's sizes; --source is its directory."""
-    ncsn = UNetConfig(family="ncsn++", time="log-sigma")
-    return _cifar10("cifar10_dinof_ve", VE(sigma_max=50.0), ncsn, ema_decay=0.999, low=0.0)
+    return _cifar10("cifar10_dinof_ve", VE(sigma_max=50.0), _NCSN, ema_decay=0.999, low=0.0)
 
 
 def cifar10_dinof_ve_deep() -> RunConfig:
     """cifar10_dinof_ve with eight residual blocks per level."""
-    ncsn = UNetConfig(family="ncsn++", time="log-sigma", num_res_blocks=8)
-    return _cifar10("cifar10_dinof_ve_deep", VE(sigma_max=50.0), ncsn, ema_decay=0.999, low=0.0)
+    deep = replace(_NCSN, num_res_blocks=8)
+    return _cifar10("cifar10_dinof_ve_deep", VE(sigma_max=50.0), deep, ema_decay=0.999, low=0.0)
 
 
 def cifar10_dinof_vp() -> RunConfig:
