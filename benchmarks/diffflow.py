@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import LiveBytes
-from indm_core.diffflow import DiffFlow
+from indm_core.model import DiffFlow
 from indm_core.nn import MLP, UNet
 from indm_core.training import AdamW, Trainer
 from pipelines.toy2d import TOY2D

@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.memory import LiveBytes
-from indm_core.anderson import invert_block
 from indm_core.errors import ConvergenceError
-from indm_core.resflow import Constraint, ResFlow, ResidualBlock, Roulette, Sine
+from indm_core.flow import ResFlow, Roulette, Sine
+from indm_core.flow.anderson import invert_block
+from indm_core.flow.lipschitz import Constraint
+from indm_core.flow.resflow import ResidualBlock
 
 __all__ = ["BLOCKS", "evaluations", "lipschitz", "peak_bytes", "rotation", "trained"]
 

@@ -49,14 +49,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, branch, rademacher_like
 from indm_core.ode import State, in_sqrt_time, rk45
-from indm_core.sample import Score, check_times
-from indm_core.sde import SDE, LinearSDE, apply, event_sum, inverse, sqrt_psd
+from indm_core.sample import Score
+from indm_core.sde import SDE, LinearSDE, apply, inverse, sqrt_psd
 from indm_core.shapes import Float
+from indm_core.times import check_times
 
 __all__ = [
     "DiscretisationError",
-    "Estimate",
     "InducedSDE",
+    "MeanAndError",
     "SquaredNorms",
     "along_times",
     "discretisation_error",
@@ -64,7 +65,6 @@ __all__ = [
     "induced_norm_ratio",
     "induced_sde",
     "mean_and_error",
-    "norm_ratio",
     "path_cosine",
     "score_rate",
     "squared_norms",
@@ -74,7 +74,7 @@ Measure = Callable[[Score, Tensor, Tensor], Tensor]
 """measure(score, u, t) -> (b,), as `hessian_norm` and `score_rate`."""
 
 
-class Estimate(NamedTuple):
+class MeanAndError(NamedTuple):
     """A mean over samples and its standard error, shape (*n) each."""
 
     mean: Tensor
@@ -107,12 +107,12 @@ class DiscretisationError(NamedTuple):
     kl: Tensor
 
 
-def mean_and_error(values: Float[Tensor, "*n b"]) -> Estimate:
+def mean_and_error(values: Float[Tensor, "*n b"]) -> MeanAndError:
     """Mean over the last axis, b >= 2 independent samples, and its standard error std/sqrt(b)."""
     b = values.shape[-1]
     if b < 2:
         raise ValueError(f"values: a standard error needs at least 2 samples, got shape {tuple(values.shape)}")
-    return Estimate(values.mean(-1), values.std(-1) / math.sqrt(b))
+    return MeanAndError(values.mean(-1), values.std(-1) / math.sqrt(b))
 
 
 def along_times(
@@ -194,21 +194,6 @@ def _trace_along(
     return torch.stack(terms).sum(0)
 
 
-def norm_ratio(
-    sde: SDE, nonlinear: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"], dt: float
-) -> Float[Tensor, " b"]:
-    """|a| sqrt(dt) / (tr GG^T)^(1/2) for a nonlinear drift a.
-
-    Args:
-        nonlinear: a: what the drift adds to a linear one. A Schroedinger bridge: GG^T grad log Psi; DiffFlow: its drift.
-        dt: Step size.
-
-    References: Kim et al. 2022, Figure 4.
-    """
-    noise = event_sum(sde.GG(t).diagonal(dim1=-2, dim2=-1).sum(-1), nonlinear).sqrt().to(nonlinear.dtype)
-    return _ratio(nonlinear, noise, dt)
-
-
 def induced_norm_ratio(
     model: GenerativeModel, u: Float[Tensor, "b *event k"], t: Float[Tensor, ""], dt: float
 ) -> Float[Tensor, " b"]:
@@ -217,21 +202,17 @@ def induced_norm_ratio(
     F x is the drift that the SDE has without a flow, at x in place of z.
 
     Raises:
-        ValueError: K > 1, where x alone follows no SDE (nor does CLD's noise reach it).
+        ValueError: a dt that is not positive; K > 1, where x alone follows no SDE (nor does CLD's noise reach it).
     """
     if u.shape[-1] > 1:
         raise ValueError(
             f"u: its blocks have size {u.shape[-1]}; a norm ratio of the data needs an SDE in x alone, K = 1"
         )
-    x, drift, volatility = induced_sde(model, u, t)
-    without_flow = model.sde.project(model.sde.drift(model.sde.embed(x), t)).flatten(1)
-    return _ratio(drift - without_flow, volatility.flatten(1).norm(dim=1), dt)
-
-
-def _ratio(nonlinear: Float[Tensor, "b ..."], noise: Float[Tensor, " b"], dt: float) -> Float[Tensor, " b"]:
     if not dt > 0:
         raise ValueError(f"dt={dt} must be positive")
-    return math.sqrt(dt) * nonlinear.flatten(1).norm(dim=1) / noise
+    x, drift, volatility = induced_sde(model, u, t)
+    without_flow = model.sde.project(model.sde.drift(model.sde.embed(x), t)).flatten(1)
+    return math.sqrt(dt) * (drift - without_flow).norm(dim=1) / volatility.flatten(1).norm(dim=1)
 
 
 def hessian_norm(

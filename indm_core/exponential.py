@@ -34,14 +34,15 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, rk45
-from indm_core.sample import Score, check_times
+from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, inverse, sqrt_psd
+from indm_core.sde.algebra import NODES, gauss_legendre
+from indm_core.times import check_times
 
 __all__ = [
     "Basis",
@@ -58,7 +59,7 @@ __all__ = [
 Method = Literal["t-AB", "rho-AB", "rho-RK", "iPNDM"]
 Warmup = Literal["low-order", "exact"]
 Basis = Literal["R", "L"]
-NODES, PLAN_ENTRIES = 40, 1 << 20
+PLAN_ENTRIES = 1 << 20
 
 _PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 _STAGES = (
@@ -286,7 +287,7 @@ class _Nodes:
 
     @staticmethod
     def between(sde: LinearSDE, t: Tensor, s: Tensor, basis: str) -> _Nodes:
-        x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())
+        x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre())
         a, b = t.sqrt().unsqueeze(1), s.sqrt().unsqueeze(1)
         r = a + (b - a) * x
         flat, end = _column(r.square().flatten()), _column(s.repeat_interleave(len(x)))
@@ -406,10 +407,3 @@ def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
 def _column(t: Tensor) -> Tensor:
     """Times (n,) as (n, 1, 1), so that coefficients are (n, *e, K, K) for an *e of at most two axes."""
     return t.reshape(-1, 1, 1)
-
-
-@lru_cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    return (x + 1) / 2, w / 2

@@ -24,9 +24,10 @@ from indm_core.diagnostics import (
     score_rate,
     squared_norms,
 )
+from indm_core.draw import forward_path, generative_path
 from indm_core.likelihood import quantise
 from indm_core.model import GenerativeModel
-from indm_core.sample import forward_path, generative_path, power_times, sample_ode
+from indm_core.sample import power_times, sample_ode
 from indm_core.sde import LinearSDE
 from pipelines.models import DataSpec
 from pipelines.pictures import figure_of, image_grid, pixels

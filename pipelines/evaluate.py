@@ -32,10 +32,9 @@ import torch
 from torch import Tensor
 
 from indm_core.errors import ConvergenceError
-from indm_core.indm import Bridge
 from indm_core.likelihood import dequantise, nelbo, nll, quantise
 from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
-from indm_core.model import GenerativeModel
+from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import load_networks, network_tensors, step_seed
 from pipelines.atomic import write_text
 from pipelines.baselines import baselines

@@ -27,11 +27,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from indm_core.draw import draw, start_times
 from indm_core.errors import ConvergenceError
 from indm_core.likelihood import bits_per_dim, dequantise
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
-from indm_core.sample import draw, sample_ode, start_times
+from indm_core.sample import sample_ode
 from indm_core.training import StepReport, Trainer, network_tensors, step_seed
 from pipelines import checkpoint
 from pipelines.atomic import write_text

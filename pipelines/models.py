@@ -16,14 +16,19 @@ from typing import Literal
 import torch
 from torch import nn
 
-from indm_core.diffflow import DiffFlow
-from indm_core.dinof import DiNof
-from indm_core.flow import ActNorm, Composed, Flow, Identity
-from indm_core.glow import Glow
-from indm_core.indm import INDM, Bridge
-from indm_core.model import GenerativeModel
+from indm_core.flow import (
+    ActNorm,
+    Composed,
+    Flow,
+    Glow,
+    Identity,
+    LipSwish,
+    ResFlow,
+    Roulette,
+    Sine,
+)
+from indm_core.model import INDM, Bridge, DiffFlow, DiNof, GenerativeModel
 from indm_core.nn import MLP, UNet
-from indm_core.resflow import LipSwish, ResFlow, Roulette, Sine
 from indm_core.sde import VP, LinearSDE, log_abs_det
 from pipelines.card import Card
 

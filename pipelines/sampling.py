@@ -10,12 +10,12 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from indm_core.draw import draw
 from indm_core.exponential import Basis, Method, Warmup, check_method, check_options, sample_deis, steps_for
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import (
     Score,
-    draw,
     edm_times,
     log_rho_times,
     power_times,

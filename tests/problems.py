@@ -20,9 +20,9 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from indm_core.elbo import linear_nelbo
 from indm_core.flow import Flow, Identity
 from indm_core.model import LinearModel, Losses
+from indm_core.model.elbo import linear_nelbo
 from indm_core.noise import Noise, randn_like
 from indm_core.sample import uniform_times
 from indm_core.sde import VE, VP, LinearSDE, SubVP

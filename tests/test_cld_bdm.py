@@ -12,9 +12,9 @@ import torch
 from problems import ExactModel, Gaussian, ids, randn, rng, scalar
 from scipy.fft import dctn
 
+from indm_core.draw import draw
 from indm_core.likelihood import log_prob_u, nll
 from indm_core.sample import (
-    draw,
     edm_times,
     log_rho_times,
     power_times,

@@ -10,11 +10,13 @@ from problems import SmallBackbone, randn, rng, scalar
 from torch import Tensor, nn
 from torch.autograd.functional import jacobian
 
-from indm_core.diffflow import DiffFlow, fixed_times, flexible_times
+from indm_core.draw import draw
 from indm_core.likelihood import log_prob_u, nelbo, nll
+from indm_core.model import DiffFlow
+from indm_core.model.diffflow import fixed_times, flexible_times
 from indm_core.nn import UNet
 from indm_core.ode import rk45
-from indm_core.sample import draw, sample_em, sample_ode
+from indm_core.sample import sample_em, sample_ode
 from indm_core.training import AdamW, Trainer
 
 D = 3
@@ -176,7 +178,7 @@ def test_times_are_drawn_in_training_only(monkeypatch):
         raise AssertionError
 
     model = make()
-    monkeypatch.setattr("indm_core.diffflow.flexible_times", refuse)
+    monkeypatch.setattr("indm_core.model.diffflow.flexible_times", refuse)
     model.eval()(randn(2, D), generator=rng())
     with pytest.raises(AssertionError):
         model.train()(randn(2, D), generator=rng())

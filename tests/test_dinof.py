@@ -9,14 +9,18 @@ import torch
 from problems import SDES, Affine, Gaussian, SmallBackbone, ids, randn, rng, scalar
 from torch import Tensor, nn
 
-from indm_core import diffusion
-from indm_core.dinof import DiNof
+from indm_core.draw import draw
 from indm_core.exponential import sample_deis
-from indm_core.flow import Identity
-from indm_core.glow import Glow
-from indm_core.indm import INDM
+from indm_core.flow import Glow, Identity
 from indm_core.likelihood import log_prob_u, nelbo, nll
-from indm_core.sample import draw, power_times, sample_em, sample_ode, sample_pc, uniform_times
+from indm_core.model import INDM, DiNof, diffusion
+from indm_core.sample import (
+    power_times,
+    sample_em,
+    sample_ode,
+    sample_pc,
+    uniform_times,
+)
 from indm_core.sde import BDM, CLD, VP, LinearSDE, apply, inverse, sqrt_psd
 from indm_core.training import AdamW, Trainer
 

@@ -8,8 +8,8 @@ from problems import randn, rng
 from test_flow import jacobian_log_det
 from torch import Tensor
 
-from indm_core.flow import ActNorm, Flow
-from indm_core.glow import AffineCoupling, Glow, InvertibleConv
+from indm_core.flow import ActNorm, Flow, Glow
+from indm_core.flow.glow import AffineCoupling, InvertibleConv
 
 
 def woken(flow: Flow, scale: float = 0.05) -> Flow:

@@ -13,12 +13,11 @@ from scipy.optimize import brentq
 from test_score import log_odds
 from torch import Tensor
 
-from indm_core.diffusion import truncation_time
 from indm_core.exponential import sample_deis
-from indm_core.flow import Flow, Identity
-from indm_core.indm import INDM, Bridge
+from indm_core.flow import Flow, Identity, ResFlow
+from indm_core.model import INDM, Bridge
+from indm_core.model.diffusion import truncation_time
 from indm_core.nn import MLP
-from indm_core.resflow import ResFlow
 from indm_core.sample import power_times, sample_ode, uniform_times
 from indm_core.sde import CLD, VE, VP, SubVP, apply
 

@@ -10,37 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-CORE = sorted(path.stem for path in (ROOT / "indm_core").glob("*.py") if path.stem != "__init__")
+CORE = sorted((ROOT / "indm_core").rglob("*.py"))
 ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "indm_core"} | set(sys.stdlib_module_names)
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
-SHARED = {"shapes", "noise", "errors"}
-"""Small leaves that every module may import."""
-
-LEAVES = {
-    "linear_sde": SHARED,
-    "isotropic": SHARED | {"linear_sde"},
-    "cld": SHARED | {"linear_sde"},
-    "bdm": SHARED | {"linear_sde"},
-    "flow": SHARED,
-    "metrics": SHARED,
-    "collage": SHARED,
-    "ode": SHARED,
-    "embedding": SHARED,
-    "blocks": SHARED | {"embedding"},
-    "unet": SHARED | {"embedding", "blocks"},
-    "nn": SHARED | {"embedding", "blocks", "unet"},
-}
 LEVELS = [
-    SHARED,
-    {"linear_sde"},
-    {"isotropic", "cld", "bdm"},
-    {"sde", "flow", "metrics", "collage", "ode", "embedding", "anderson"},
-    {"blocks", "resflow", "glow", "score", "model", "pis"},
-    {"unet", "sample", "training", "elbo", "diffflow"},
-    {"nn", "likelihood", "diagnostics", "exponential", "diffusion"},
-    {"indm", "dinof"},
+    {"shapes", "noise", "errors"},
+    {"sde", "flow", "nn", "metrics", "ode"},
+    {"times"},
+    {"model"},
+    {"sample", "likelihood", "training"},
+    {"draw", "exponential", "diagnostics"},
 ]
-"""A module imports modules of lower levels, or `SHARED`."""
+"""The folders and files of indm_core, from the bottom: one imports those of lower levels, and what is in its own folder."""
 
 
 def imported(path: Path) -> set[str]:
@@ -55,29 +36,29 @@ def imported(path: Path) -> set[str]:
     return names
 
 
-def core_imports(name: str) -> set[str]:
-    """The modules of indm_core that one of them imports."""
-    parts = (dotted.split(".") for dotted in imported(ROOT / "indm_core" / f"{name}.py"))
-    return {part[1] for part in parts if part[0] == "indm_core" and len(part) > 1 and part[1] in CORE}
+def family(path: Path) -> str:
+    """The folder or file directly below indm_core."""
+    return path.relative_to(ROOT / "indm_core").parts[0].removesuffix(".py")
 
 
-@pytest.mark.parametrize("name", CORE)
-def test_the_core_is_pure_torch(name):
-    top = {dotted.split(".")[0] for dotted in imported(ROOT / "indm_core" / f"{name}.py")}
+def name(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", CORE, ids=name)
+def test_the_core_is_pure_torch(path):
+    top = {dotted.split(".")[0] for dotted in imported(path)}
     assert top <= ALLOWED_IN_CORE
     assert not top & NO_FILES_IN_CORE
 
 
-@pytest.mark.parametrize("name", sorted(LEAVES.keys() & set(CORE)))
-def test_leaves_are_leaves(name):
-    assert core_imports(name) <= LEAVES[name]
-
-
-@pytest.mark.parametrize("name", CORE)
-def test_nothing_points_up(name):
+@pytest.mark.parametrize("path", [path for path in CORE if family(path) != "__init__"], ids=name)
+def test_nothing_points_up(path):
     levels = {module: level for level, modules in enumerate(LEVELS) for module in modules}
-    assert name in levels, f"say in LEVELS where indm_core/{name}.py stands"
-    assert all(levels[other] < levels[name] for other in core_imports(name))
+    own = family(path)
+    assert own in levels, f"say in LEVELS where {own} stands"
+    others = {dotted.split(".")[1] for dotted in imported(path) if dotted.startswith("indm_core.")} - {own}
+    assert all(levels[other] < levels[own] for other in others & levels.keys())
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.stem)
@@ -111,4 +92,5 @@ def test_the_core_needs_neither_jaxtyping_nor_anything_but_torch():
         "matplotlib",
         "safetensors",
     ]
-    run_without(absent, "import " + ", ".join(f"indm_core.{name}" for name in CORE))
+    modules = (name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in CORE)
+    run_without(absent, "import " + ", ".join(modules))

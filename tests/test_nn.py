@@ -13,9 +13,20 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import conv2d
 
-from indm_core.blocks import FIR, Attention, Down, ResBlock, Up
-from indm_core.embedding import ConditionEmbedding, FourierEmbedding, PositionalEmbedding, initialised
 from indm_core.nn import MLP, UNet
+from indm_core.nn.blocks import (
+    FIR,
+    Attention,
+    Down,
+    ResBlock,
+    Up,
+)
+from indm_core.nn.embedding import (
+    ConditionEmbedding,
+    FourierEmbedding,
+    PositionalEmbedding,
+    initialised,
+)
 
 DDPMPP: dict[str, Any] = {}
 NCSNPP: dict[str, Any] = {"embedding": "fourier", "fir": True, "progressive_input": "residual"}

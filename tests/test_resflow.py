@@ -13,11 +13,18 @@ from test_flow import jacobian_log_det
 from torch import Tensor, nn
 
 from benchmarks.residual_flow import BLOCKS, evaluations, lipschitz, peak_bytes, trained
-from indm_core import anderson
-from indm_core.anderson import invert_block
 from indm_core.errors import ConvergenceError
-from indm_core.flow import estimate_log_det
-from indm_core.resflow import LipschitzLayer, LipSwish, ResFlow, ResidualBlock, Roulette, Sine
+from indm_core.flow import (
+    LipSwish,
+    ResFlow,
+    Roulette,
+    Sine,
+    anderson,
+    estimate_log_det,
+)
+from indm_core.flow.anderson import invert_block
+from indm_core.flow.lipschitz import LipschitzLayer
+from indm_core.flow.resflow import ResidualBlock
 
 CONSTRAINTS = pytest.mark.parametrize("constraint", ["spectral", "infinity"])
 

@@ -13,12 +13,10 @@ from scipy.stats import kstest, norm
 from torch import Tensor
 
 from indm_core import sample
+from indm_core.draw import draw, forward_path, generative_path
 from indm_core.noise import rademacher_like, rand, randn_like, seeded
 from indm_core.sample import (
-    draw,
     edm_times,
-    forward_path,
-    generative_path,
     log_rho_times,
     power_times,
     sample_em,

@@ -10,7 +10,13 @@ from scipy.integrate import quad
 from scipy.stats import kstest
 from torch import nn
 
-from indm_core.score import ScoreModel, importance_times, likelihood_error, preconditioning, stratified
+from indm_core.model import ScoreModel
+from indm_core.model.score import (
+    importance_times,
+    likelihood_error,
+    preconditioning,
+    stratified,
+)
 from indm_core.sde import BDM, CLD, VE, VP, SubVP, apply
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)

@@ -10,10 +10,8 @@ import torch
 from problems import SmallBackbone, randn, rng
 from torch import Tensor, nn
 
-from indm_core.flow import ActNorm, Identity
-from indm_core.glow import Glow
-from indm_core.indm import INDM
-from indm_core.resflow import ResFlow
+from indm_core.flow import ActNorm, Glow, Identity, ResFlow
+from indm_core.model import INDM
 from indm_core.sde import VP
 from indm_core.training import AdamW, NonFiniteLossError, Trainer, load_networks, network_tensors, step_seed
 

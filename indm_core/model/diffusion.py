@@ -34,13 +34,13 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from indm_core.elbo import entropy_production, linear_nelbo
 from indm_core.flow import Flow
-from indm_core.model import LinearModel, Losses, Node
+from indm_core.model.base import LinearModel, Losses, Node
+from indm_core.model.elbo import entropy_production, linear_nelbo
+from indm_core.model.score import ScoreModel, importance_times, likelihood_error, stratified
 from indm_core.noise import Noise, rand, randn_like
-from indm_core.sample import uniform_times
-from indm_core.score import ScoreModel, importance_times, likelihood_error, stratified
 from indm_core.sde import LinearSDE, apply
+from indm_core.times import uniform_times
 
 __all__ = ["Diffusion", "Mode", "truncation_time", "with_parameters"]
 

@@ -36,8 +36,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm_core.blocks import Down, FilteredConv, ResBlock, Up, conv, group_norm
-from indm_core.embedding import NEAR_ZERO, ConditionEmbedding
+from indm_core.nn.blocks import Down, FilteredConv, ResBlock, Up, conv, group_norm
+from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding
 from indm_core.shapes import Float, Int
 
 __all__ = ["UNet"]

@@ -14,7 +14,7 @@ from typing import final
 import torch
 from torch import Tensor
 
-from indm_core.linear_sde import LinearSDE
+from indm_core.sde.base import LinearSDE
 
 __all__ = ["VE", "VP", "IsotropicSDE", "LinearBeta", "SubVP"]
 

@@ -23,9 +23,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from indm_core.model import LinearModel, Node
+from indm_core.model.base import LinearModel, Node
+from indm_core.model.score import importance_times, likelihood_error, stratified
 from indm_core.noise import Noise, branch, randn_like
-from indm_core.score import importance_times, likelihood_error, stratified
 from indm_core.sde import LinearSDE, event_sum, log_abs_det
 
 __all__ = ["entropy_production", "linear_nelbo"]

@@ -2,26 +2,12 @@ r"""DiffFlow: a diffusion whose drift is learned together with its score.
 
     dx = f(x, t) dt + g dw   from data at 0 to N(0, I) at T,        dx = [f - g^2 s] dt + g dw   back.
 
-On a grid 0 = t_0 < ... < t_N = T with steps D_i = t_{i+1} - t_i, r_i = sqrt(D_i) / g and f_i = f(x_i, t_i), s_i = s(x_i, t_i),
+On a grid 0 = t_0 < ... < t_N = T the bound on -log p(x_0), in nats, exact for the discrete process, is
 
-    q_i = eps_i + r_i f_i,     x_{i+1} = x_i + g sqrt(D_i) q_i,                     the path, in units of its noise,
-    delta_i = -q_i + r_i (f_{i+1} - g^2 s_{i+1}),                                   the noise that retraces it backwards,
+    NELBO(x_0) = E[-log N(x_N; 0, I) + sum_i (1/2 |delta_i|^2 - 1/2 |eps_i|^2)],
 
-and the bound on -log p(x_0), in nats, exact for the discrete process, is
-
-    NELBO(x_0) = E[-log N(x_N; 0, I) + sum_i (1/2 |delta_i|^2 - 1/2 |eps_i|^2)]:
-
-the loss of the paper minus a constant, sample by sample, of lower variance. Differences x_i - x_{i+1}, as in the paper's
-delta_i, are avoided: they cancel where a step is short.
-
-Stochastic adjoint. Only x_i and q_i are kept. A sweep from i = N to 0 evaluates f_i and s_i once, which serve the transition
-i -> i + 1 as well as delta_{i-1}, and takes the gradient of
-
-    <a_{i+1}, x_i> + <D_i a_{i+1} - r_i delta_i, f_i> + 1/2 |delta_{i-1}(f_i, s_i)|^2
-
-with respect to x_i (this is a_i = dL/dx_i) and to the networks. N evaluations of f make the path, N + 1 of f and N of s the
-sweep; memory is that of one evaluation and of the states. The sweep yields the value of the loss too, so that it runs with the
-forward pass, and the backward pass only scales the gradients: they are those of the batch's mean.
+eps_i the noise of the path and delta_i the noise that retraces it backwards (see `adjoint`): the loss of the paper minus a
+constant, sample by sample, of lower variance.
 
 Seen from outside the learned drift is an SDE like any other: Euler-Maruyama and RK45 sample it, the probability-flow ODE gives
 its likelihood. Data enter at t_min, the first time of the finest grid, by one step of the forward process. As g -> 0 the model
@@ -36,23 +22,20 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from indm_core.model import GenerativeModel, Losses, Node
+from indm_core.model.adjoint import Path, StochasticAdjoint
+from indm_core.model.base import GenerativeModel, Losses, Node
 from indm_core.noise import Noise, rand, randn_like
-from indm_core.sde import SDE
+from indm_core.sde import LearnedSDE
 from indm_core.shapes import Float
 
-__all__ = ["DiffFlow", "LearnedSDE", "fixed_times", "flexible_times"]
-
-Field = Callable[[Tensor, Tensor], Tensor]
-"""field(x, t) -> like x, t of shape (b,)."""
+__all__ = ["DiffFlow", "fixed_times", "flexible_times"]
 
 POWER = 1 / 0.9
 MOST_STEPS = 10_000
@@ -72,60 +55,6 @@ def flexible_times(num_steps: int, t_max: float, like: Tensor, generator: Noise 
     bins = fixed_times(num_steps - 1, t_max)
     inner = bins[:-1] + rand(num_steps - 1, like, generator).cpu() * bins.diff()
     return torch.cat([bins[:1], inner, bins[-1:]])
-
-
-@final
-@dataclass(frozen=True, kw_only=True, eq=False)
-class LearnedSDE(SDE):
-    """dx = f(x, t) dt + g dw with a network for f; K = 1.
-
-    Args:
-        f: The drift of x, t of shape (b,).
-        g: Volatility, positive.
-        t_min, t_max: Where samplers and likelihoods stay.
-    """
-
-    f: Field
-    g: float
-    t_min: float
-    t_max: float
-
-    @property
-    def linear(self) -> None:
-        return None
-
-    def drift(self, u: Tensor, t: Tensor) -> Tensor:
-        return self.f(u.squeeze(-1), t.to(u.device).reshape(-1).expand(len(u))).unsqueeze(-1)
-
-    def GG(self, t: Tensor) -> Tensor:
-        return torch.full_like(t, self.g**2)[..., None, None]
-
-    def check_state(self, u: Tensor) -> None:
-        if u.shape[-1] != 1:
-            raise ValueError(f"u: its blocks have size {u.shape[-1]}, those of a learned SDE 1")
-
-    def embed(self, x: Tensor) -> Tensor:
-        return x.unsqueeze(-1)
-
-    def project(self, u: Tensor) -> Tensor:
-        return u.squeeze(-1)
-
-    def transition(self, u: Tensor, t: Tensor, s: Tensor, generator: Noise = None) -> Tensor:
-        """Euler-Maruyama from s to t, in steps of at most a thirtieth of T."""
-        ts = torch.linspace(float(s), float(t), 1 + math.ceil(30 * float(t - s) / self.t_max), dtype=torch.float64)
-        for start, step in zip(ts[:-1], ts.diff(), strict=True):
-            u = u + float(step) * self.drift(u, start) + self.g * math.sqrt(step) * randn_like(u, generator)
-        return u
-
-    def enter(self, u_0: Tensor, t: Tensor, eps: Tensor, score: Field) -> tuple[Tensor, Tensor]:
-        """One step of the forward process from 0 to t, and 1/2 |delta|^2 - 1/2 |eps|^2."""
-        u = u_0 + float(t) * self.drift(u_0, torch.zeros_like(t)) + self.g * math.sqrt(t) * eps
-        delta = (u_0 - self.denoise(u, t, score(u, t))) / (self.g * math.sqrt(t))
-        return u, 0.5 * (delta.square() - eps.square()).flatten(1).sum(1)
-
-    def denoise(self, u: Tensor, t: Tensor, score: Tensor) -> Tensor:
-        """The mean of one backward step from t to 0 (Tweedie)."""
-        return u - float(t) * (self.drift(u, t) - self.g**2 * score)
 
 
 @final
@@ -196,17 +125,20 @@ class DiffFlow(GenerativeModel):
         ts = fixed_times(self.num_steps, self.t_start)
         if self.flexible and self.training:
             ts = flexible_times(self.num_steps, self.t_start, x, generator)
-        path = _Path(self, ts)
+        path = self._path(ts)
         eps = path.noise(x, generator)
         if self.adjoint and torch.is_grad_enabled():
             parameters = [p for network in self.networks().values() for p in network.parameters() if p.requires_grad]
-            mean, prior, transitions = _StochasticAdjoint.apply(path, parameters, eps, x, *parameters)  # pyright: ignore
+            mean, prior, transitions = StochasticAdjoint.apply(path, parameters, eps, x, *parameters)  # pyright: ignore
             objective = (prior + transitions).detach() + (mean - mean.detach())
         else:
             prior, transitions = path.losses(x, eps)
             objective = prior + transitions
         terms = {"nelbo": objective, "prior": prior, "transitions": transitions}
         return Losses(objective, {name: term.detach() for name, term in terms.items()})
+
+    def _path(self, ts: Tensor) -> Path:
+        return Path(self.f, self.s, self.log_prob_start, ts, self.g)
 
     def nelbo(
         self,
@@ -224,7 +156,7 @@ class DiffFlow(GenerativeModel):
         if num_draws < 1:
             raise ValueError(f"num_draws={num_draws} must be at least 1")
         _refuse_labels(y)
-        path = _Path(self, fixed_times(self.num_steps, self.t_start))
+        path = self._path(fixed_times(self.num_steps, self.t_start))
         total = x.new_zeros(len(x))
         for _ in range(num_draws):
             total = total + sum(path.losses(x, path.noise(x, generator)))
@@ -278,79 +210,3 @@ class DiffFlow(GenerativeModel):
 def _refuse_labels(y: Tensor | None) -> None:
     if y is not None:
         raise ValueError("y: DiffFlow has no conditional form; give no labels")
-
-
-class _Path:
-    """A grid, and what the loss asks at its points."""
-
-    def __init__(self, model: DiffFlow, ts: Tensor) -> None:
-        self.model, self.ts = model, ts
-        self.steps = [float(step) for step in ts.diff()]
-        self.scale = [model.g * math.sqrt(step) for step in self.steps]
-        self.r = [math.sqrt(step) / model.g for step in self.steps]
-
-    def noise(self, x: Tensor, generator: Noise) -> list[Tensor]:
-        return [randn_like(x, generator) for _ in self.steps]
-
-    def f(self, i: int, x: Tensor) -> Tensor:
-        return self.model.f(x, self.ts[i].to(x.device).expand(len(x)))
-
-    def s(self, i: int, x: Tensor) -> Tensor:
-        return self.model.s(x, self.ts[i].to(x.device).expand(len(x)))
-
-    def delta(self, i: int, q: Tensor, f: Tensor, s: Tensor) -> Tensor:
-        """delta_i from q_i and from f and s at x_{i+1}."""
-        return self.r[i] * (f - self.model.g**2 * s) - q
-
-    def losses(self, x: Tensor, eps: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """The two terms of the bound, (b,) each; N + 1 evaluations of f and N of s."""
-        transitions, f = x.new_zeros(len(x)), self.f(0, x)
-        for i, e in enumerate(eps):
-            q = e + self.r[i] * f
-            x = x + self.scale[i] * q
-            f = self.f(i + 1, x)
-            transitions = transitions + _half_square(self.delta(i, q, f, self.s(i + 1, x))) - _half_square(e)
-        return -self.model.log_prob_start(x), transitions
-
-
-def _half_square(v: Tensor) -> Tensor:
-    return 0.5 * v.square().flatten(1).sum(1)
-
-
-class _StochasticAdjoint(torch.autograd.Function):
-    """The mean loss of a batch, with its gradients by the sweep; and its two terms per sample, without."""
-
-    @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx: Any, path: _Path, parameters: list[Tensor], eps: list[Tensor], x: Tensor, *inputs: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        xs, qs, transitions = [x], [], x.new_zeros(len(x))
-        for i, e in enumerate(eps):
-            qs.append(e + path.r[i] * path.f(i, xs[i]))
-            xs.append(xs[i] + path.scale[i] * qs[i])
-            transitions -= _half_square(e)
-        gradients = [torch.zeros_like(p) for p in parameters]
-        prior = -path.model.log_prob_start(xs[-1])
-        adjoint, pull = xs[-1], torch.zeros_like(x)  # dL/dx_N of the prior; no transition leaves x_N
-        for i in reversed(range(len(xs))):
-            with torch.enable_grad():
-                x_i = xs.pop().detach().requires_grad_()
-                f = path.f(i, x_i)
-                local = (adjoint * x_i).sum() + (pull * f).sum()
-                if i > 0:
-                    delta = path.delta(i - 1, qs.pop(), f, path.s(i, x_i))
-                    error = _half_square(delta)
-                    local = local + error.sum()
-                    transitions += error.detach()
-                adjoint, *found = torch.autograd.grad(local, [x_i, *parameters], allow_unused=True)
-            if i > 0:
-                pull = path.steps[i - 1] * adjoint - path.r[i - 1] * delta.detach()
-            used = [(total, g) for total, g in zip(gradients, found, strict=True) if g is not None]
-            torch._foreach_add_([total for total, _ in used], [g for _, g in used])
-        ctx.mark_non_differentiable(prior, transitions)
-        ctx.gradients = [adjoint, *gradients]
-        return (prior + transitions).mean(), prior, transitions
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor, *unused: Tensor) -> Any:  # pyright: ignore
-        return (None, None, None, *torch._foreach_mul(ctx.gradients, gradient / len(ctx.gradients[0])))

@@ -36,11 +36,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm_core.linear_sde import LinearSDE
+from indm_core.sde.algebra import gauss_legendre
+from indm_core.sde.base import LinearSDE
 
 __all__ = ["CLD"]
 
-NODES, DEGREES = 40, (160, 320, 640, 1280)
+DEGREES = (160, 320, 640, 1280)
 
 
 @final
@@ -107,7 +108,7 @@ class CLD(LinearSDE):
         return -self.beta * self.gamma * self.m_inv * t  # the determinant of psi itself loses digits at strong damping
 
     def cov(self, t: Tensor) -> Tensor:
-        x, w = (torch.as_tensor(v).to(t) for v in _gauss_legendre())
+        x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre())
         early = t.clamp(max=self._memory)
         c = self.psi0(early.unsqueeze(-1) * x)[..., 1]
         noise = 2 * self.gamma * self.beta * torch.einsum("...n,...ni,...nj->...ij", early.unsqueeze(-1) * w, c, c)
@@ -173,13 +174,6 @@ class CLD(LinearSDE):
         return torch.stack(out.chunk(2, 1), -1)
 
 
-@lru_cache
-def _gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
-    return (x + 1) / 2, w / 2
-
-
 def _series(square: Tensor, *denominators: int) -> Tensor:
     """1 + x^2/d_1 + x^4/d_2 + x^6/d_3 of x^2, which may be negative: cosh or cos, sinhc or sinc."""
     total = torch.zeros_like(square)
@@ -215,7 +209,7 @@ def _ratio(sde: CLD, t: Tensor) -> np.ndarray:
     Early det Sigma is summed from positive terms as well: with x the cross product of two columns,
     det Sigma = g D int (c(t) x c(s))^2 ds + D^2/2 int int (c(s) x c(s'))^2 ds ds',  D = 2 Gamma beta.
     """
-    x, w = _gauss_legendre()
+    x, w = gauss_legendre()
     early = t.clamp(max=sde._memory)
     c = sde.psi0(early.unsqueeze(-1) * torch.as_tensor(x))[..., 1].numpy()
     end = sde.psi0(early)[..., 1].numpy()[:, None, :]

@@ -28,7 +28,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from indm_core.flow import ActNorm, Flow
+from indm_core.flow.actnorm import ActNorm
+from indm_core.flow.base import Flow
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm_core.embedding import NEAR_ZERO, initialised
+from indm_core.nn.embedding import NEAR_ZERO, initialised
 from indm_core.shapes import Float
 
 __all__ = ["FIR", "Attention", "Down", "FilteredConv", "ResBlock", "Up", "conv", "group_norm"]

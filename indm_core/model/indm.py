@@ -15,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from indm_core.diffusion import Diffusion, Mode, with_parameters
 from indm_core.flow import Flow
-from indm_core.model import Losses
+from indm_core.model.base import Losses
+from indm_core.model.diffusion import Diffusion, Mode, with_parameters
 from indm_core.noise import Noise
 from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, inverse
 

@@ -25,8 +25,8 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from indm_core.diffusion import Diffusion, Mode, with_parameters
 from indm_core.flow import Flow
+from indm_core.model.diffusion import Diffusion, Mode, with_parameters
 from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det, sqrt_psd
 

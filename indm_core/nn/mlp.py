@@ -1,19 +1,6 @@
-"""Backbones: the networks inside a score model, a drift or a control.
+r"""The backbone for vectors, a residual MLP.
 
-A backbone is an `nn.Module` called as
-
-    out = backbone(x, t, y=None)          out like x
-
-    x   images (b, c, h, w) or vectors (b, d): the state as a network sees it, `sde.to_network(u)`
-    t   times (b,), of any float type; float64 is best, since only the time embedding reads it, in float64
-    y   labels (b,), integers in 0 .. num_classes - 1, or -1 for a sample without a label; None: no sample has one
-
-It is made for one shape of x. It treats the rows of a batch independently (no statistics over a batch), begins at out
-~ 0, and knows no SDE: what it needs of one, the time feature s = time_feature(t), is a function given to its
-constructor. It has no notion of score or noise either; `ScoreModel` reads its output as eps.
-
-`UNet` is for images (see `unet`); `MLP`, here, for vectors. With h_0 = W x + b and temb the embedding of time and
-label, one of its blocks is
+With h_0 = W x + b and temb the embedding of time and label, one of its blocks is
 
   h_{k+1} = (h_k + W'_k swish((1 + a_k) * (W_k h_k + b_k) + c_k) + b'_k) / sqrt 2,  (a_k, c_k) = V_k swish(temb) + d_k,
 
@@ -21,8 +8,6 @@ and out = W_out swish(h_depth) + b_out, W_out ~ 0. The scale a_k is there becaus
 a function of t.
 
 References:
-    Ho, Jain, Abbeel 2020, "Denoising diffusion probabilistic models".
-    Song et al. 2021, "Score-based generative modeling through stochastic differential equations".
     Perez et al. 2018, "FiLM: visual reasoning with a general conditioning layer".
 """
 
@@ -36,11 +21,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm_core.embedding import NEAR_ZERO, ConditionEmbedding, initialised
+from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding, initialised
 from indm_core.shapes import Float, Int
-from indm_core.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP"]
 
 
 class DenseBlock(nn.Module):

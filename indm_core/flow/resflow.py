@@ -1,0 +1,196 @@
+r"""Residual flows: z = x + g(x) with Lip(g) < 1, inverted by an accelerated fixed point.
+
+g is a small network whose every layer is kept below a Lipschitz bound (`lipschitz`). The log-determinant is a power series in
+dg/dx, cut by a Russian roulette, or exact in few dimensions (`log_det`). The inverse is a fast fixed point (`anderson`).
+
+References:
+    Behrmann et al. 2019, "Invertible residual networks", Algorithm 1; Chen et al. 2019, "Residual flows", Eqs. 6-8; Kim et al.
+    2022 (INDM), appendix F.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import final
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from indm_core.flow.anderson import invert_block
+from indm_core.flow.base import Flow
+from indm_core.flow.lipschitz import Constraint, LipschitzLayer, Sine
+from indm_core.flow.log_det import Roulette, exact_log_det, residual_step, series_log_det
+from indm_core.noise import Noise
+from indm_core.shapes import Float
+
+__all__ = ["ResFlow", "ResidualBlock"]
+
+
+@final
+class ResidualBlock(nn.Module):
+    """g with Lip(g) <= coefficient; the block of a residual flow is x + g(x)."""
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: int,
+        kernels: Sequence[int],
+        coefficient: float,
+        constraint: Constraint,
+        activation: Callable[[], nn.Module],
+    ) -> None:
+        super().__init__()
+        sizes = [shape[0], *[width] * (len(kernels) - 1), shape[0]]
+        self.layers = nn.ModuleList(
+            LipschitzLayer(
+                (sizes[i], *shape[1:]),
+                sizes[i + 1],
+                coefficient=coefficient ** (1 / len(kernels)),
+                constraint=constraint,
+                kernel=kernel,
+                zero=i == len(kernels) - 1,
+            )
+            for i, kernel in enumerate(kernels)
+        )
+        self.activations = nn.ModuleList(activation() for _ in kernels)
+
+    def bound(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """x -> g(x) for x of a dtype, with the weights bounded once."""
+        weights = [layer.bounded_weight().to(dtype) for layer in self.layers]  # pyright: ignore[reportCallIssue]
+
+        def g(x: Tensor) -> Tensor:
+            for activation, layer, weight in zip(self.activations, self.layers, weights, strict=True):
+                x = layer(activation(x), weight)
+            return x
+
+        return g
+
+
+@final
+class ResFlow(Flow):
+    """A multi-scale residual flow; starts at the identity.
+
+    Args:
+        shape: Event, (d,) or (c, h, w).
+        blocks: Residual blocks at each scale; the image is squeezed (2 x 2 pixels to channels) between scales, so that
+            (0, 8) is eight blocks at half the size. Vectors take one scale.
+        width: Hidden units or channels of a block.
+        kernels: Kernel sides of a block's convolutions; vectors and `dense` use only their number.
+        dense: Whether an image is treated as a vector (small images: every pixel has its own weights).
+        coefficient: Lipschitz bound of each g, in (0, 1).
+        constraint: Norm in which g is a contraction.
+        activation: Constructor of a 1-Lipschitz activation.
+        roulette: Law of the series in training; evaluation takes `eval_terms` exact terms before it.
+        exact_train, exact_eval: Largest dimension at which the log-det is exact in training, in evaluation.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        blocks: Sequence[int] = (16, 16),
+        width: int = 512,
+        kernels: Sequence[int] = (3, 1, 3),
+        dense: bool = False,
+        coefficient: float = 0.98,
+        constraint: Constraint = "spectral",
+        activation: Callable[[], nn.Module] = Sine,
+        roulette: Roulette | None = None,
+        eval_terms: int = 20,
+        exact_train: int = 4,
+        exact_eval: int = 64,
+    ) -> None:
+        super().__init__()
+        if not 0 < coefficient < 1:
+            raise ValueError(f"coefficient={coefficient} must lie in (0, 1), or the blocks are not invertible")
+        if width < 1 or not kernels or not blocks or min(blocks) < 0:
+            raise ValueError(
+                f"width={width}, kernels={tuple(kernels)}, blocks={tuple(blocks)}: none may be empty or below 1"
+            )
+        self.dense = dense or len(shape) == 1
+        num_scales = len(blocks)
+        if self.dense and num_scales > 1:
+            raise ValueError(f"blocks={tuple(blocks)}: vectors and dense flows have one scale, so give one number")
+        fold = 2 ** (num_scales - 1)
+        if not self.dense and any(side % fold for side in shape[1:]):
+            raise ValueError(f"blocks={tuple(blocks)}: {num_scales} scales need sides divisible by {fold}, not {shape}")
+        self.num_dims = math.prod(shape)
+        self.roulette = roulette or Roulette()
+        self.eval_roulette = Roulette(law=self.roulette.law, parameter=self.roulette.parameter, exact=eval_terms)
+        self.exact_train, self.exact_eval = exact_train, exact_eval
+        self.scales = nn.ModuleList()
+        for scale, num_blocks in enumerate(blocks):
+            at_scale = (shape[0] * 4**scale, *[side // 2**scale for side in shape[1:]])
+            self.scales.append(
+                nn.ModuleList(
+                    ResidualBlock(
+                        (self.num_dims,) if self.dense else at_scale,
+                        width=width,
+                        kernels=kernels,
+                        coefficient=coefficient,
+                        constraint=constraint,
+                        activation=activation,
+                    )
+                    for _ in range(num_blocks)
+                )
+            )
+
+    def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        """z and log_det: unbiased, or exact where the event has at most `exact_train` / `exact_eval` dimensions."""
+        exact = self.num_dims <= (self.exact_train if self.training else self.exact_eval)
+        roulette = self.roulette if self.training else self.eval_roulette
+        num_blocks = sum(len(scale) for scale in self.scales)  # pyright: ignore[reportArgumentType]
+        stream = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
+        counts = iter([0] * num_blocks if exact else roulette.draw(num_blocks, x, stream))
+        z, log_det = self._flatten(x), x.new_zeros(x.shape[0])
+        for index, scale in enumerate(self.scales):
+            z = functional.pixel_unshuffle(z, 2) if index else z
+            for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
+                num_extra = next(counts)
+                estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator)
+                z, term = residual_step(block.bound(z.dtype), z, estimate)
+                log_det = log_det + term
+        for _ in range(len(self.scales) - 1):
+            z = functional.pixel_shuffle(z, 2)
+        return z.reshape(x.shape), log_det
+
+    @torch.no_grad()
+    def inverse(
+        self,
+        z: Float[Tensor, " b *event"],
+        *,
+        tolerance: float = 1e-6,
+        max_iterations: int = 1000,
+        double: bool = False,
+    ) -> Float[Tensor, " b *event"]:
+        """h^-1(z), block by block (`invert_block`), in z's dtype, and in float64 for the samples that rounding stalls.
+
+        Args:
+            tolerance: Bound on the last change of x, relative to max(1, |x|), in each block; the error may be
+                Lip(g) / (1 - Lip(g)) times as large.
+            max_iterations: Evaluations of g per block.
+            double: Whether to compute in float64, for tolerances that z's dtype cannot resolve.
+
+        Raises:
+            ConvergenceError: a block that did not reach the tolerance.
+        """
+        x = self._flatten(z.double() if double else z)
+        for _ in range(len(self.scales) - 1):
+            x = functional.pixel_unshuffle(x, 2)
+        for index in reversed(range(len(self.scales))):
+            for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
+                x = invert_block(
+                    block.bound(x.dtype),
+                    x,
+                    tolerance=tolerance,
+                    max_iterations=max_iterations,
+                    g_double=lambda v, block=block: block.bound(torch.float64)(v),
+                )
+            x = functional.pixel_shuffle(x, 2) if index else x
+        return x.reshape(z.shape).to(z.dtype)
+
+    def _flatten(self, x: Tensor) -> Tensor:
+        return x.flatten(1) if self.dense else x

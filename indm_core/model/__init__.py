@@ -1,0 +1,26 @@
+"""Generative models: what trainers, samplers and likelihoods see of one (`base`), and the models.
+
+INDM, Bridge   a flow and a linear diffusion in its latent (`indm`), with what they share with DiNof (`diffusion`)
+DiNof          a diffusion that starts from a flow at T_m (`dinof`)
+DiffFlow       a learned drift and its score (`diffflow`, `adjoint`)
+"""
+
+from __future__ import annotations
+
+from indm_core.model.base import GenerativeModel, LinearModel, Losses, Node
+from indm_core.model.diffflow import DiffFlow
+from indm_core.model.dinof import DiNof
+from indm_core.model.indm import INDM, Bridge
+from indm_core.model.score import ScoreModel
+
+__all__ = [
+    "INDM",
+    "Bridge",
+    "DiNof",
+    "DiffFlow",
+    "GenerativeModel",
+    "LinearModel",
+    "Losses",
+    "Node",
+    "ScoreModel",
+]

@@ -1,0 +1,35 @@
+"""Stochastic differential equations: the interface (`base`), the algebra of blocks (`algebra`) and the diffusions.
+
+VP, SubVP, VE   one scalar for every coordinate (`isotropic`)
+CLD             critically-damped Langevin: position and velocity, blocks of two (`cld`)
+BDM             blurring: one coefficient per frequency of an image (`bdm`)
+LearnedSDE      a drift that is a network (`learned`)
+"""
+
+from __future__ import annotations
+
+from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, sqrt_psd
+from indm_core.sde.base import SDE, LinearSDE
+from indm_core.sde.bdm import BDM
+from indm_core.sde.cld import CLD
+from indm_core.sde.isotropic import VE, VP, IsotropicSDE, LinearBeta, SubVP
+from indm_core.sde.learned import LearnedSDE
+
+__all__ = [
+    "BDM",
+    "CLD",
+    "SDE",
+    "VE",
+    "VP",
+    "IsotropicSDE",
+    "LearnedSDE",
+    "LinearBeta",
+    "LinearSDE",
+    "SubVP",
+    "apply",
+    "event_sum",
+    "gaussian_log_prob",
+    "inverse",
+    "log_abs_det",
+    "sqrt_psd",
+]

@@ -1,0 +1,117 @@
+r"""Time grids: decreasing times from t_max (or where a model starts) to t_min, float64.
+
+    uniform      t_i equally spaced
+    power        t_i^(1/power) equally spaced: power 2 is the quadratic grid, dense at small t
+    log-rho      log rho(t_i) equally spaced, rho the noise in units of the signal
+    edm          rho(t_i)^(1/power) equally spaced
+
+References:
+    Song et al. 2021, "Score-based generative modeling through SDEs"; Karras et al. 2022 (EDM), Eq. 5.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from indm_core.sde import SDE, LinearSDE
+from indm_core.shapes import Float
+
+__all__ = ["check_times", "edm_times", "log_rho_times", "power_times", "uniform_times"]
+
+
+def uniform_times(
+    sde: SDE, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """num_steps + 1 equally spaced times from t_max down to t_min, float64.
+
+    Args:
+        low, high: Other ends: where sampling stops, where it starts.
+    """
+    return power_times(sde, num_steps, 1.0, low=low, high=high)
+
+
+def power_times(
+    sde: SDE, num_steps: int, power: float, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """Times equally spaced in t^(1/power): power 2 is the quadratic grid, dense at small t."""
+    if power <= 0:
+        raise ValueError(f"power={power} must be positive")
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = low ** (1 / power), high ** (1 / power)
+    return ((first + share * (last - first)) ** power).clamp(low, high)
+
+
+def log_rho_times(
+    sde: LinearSDE, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """Times equally spaced in log rho, the noise in units of the signal (`LinearSDE.log_rho`)."""
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = _log_rho(sde, low, high)
+    return _times_of(sde, first + share * (last - first), low, high)
+
+
+def edm_times(
+    sde: LinearSDE, num_steps: int, power: float = 7.0, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """Times equally spaced in rho^(1/power) (Karras et al. 2022, Eq. 5)."""
+    if power <= 0:
+        raise ValueError(f"power={power} must be positive")
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    first, last = (torch.exp(v / power) for v in _log_rho(sde, low, high))
+    return _times_of(sde, power * torch.log(first + share * (last - first)), low, high)
+
+
+def _descending(num_steps: int) -> Tensor:
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+
+def _ends(sde: SDE, low: float | None, high: float | None) -> tuple[float, float]:
+    """The ends of a grid inside [t_min, t_max]."""
+    low, high = sde.t_min if low is None else low, sde.t_max if high is None else high
+    sde.check_time("low", low)
+    sde.check_time("high", high)
+    if not low < high:
+        raise ValueError(f"low={low} must lie below high={high}")
+    return low, high
+
+
+def _log_rho(sde: LinearSDE, low: float, high: float) -> tuple[Tensor, Tensor]:
+    first, last = sde.log_rho(torch.tensor([low, high], dtype=torch.float64).reshape(-1, 1, 1, 1)).flatten()
+    return first, last
+
+
+def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tensor:
+    """Where log rho takes the given values, by bisection in log t; the ends are exact."""
+    a, b = torch.full_like(log_rho, math.log(low)), torch.full_like(log_rho, math.log(high))
+    for _ in range(60):
+        middle = 0.5 * (a + b)
+        below = sde.log_rho(middle.exp().reshape(-1, 1, 1, 1)).flatten() < log_rho
+        a, b = torch.where(below, middle, a), torch.where(below, b, middle)
+    t = torch.exp(0.5 * (a + b)).clamp(low, high)
+    t[0], t[-1] = high, low
+    if not (sde.log_rho(t.reshape(-1, 1, 1, 1)).flatten().diff() < 0).all() or not (t.diff() < 0).all():
+        raise ValueError(
+            f"log-rho and EDM grids need a rho that grows with t, which {sde}'s does not; take a power grid"
+        )
+    return t
+
+
+def check_times(sde: SDE, ts: Tensor) -> None:
+    """Refuses a grid that is not strictly decreasing or leaves [t_min, t_max]."""
+    if ts.dtype != torch.float64:
+        raise ValueError(
+            f"ts: times of type {ts.dtype}; give float64, or the smallest time is rounded out of the range"
+        )
+    if ts.ndim != 1 or len(ts) < 2:
+        raise ValueError(f"ts: a grid needs at least two times in one dimension, got shape {tuple(ts.shape)}")
+    steps = ts[1:] - ts[:-1]
+    if not bool((steps < 0).all()):
+        i = int((~(steps < 0)).nonzero()[0])
+        raise ValueError(f"ts must decrease: ts[{i}]={float(ts[i]):g} is followed by ts[{i + 1}]={float(ts[i + 1]):g}")
+    sde.check_time("ts[0]", float(ts[0]))
+    sde.check_time("ts[-1]", float(ts[-1]))
