@@ -40,7 +40,7 @@ from torch import Tensor
 from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, rk45
 from indm_core.sample import Score
-from indm_core.sde import LinearSDE, apply, inverse, sqrt_psd
+from indm_core.sde import LinearSDE, apply, inverse, over_event, sqrt_psd
 from indm_core.sde.algebra import NODES, gauss_legendre
 from indm_core.times import check_times
 
@@ -255,8 +255,8 @@ def _plan(
     """Transfers and weights of every step, computed together in float64, once per grid."""
     ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
-    psi = sde.psi(_column(s), _column(t))
-    whole = sde.R(_column(s)) - psi @ sde.R(_column(t))
+    psi = sde.psi(over_event(s), over_event(t))
+    whole = sde.R(over_event(s)) - psi @ sde.R(over_event(t))
     if method == "iPNDM":
         return [_Step(psi[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
     grid = ts if method == "t-AB" else _rho(sde, ts)
@@ -290,7 +290,7 @@ class _Nodes:
         x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre())
         a, b = t.sqrt().unsqueeze(1), s.sqrt().unsqueeze(1)
         r = a + (b - a) * x
-        flat, end = _column(r.square().flatten()), _column(s.repeat_interleave(len(x)))
+        flat, end = over_event(r.square().flatten()), over_event(s.repeat_interleave(len(x)))
         inner = 0.5 * sde.psi(end, flat) @ sde.GG(flat) @ inverse(_basis(sde, flat, basis)).mT
         weight = (2 * r * (b - a) * w).flatten().reshape(-1, *[1] * (inner.ndim - 1))
         return _Nodes(r.square(), (weight * inner).reshape(len(t), len(x), *inner.shape[1:]))
@@ -320,8 +320,8 @@ def _warmup_step(sde: LinearSDE, eps: Eps, u: Tensor, t: Tensor, s: Tensor, firs
     """
     m = ((t.sqrt() + s.sqrt()) / 2).square()
     ends, starts = torch.stack([m, s]), torch.stack([t, t])
-    psi = sde.psi(_column(ends), _column(starts))
-    whole = sde.R(_column(ends)) - psi @ sde.R(_column(starts))
+    psi = sde.psi(over_event(ends), over_event(starts))
+    whole = sde.R(over_event(ends)) - psi @ sde.R(over_event(starts))
     nodes, moved = _Nodes.between(sde, starts, ends, basis), [apply(psi[j], u) for j in range(2)]
 
     def move(j: int, times: Sequence[Tensor], es: Sequence[Tensor]) -> Tensor:
@@ -369,7 +369,7 @@ def _stochastic_plan(sde: LinearSDE, times: tuple[float, ...], lam: float) -> tu
     """psi, R_s W - psi R_t and R_s (I - W W^T)^{1/2} of every step, once per grid."""
     ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
-    psi, R_t, R_s = sde.psi(_column(s), _column(t)), sde.R(_column(t)), sde.R(_column(s))
+    psi, R_t, R_s = sde.psi(over_event(s), over_event(t)), sde.R(over_event(t)), sde.R(over_event(s))
     W = noise_factor(sde, t, s, lam)
     inner = torch.eye(R_s.shape[-1]).to(R_s) - W @ W.mT
     return psi, R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
@@ -383,7 +383,7 @@ def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
     Returns:
         (N, *e, K, K), float64; no singular value is above 1.
     """
-    at_t, at_s, k = _column(t), _column(s), sde.prior_cov().shape[-1]
+    at_t, at_s, k = over_event(t), over_event(s), sde.prior_cov().shape[-1]
     if k == 1:
         early, late = (sde.cov(tau) / sde.psi0(tau).square() for tau in (at_s, at_t))
         return (early / late) ** (lam**2 / 2)
@@ -397,13 +397,8 @@ def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
     def field(x: Tensor, W: State, rows: Tensor) -> State:
         tau = t[rows] * torch.exp(x * span[rows])
         rate = (0.5 * lam**2 * span[rows] * tau).reshape(-1, 1, 1, 1, 1)
-        return (rate * sde.M(_column(tau)) @ W[0],)
+        return (rate * sde.M(over_event(tau)) @ W[0],)
 
     (W,), _ = rk45(field, (eye.clone(),), 0.0, 1.0, rtol=1e-10, atol=1e-12)
     left, values, right = torch.linalg.svd(W)
     return left @ torch.diag_embed(values.clamp(max=1)) @ right
-
-
-def _column(t: Tensor) -> Tensor:
-    """Times (n,) as (n, 1, 1), so that coefficients are (n, *e, K, K) for an *e of at most two axes."""
-    return t.reshape(-1, 1, 1)

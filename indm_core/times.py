@@ -81,7 +81,7 @@ def _ends(sde: SDE, low: float | None, high: float | None) -> tuple[float, float
 
 
 def _log_rho(sde: LinearSDE, low: float, high: float) -> tuple[Tensor, Tensor]:
-    first, last = sde.log_rho(torch.tensor([low, high], dtype=torch.float64).reshape(-1, 1, 1, 1)).flatten()
+    first, last = sde.log_rho(torch.tensor([low, high], dtype=torch.float64))
     return first, last
 
 
@@ -90,11 +90,11 @@ def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tenso
     a, b = torch.full_like(log_rho, math.log(low)), torch.full_like(log_rho, math.log(high))
     for _ in range(60):
         middle = 0.5 * (a + b)
-        below = sde.log_rho(middle.exp().reshape(-1, 1, 1, 1)).flatten() < log_rho
+        below = sde.log_rho(middle.exp()) < log_rho
         a, b = torch.where(below, middle, a), torch.where(below, b, middle)
     t = torch.exp(0.5 * (a + b)).clamp(low, high)
     t[0], t[-1] = high, low
-    if not (sde.log_rho(t.reshape(-1, 1, 1, 1)).flatten().diff() < 0).all() or not (t.diff() < 0).all():
+    if not (sde.log_rho(t).diff() < 0).all() or not (t.diff() < 0).all():
         raise ValueError(
             f"log-rho and EDM grids need a rho that grows with t, which {sde}'s does not; take a power grid"
         )

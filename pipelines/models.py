@@ -29,7 +29,7 @@ from indm_core.flow import (
 )
 from indm_core.model import INDM, Bridge, DiffFlow, DiNof, GenerativeModel
 from indm_core.nn import MLP, UNet
-from indm_core.sde import VP, LinearSDE, log_abs_det
+from indm_core.sde import VP, LinearSDE
 from pipelines.card import Card
 
 __all__ = [
@@ -46,7 +46,6 @@ __all__ = [
     "NoFlow",
     "ResidualFlow",
     "UNetConfig",
-    "log_sigma",
     "network_shape",
 ]
 
@@ -274,14 +273,8 @@ def _time_feature(kind: str, sde: LinearSDE | None) -> Callable[[torch.Tensor], 
             f"time={kind!r} is a function of a linear diffusion, and this model learns its own: take 'scaled'"
         )
     if kind == "log-sigma":
-        return lambda t: log_sigma(sde, t)
-    return lambda t: 2 * sde.log_importance(t.reshape(-1, 1, 1, 1)).reshape(t.shape)
-
-
-def log_sigma(sde: LinearSDE, t: torch.Tensor) -> torch.Tensor:
-    """The logarithm of the noise's standard deviation (geometric mean over coordinates) at times (b,)."""
-    R = sde.R(t.reshape(-1, 1, 1, 1))
-    return log_abs_det(R).reshape(len(t), -1).mean(1) / R.shape[-1]
+        return sde.log_sigma
+    return lambda t: 2 * sde.log_importance(t)
 
 
 def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:

@@ -14,7 +14,7 @@ from indm_core.noise import seeded
 from indm_core.training import network_tensors
 from pipelines import checkpoint
 from pipelines.config import RunConfig, from_json, load, read_run, to_json, write_run
-from pipelines.models import DataSpec, INDMConfig, NoFlow, log_sigma, network_shape
+from pipelines.models import DataSpec, INDMConfig, NoFlow, network_shape
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
 
 SPEC = DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10)
@@ -209,4 +209,4 @@ def test_the_published_sizes(name, count):
 def test_the_time_of_ncsn_is_the_logarithm_of_its_noise():
     sde = RECIPES["cifar10_ve_fid"]().model.sde
     t = torch.tensor([1e-5, 0.3, 1.0], dtype=torch.float64)
-    torch.testing.assert_close(log_sigma(sde, t), sde.sigma(t).log())
+    torch.testing.assert_close(sde.log_sigma(t), sde.sigma(t).log())

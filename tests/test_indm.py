@@ -103,9 +103,9 @@ def two_passes(model: INDM, x: Tensor, seed: int) -> tuple[list[Tensor], list[Te
     """Algorithm 1 as published: the flow by the NELBO, then, on the same draws, the score by the variance weight."""
     sde, k = model.sde, model.sde.prior_cov().shape[-1]
     q, eps = draws(len(x), k, rng(seed))
-    ends = sde.log_importance(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).reshape(2, 1, 1, 1)).flatten()
+    ends = sde.log_importance(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     t = sde.time_at(ends[0] + q * (ends[1] - ends[0])).reshape(-1, 1)
-    weight = (ends[1] - ends[0]) / sde.trace_M(t).flatten()
+    weight = (ends[1] - ends[0]) / sde.trace_M(t.flatten())
 
     def error(z: Tensor) -> Tensor:
         return model.score_model.eps(sde.perturb(sde.embed(z), t, eps), t) - eps
@@ -285,9 +285,9 @@ def test_the_unseen_direction_is_trained_and_nothing_else_is_touched():
     for_flow, for_score = list(flow.parameters()), list(model.score_model.parameters())
     ours = torch.autograd.grad(losses.objective.mean(), [*for_flow, *for_score])
     q, eps = draws(len(x), 2, rng(1))
-    ends = sde.log_importance(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64).reshape(2, 1, 1, 1)).flatten()
+    ends = sde.log_importance(torch.tensor([sde.t_min, sde.t_max], dtype=torch.float64))
     t = sde.time_at(ends[0] + q * (ends[1] - ends[0])).reshape(-1, 1)
-    weight = (ends[1] - ends[0]) / sde.trace_M(t).flatten()
+    weight = (ends[1] - ends[0]) / sde.trace_M(t.flatten())
     z, log_det = flow(x)
     d = model.score_model.eps(sde.perturb(sde.embed(z), t, eps), t) - eps
     likelihood = 0.5 * weight * (d * apply(sde.M(t), d)).flatten(1).sum(1)

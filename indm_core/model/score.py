@@ -93,9 +93,9 @@ def importance_times(sde: LinearSDE, q: Float[Tensor, " n"], t_low: float, t_hig
         The times t (n,) and the density p(t) (n,), float64.
     """
     ends = torch.tensor([t_low, t_high], dtype=torch.float64, device=q.device)
-    low, high = sde.log_importance(ends.reshape(-1, 1, 1, 1)).flatten()
+    low, high = sde.log_importance(ends)
     t = sde.time_at(low + q * (high - low)).clamp(t_low, t_high)
-    return t, sde.trace_M(t.reshape(-1, 1, 1, 1)).flatten() / (high - low)
+    return t, sde.trace_M(t) / (high - low)
 
 
 def likelihood_error(sde: LinearSDE, d: Float[Tensor, "b *event k"], t: Tensor) -> Float[Tensor, " b"]:

@@ -8,7 +8,7 @@ LearnedSDE      a drift that is a network (`learned`)
 
 from __future__ import annotations
 
-from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, sqrt_psd
+from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, over_event, sqrt_psd
 from indm_core.sde.base import SDE, LinearSDE
 from indm_core.sde.bdm import BDM
 from indm_core.sde.cld import CLD
@@ -31,5 +31,6 @@ __all__ = [
     "gaussian_log_prob",
     "inverse",
     "log_abs_det",
+    "over_event",
     "sqrt_psd",
 ]

@@ -21,6 +21,7 @@ __all__ = [
     "gaussian_log_prob",
     "inverse",
     "log_abs_det",
+    "over_event",
     "sqrt_psd",
 ]
 
@@ -51,6 +52,11 @@ def sqrt_psd(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
         return A.sqrt()
     values, vectors = torch.linalg.eigh(A)
     return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+
+
+def over_event(t: Float[Tensor, " n"]) -> Float[Tensor, "n 1 1"]:
+    """Times (n,) in a shape that coefficients broadcast over an *e of at most two axes."""
+    return t.reshape(-1, 1, 1)
 
 
 def event_sum(value: Float[Tensor, "*t"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, " b"]:

@@ -18,7 +18,8 @@ Runge-Kutta and the likelihood need no more. A `LinearSDE` has drift = F_t u, he
 
 Every coefficient is one tensor (*e, K, K): K is the block in which coordinates are coupled (1 for VP, sub-VP and VE; position
 and velocity would be 2) and *e broadcasts against the event. The state has shape (b, *event, K). A time is a 0-d tensor or
-(b, 1, ..., 1) with the event's rank; a coefficient has shape broadcast(t, *e) + (K, K) and the dtype of t. Give times in
+(b, 1, ..., 1) with the event's rank; a coefficient has shape broadcast(t, *e) + (K, K) and the dtype of t. Functions that give
+one number for a time (log_importance, log_rho, ...) take times (n,) and give (n,). Give times in
 float64: the coefficients are cast once, in `apply`.
 
 Two identities serve everywhere. With M = R^-1 GG^T R^-T and D coordinates,
@@ -44,7 +45,7 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, randn_like
-from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, sqrt_psd
+from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, over_event, sqrt_psd
 from indm_core.shapes import Float
 
 __all__ = ["SDE", "LinearSDE"]
@@ -232,17 +233,22 @@ class LinearSDE(SDE):
         """A draw from pi, like u."""
         return apply(sqrt_psd(self.prior_cov().to(u.device)), randn_like(u, generator))
 
-    def log_importance(self, t: Tensor) -> Tensor:
-        """log det Sigma_t - 2 log det psi(t, 0), averaged over *e: a primitive of tr M, shape of t."""
-        value = log_abs_det(self.cov(t)) - 2 * self.log_det_psi0(t)
-        return _mean_over_event(value, t)
+    def log_importance(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """log det Sigma_t - 2 log det psi(t, 0), averaged over *e: a primitive of tr M."""
+        t_e = over_event(t)
+        return _mean_over_event(log_abs_det(self.cov(t_e)) - 2 * self.log_det_psi0(t_e))
 
-    def trace_M(self, t: Tensor) -> Tensor:
-        """tr(GG^T Sigma^-1) averaged over *e: the derivative of `log_importance`, shape of t."""
-        return _mean_over_event(self.M(t).diagonal(dim1=-2, dim2=-1).sum(-1), t)
+    def trace_M(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """tr(GG^T Sigma^-1) averaged over *e: the derivative of `log_importance`."""
+        return _mean_over_event(self.M(over_event(t)).diagonal(dim1=-2, dim2=-1).sum(-1))
 
-    def log_rho(self, t: Tensor) -> Tensor:
-        """The logarithm of the noise in units of the signal, a scalar that increases with t; shape of t.
+    def log_sigma(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The logarithm of the noise's standard deviation, the geometric mean over all coordinates."""
+        R = self.R(over_event(t))
+        return _mean_over_event(log_abs_det(R)) / R.shape[-1]
+
+    def log_rho(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+        """The logarithm of the noise in units of the signal, a scalar that increases with t.
 
         Here the geometric mean over all coordinates; an SDE whose coordinates differ names one of them.
         """
@@ -257,16 +263,15 @@ class LinearSDE(SDE):
         steps = torch.linspace(0, 1, 257, dtype=torch.float64, device=importance.device)
         early = self.t_min * (self.t_max / self.t_min) ** steps
         nodes = torch.cat([early, self.t_min + (self.t_max - self.t_min) * steps[1:-1]]).sort().values
-        values = self.log_importance(nodes.reshape(-1, 1, 1, 1)).flatten()
+        values = self.log_importance(nodes)
         right = torch.searchsorted(values, importance).clamp(1, len(nodes) - 1)
         low, high = nodes[right - 1], nodes[right]
         share = (importance - values[right - 1]) / (values[right] - values[right - 1])
         t = low + share.clamp(0, 1) * (high - low)
         for _ in range(6):
-            s = t.reshape(-1, 1, 1, 1)
-            excess = self.log_importance(s).flatten() - importance
+            excess = self.log_importance(t) - importance
             low, high = torch.where(excess <= 0, t, low), torch.where(excess >= 0, t, high)
-            t = (t - excess / self.trace_M(s).flatten()).clamp(low, high)
+            t = (t - excess / self.trace_M(t)).clamp(low, high)
         return t
 
     def residual(self, t: Tensor, eps: Tensor, eps_hat: Tensor) -> Float[Tensor, " b"]:
@@ -290,6 +295,6 @@ class LinearSDE(SDE):
         return log_q - gaussian_log_prob(error, cov_x)
 
 
-def _mean_over_event(value: Tensor, t: Tensor) -> Tensor:
-    """The mean of a value of shape broadcast(t, *e) over *e, in the shape of t."""
-    return value.reshape(t.shape[0], math.prod(value.shape[1:])).mean(1).reshape(t.shape) if t.ndim else value.mean()
+def _mean_over_event(value: Float[Tensor, " n *e"]) -> Float[Tensor, " n"]:
+    """The mean over *e."""
+    return value.flatten(1).mean(1)
