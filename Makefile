@@ -37,7 +37,7 @@ lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
 
 ui: $(STAMP)  ## browse the experiments at http://127.0.0.1:5000
-	@$(BIN)/python -m pipelines.tracking
+	@$(BIN)/python pipelines/ui.py
 
 clean:  ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

@@ -27,7 +27,7 @@ from benchmarks.memory import LiveBytes
 from indm_core.model import DiffFlow
 from indm_core.nn import MLP, UNet
 from indm_core.training import AdamW, Trainer
-from pipelines.toy2d import TOY2D
+from pipelines.data.readers.toy2d import TOY2D
 
 __all__ = ["curve", "peak_bytes"]
 

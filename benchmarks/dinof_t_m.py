@@ -18,13 +18,15 @@ from pathlib import Path
 if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
-from pipelines.cli import override, split_arguments
-from pipelines.cluster import connect
-from pipelines.compare import Compare, compare
-from pipelines.config import RunConfig
-from pipelines.outputs import output_root
+from pipelines.cluster.session import connect
+from pipelines.config.cli import override, split_arguments
+from pipelines.config.run import RunConfig
+from pipelines.evaluation.samplers import Compare, compare
 from pipelines.recipes import RECIPES
-from pipelines.train import Launch, jobs_for, train_local
+from pipelines.storage.outputs import output_root
+from pipelines.training.jobs import jobs_for
+from pipelines.training.launch import Launch
+from pipelines.training.local import train_local
 
 
 def at(run: RunConfig, t_m: float) -> RunConfig:

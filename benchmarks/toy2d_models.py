@@ -30,8 +30,8 @@ from torch import Tensor
 
 from indm_core.likelihood import nll
 from indm_core.training import AdamW
-from pipelines.config import Data, RunConfig, Train, load, read_run
-from pipelines.models import (
+from pipelines.config import load
+from pipelines.config.models import (
     Dense,
     DiffFlowConfig,
     DiNofConfig,
@@ -41,10 +41,16 @@ from pipelines.models import (
     NoFlow,
     ResidualFlow,
 )
-from pipelines.pictures import figure_of
-from pipelines.sampling import Sampling, samples
-from pipelines.shards import load_card, read_all
-from pipelines.train import Launch, jobs_for, train_local
+from pipelines.config.run import Data, RunConfig, Train
+from pipelines.config.sampling import Sampling
+from pipelines.config.store import read_run
+from pipelines.data.card import load_card
+from pipelines.data.shards import read_all
+from pipelines.evaluation.sampling import samples
+from pipelines.runs.pictures import figure_of
+from pipelines.training.jobs import jobs_for
+from pipelines.training.launch import Launch
+from pipelines.training.local import train_local
 
 SETS = ("rings", "olympic_rings", "fractal_tree", "sierpinski", "checkerboard")
 BACKBONE = Dense(width=64, depth=3)

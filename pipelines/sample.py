@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-if __package__ in (None, ""):
+if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,73 +24,31 @@ from torch import Tensor
 
 from indm_core.likelihood import dequantise, quantise
 from indm_core.model import GenerativeModel
-from pipelines.cli import describe, override, run_command
-from pipelines.config import load, read_run
-from pipelines.models import DataSpec
-from pipelines.outputs import RULE, find_run, output_root
-from pipelines.pictures import draw_samples, pixels
-from pipelines.prepare import ensure
-from pipelines.sampling import Drawn, Sampling, check, samples
-from pipelines.shards import load_card, read_all
-
-__all__ = ["Sample", "main"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """What is drawn, and where to.
-
-    Args:
-        num_samples: How many.
-        seed: Of the first sample; sample i has seed + i.
-        sampling: The sampler and its options.
-        batch: Samples drawn together.
-        start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
-        out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
-        actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
-        traceback: Show where an error came from.
-    """
-
-    num_samples: int = 64
-    seed: int = 0
-    sampling: Sampling = field(default_factory=Sampling)
-    batch: int = 64
-    start: Literal["prior", "data"] = "prior"
-    out: str = ""
-    actors: int = 0
-    traceback: bool = False
-
-    def __post_init__(self) -> None:
-        if self.num_samples < 1 or self.batch < 1:
-            raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
-        if self.seed < 0 or self.actors < 0:
-            raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
-
-
-class Sampler:
-    """An actor that holds a model."""
-
-    def __init__(self, run: str, threads: int, device: str) -> None:
-        torch.set_num_threads(threads)
-        self.model, self.device = load(run).to(device), device
-
-    def draw(self, seeds: list[int], sampling: Sampling, start: Tensor | None) -> Drawn:
-        drawn = samples(self.model, seeds, sampling, self.device, start)
-        return Drawn(drawn.x.cpu(), drawn.evaluations)
+from pipelines.config.cli import describe, override, run_command
+from pipelines.config.sampling import Sampling
+from pipelines.config.store import load, read_run
+from pipelines.data.card import load_card
+from pipelines.data.ingest import ensure
+from pipelines.data.shards import read_all
+from pipelines.data.spec import DataSpec
+from pipelines.evaluation.sampling import Drawn, Sampler, check, draw_by
+from pipelines.evaluation.settings import SampleOptions
+from pipelines.runs.pictures import pixels, save_samples
+from pipelines.storage.outputs import RULE, find_run, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command(argv, f"{__doc__}\nOptions:\n{describe(Sample())}\n\n{RULE}.", _sample)
+    return run_command(argv, f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}.", _sample)
 
 
 def _sample(words: list[str], given: dict[str, str]) -> None:
     if len(words) > 1:
         raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
-    _draw(words[0], override(Sample(), given))
+    _draw(words[0], override(SampleOptions(), given))
 
 
-def _draw(word: str, wanted: Sample) -> None:
+def _draw(word: str, wanted: SampleOptions) -> None:
     run = find_run(word)
     _, spec = read_run(run / "config.json")
     model = load(run)
@@ -110,13 +68,13 @@ def _draw(word: str, wanted: Sample) -> None:
     shown = torch.cat([kept[start] for start in sorted(kept)])
     if len(spec.shape) == 1:
         np.save(out / "samples.npy", shown.numpy())
-    draw_samples(shown[: 400 if len(spec.shape) == 3 else 10_000], spec, out / "grid.png")
+    save_samples(shown[: 400 if len(spec.shape) == 3 else 10_000], spec, out / "grid.png")
     told = f", {lost} of them not finite" if lost else ""
     cost = f"{evaluated / wanted.num_samples:.1f} evaluations of the score each"
     print(f"{out}: {wanted.num_samples} samples by {wanted.sampling.sampler}, {cost}{told}, grid.png")
 
 
-def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tuple[int, Drawn]]:
+def _batches(run: Path, model: GenerativeModel, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
     """(index of the first sample, samples and what they took) as they are done."""
     seeds = range(wanted.seed, wanted.seed + wanted.num_samples)
     starts = range(0, wanted.num_samples, wanted.batch)
@@ -131,11 +89,11 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
         model = model.to(device)
         for start in starts:
             chosen, sampling, first = of(start)
-            drawn = samples(model, chosen, sampling, device, first)
+            drawn = draw_by(model, chosen, sampling, device, first)
             yield start, Drawn(drawn.x.cpu(), drawn.evaluations)
         return
-    from pipelines.cluster import connect
-    from pipelines.pool import Pool, places
+    from pipelines.cluster.pool import Pool, places
+    from pipelines.cluster.session import connect
 
     connect(wanted.actors, 1.0)
     actors, device = places(wanted.actors)
@@ -144,7 +102,7 @@ def _batches(run: Path, model: GenerativeModel, wanted: Sample) -> Iterator[tupl
         yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
 
 
-def _data(run: Path, wanted: Sample) -> Tensor | None:
+def _data(run: Path, wanted: SampleOptions) -> Tensor | None:
     """Test data to start from, dequantised by the seed; sample i has the row i modulo their number."""
     if wanted.start == "prior":
         return None
@@ -164,6 +122,4 @@ def _write(x: Tensor, spec: DataSpec, out: Path, start: int) -> None:
 
 
 if __name__ == "__main__":
-    from pipelines.sample import main as importable_main
-
-    sys.exit(importable_main())
+    sys.exit(main())

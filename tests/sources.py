@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.prepare import Options, prepare
-from pipelines.shards import load_card, read_all, verify
+from pipelines.data.card import load_card, verify
+from pipelines.data.ingest import prepare
+from pipelines.data.shards import read_all
+from pipelines.data.source import Options
 
 WHOLE = Options(test_fraction=0)
 

@@ -45,9 +45,14 @@ def name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
+def dotted(path: Path) -> str:
+    """The module's name."""
+    return name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".")
+
+
 @pytest.mark.parametrize("path", CORE, ids=name)
 def test_the_core_is_pure_torch(path):
-    top = {dotted.split(".")[0] for dotted in imported(path)}
+    top = {module.split(".")[0] for module in imported(path)}
     assert top <= ALLOWED_IN_CORE
     assert not top & NO_FILES_IN_CORE
 
@@ -57,13 +62,43 @@ def test_nothing_points_up(path):
     levels = {module: level for level, modules in enumerate(LEVELS) for module in modules}
     own = family(path)
     assert own in levels, f"say in LEVELS where {own} stands"
-    others = {dotted.split(".")[1] for dotted in imported(path) if dotted.startswith("indm_core.")} - {own}
+    others = {module.split(".")[1] for module in imported(path) if module.startswith("indm_core.")} - {own}
     assert all(levels[other] < levels[own] for other in others & levels.keys())
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "pipelines").glob("*.py")), ids=lambda path: path.stem)
-def test_pipelines_do_not_import_tune(path):
-    assert not {dotted for dotted in imported(path) if dotted.split(".")[0] in ("tune", "tests", "benchmarks")}
+FOLDERS = [
+    {"storage", "cluster"},
+    {"data"},
+    {"config"},
+    {"runs", "recipes"},
+    {"evaluation"},
+    {"training", "reporting"},
+]
+"""The folders of pipelines, from the bottom; commands stand above all."""
+PIPELINES = sorted((ROOT / "pipelines").rglob("*.py"))
+TOP = ("indm_core", "pipelines", "tune", "tests", "benchmarks")
+COMMANDS = {path.stem for path in (ROOT / "pipelines").glob("*.py")} - {"__init__"}
+
+
+def folder(path: Path) -> str:
+    """The folder directly below pipelines; '' for a command."""
+    parts = path.relative_to(ROOT / "pipelines").parts
+    return parts[0] if len(parts) > 1 else ""
+
+
+@pytest.mark.parametrize("path", PIPELINES, ids=name)
+def test_folders_of_pipelines_import_downwards(path):
+    levels = {other: level for level, names in enumerate(FOLDERS) for other in names}
+    modules = imported(path)
+    assert not {module for module in modules if module.split(".")[0] in ("tune", "tests", "benchmarks")}
+    others = {module.split(".")[1] for module in modules if module.startswith("pipelines.")} - {folder(path)}
+    if folder(path):
+        assert all(levels[other] < levels[folder(path)] for other in others & levels.keys())
+
+
+@pytest.mark.parametrize("path", sorted(path for top in TOP for path in (ROOT / top).rglob("*.py")), ids=name)
+def test_nobody_imports_a_command(path):
+    assert not imported(path) & {f"pipelines.{command}" for command in COMMANDS}
 
 
 def run_without(modules: list[str], statement: str) -> None:
@@ -75,8 +110,10 @@ def run_without(modules: list[str], statement: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
-def test_recipes_config_and_prepare_need_no_ray():
-    run_without(["ray", "mlflow"], "import pipelines.recipes, pipelines.config, pipelines.prepare")
+def test_storage_data_config_and_recipes_need_no_ray():
+    folders = ("storage", "data", "config", "recipes")
+    modules = [dotted(path) for path in PIPELINES if folder(path) in folders]
+    run_without(["ray", "mlflow"], f"import {', '.join(modules)}, pipelines.training.local")
 
 
 def test_the_core_needs_neither_jaxtyping_nor_anything_but_torch():
@@ -92,5 +129,4 @@ def test_the_core_needs_neither_jaxtyping_nor_anything_but_torch():
         "matplotlib",
         "safetensors",
     ]
-    modules = (name(path).removesuffix(".py").removesuffix("/__init__").replace("/", ".") for path in CORE)
-    run_without(absent, "import " + ", ".join(modules))
+    run_without(absent, f"import {', '.join(map(dotted, CORE))}")

@@ -1,0 +1,86 @@
+"""What a run is: data, model and training, as frozen dataclasses that survive a JSON round trip (`codec`)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from indm_core.training import AdamW
+from pipelines.config.models import INDMConfig, ModelConfig
+from pipelines.data.source import Options
+
+__all__ = ["Data", "RunConfig", "Train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where the data come from.
+
+    Args:
+        source: An embedded set (digits, toy2d:spiral, ...) or a path in any format that prepare.py reads.
+        options: How the source is prepared.
+        flip: Whether images are mirrored left to right at random.
+        partner: A second data set of the same shape, for a bridge; its training rows come with the first's as `y`.
+    """
+
+    source: str = "digits"
+    options: Options = field(default_factory=Options)
+    flip: bool = False
+    partner: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How a run is trained.
+
+    Args:
+        steps: Optimiser steps, pre-training included.
+        batch_size: Rows per step over all workers.
+        accumulate: Micro-batches that a worker splits its share into.
+        optimisers: By network: learning rate, betas, weight decay, gradient clip.
+        ema_decay: Decay of the averaged weights.
+        ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
+        precision: fp32, or bf16 autocast of the networks.
+        seed: Of weights, order of rows and noise.
+        log_every: Steps between progress lines.
+        checkpoint_every: Steps between checkpoints.
+        keep: Checkpoints kept, the best by NELBO; the last one is always kept.
+        sample_every: Steps between sample grids, 0 for none.
+    """
+
+    steps: int = 1000
+    batch_size: int = 128
+    accumulate: int = 1
+    optimisers: dict[str, AdamW] = field(default_factory=lambda: {"score": AdamW(lr=2e-4), "flow": AdamW(lr=1e-3)})
+    ema_decay: float = 0.9999
+    ema_ramp: bool = True
+    precision: Literal["fp32", "bf16"] = "fp32"
+    seed: int = 0
+    log_every: int = 50
+    checkpoint_every: int = 500
+    keep: int = 2
+    sample_every: int = 500
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0 or self.sample_every < 0:
+            raise ValueError(f"seed={self.seed} and sample_every={self.sample_every} must not be negative")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run: data, model and training.
+
+    Args:
+        recipe: Its recipe's name.
+        data: Where the data come from.
+        model: What is trained.
+        train: How.
+    """
+
+    recipe: str
+    data: Data = field(default_factory=Data)
+    model: ModelConfig = field(default_factory=INDMConfig)
+    train: Train = field(default_factory=Train)

@@ -1,0 +1,89 @@
+"""Configurations and models in a directory. Nothing is unpickled: it holds
+
+config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}
+model.safetensors   the averaged (EMA) weights, one tensor per line of the model's networks
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from indm_core.model import GenerativeModel
+from indm_core.training import load_networks
+from pipelines.config.codec import from_json, to_json
+from pipelines.config.run import RunConfig
+from pipelines.data.spec import DataSpec
+from pipelines.storage.files import write_text
+
+__all__ = ["digest", "identity", "load", "read_run", "write_run"]
+
+
+VERSION = 1
+
+
+def write_run(file: Path, run: RunConfig, spec: DataSpec) -> None:
+    """Writes config.json."""
+    document = {"version": VERSION, "run": to_json(run), "spec": to_json(spec)}
+    write_text(file, json.dumps(document, indent=1) + "\n")
+
+
+def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
+    """Reads config.json.
+
+    Raises:
+        ValueError: no such file, not JSON, another version, or a configuration that this code does not know.
+    """
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
+        ) from None
+    if not isinstance(document, dict) or document.get("version") != VERSION:
+        raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
+    run = from_json(RunConfig, document.get("run"), f"{file}: run")
+    return run, from_json(DataSpec, document.get("spec"), f"{file}: spec")
+
+
+def digest(run: Path) -> str:
+    """SHA-256 of a run's weights: which model a document measured."""
+    with (run / "model.safetensors").open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def identity(run: Path) -> str:
+    """A hash of a run's weights and of the model that they are for."""
+    config, _ = read_run(run / "config.json")
+    text = f"{digest(run)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load(path: str | Path) -> GenerativeModel:
+    """The trained model of a run, in evaluation mode, rebuilt from config.json and safetensors.
+
+    Args:
+        path: The directory of a run (its averaged weights) or of an exported model.
+
+    Raises:
+        ValueError: not a run, a run that has no weights yet, or weights that do not fit its configuration.
+    """
+    directory = Path(path)
+    run, spec = read_run(directory / "config.json")
+    file = directory / "model.safetensors"
+    if not file.is_file():
+        raise ValueError(f"{file}: the run has no trained weights yet; train it to its end first")
+    try:
+        tensors = load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+    model = run.model.build(spec)
+    try:
+        load_networks(model, tensors)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from None
+    return model.eval()

@@ -1,0 +1,107 @@
+"""What an evaluation measures, and how exactly."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from pipelines.config.sampling import Sampling
+
+__all__ = ["BRIEF", "FULL", "EvaluateOptions", "SampleOptions", "Settings"]
+
+
+FULL, BRIEF = "evaluation.json", "evaluation-brief.json"
+"""The files of a full measurement and of the main job's brief one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """What is measured, and how exactly.
+
+    Args:
+        images: Test images that likelihoods are taken on; 0 takes the whole split.
+        nll_replicates: NLLs per image, with fresh dequantisation, noise and probe.
+        num_probes: Hutchinson probes of an NLL.
+        rtol, atol: Tolerances of its ODE.
+        nelbo_replicates: NELBOs per image.
+        nelbo_draws: Draws of (t, eps) in each, an even number.
+        baselines: Of vectors, also the NLL of a Gaussian and of a mixture of Gaussians.
+        uncorrected: Also the NLL and NELBO without the residual, the data fed at t_min as they are ("before correction").
+        samples: Samples per model for the distances; 0 leaves them out.
+        sampling: How they are drawn.
+        inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
+        chunk: Images per task.
+        actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
+        seed: Of every draw.
+    """
+
+    images: int = 0
+    nll_replicates: int = 8
+    num_probes: int = 1
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    nelbo_replicates: int = 8
+    nelbo_draws: int = 64
+    baselines: bool = True
+    uncorrected: bool = False
+    samples: int = 5000
+    sampling: Sampling = field(default_factory=Sampling)
+    inception_weights: str = ""
+    chunk: int = 64
+    actors: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("nll_replicates", "nelbo_replicates", "nelbo_draws", "num_probes", "chunk"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.nelbo_draws > 1 and self.nelbo_draws % 2:
+            raise ValueError(
+                f"nelbo_draws={self.nelbo_draws} must be 1 or an even number: draws come in antithetic pairs"
+            )
+        if min(self.images, self.samples) < 0 or 1 in (self.images, self.samples):
+            raise ValueError(f"images={self.images} and samples={self.samples} must be 0 or at least 2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateOptions:
+    """Where an evaluation finds its runs.
+
+    Args:
+        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        traceback: Show where an error came from.
+    """
+
+    out: str = ""
+    traceback: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """What is drawn, and where to.
+
+    Args:
+        num_samples: How many.
+        seed: Of the first sample; sample i has seed + i.
+        sampling: The sampler and its options.
+        batch: Samples drawn together.
+        start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
+        out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
+        actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
+        traceback: Show where an error came from.
+    """
+
+    num_samples: int = 64
+    seed: int = 0
+    sampling: Sampling = field(default_factory=Sampling)
+    batch: int = 64
+    start: Literal["prior", "data"] = "prior"
+    out: str = ""
+    actors: int = 0
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1 or self.batch < 1:
+            raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
+        if self.seed < 0 or self.actors < 0:
+            raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")

@@ -1,0 +1,111 @@
+"""Pictures of data and of learning: PNG grids, scatter plots of 2-D sets, learning curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from indm_core.likelihood import quantise
+from pipelines.data.spec import DataSpec
+
+__all__ = ["save_levels", "save_samples", "figure_of", "image_grid", "learning_curve", "lines", "pixels"]
+
+
+def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
+    """Levels (n, c, h, w) as 8-bit pixels (n, h, w, 3): spread over 0..255, one channel shown grey, two as red-green."""
+    grey = (levels.cpu().numpy() * (255 / (spec.levels - 1))).round().astype(np.uint8).transpose(0, 2, 3, 1)
+    channels = grey.shape[-1]
+    if channels == 1:
+        return grey.repeat(3, axis=-1)
+    return np.concatenate([grey, np.zeros_like(grey)], axis=-1)[..., :3]
+
+
+def image_grid(shown: np.ndarray, *, columns: int = 0) -> Image.Image:
+    """(n, h, w, 3) pixels in a grid, with a thin border, enlarged until a side has about 400 pixels.
+
+    Args:
+        columns: 0 makes it nearly square.
+    """
+    n, h, w, _ = shown.shape
+    columns = columns or max(min(8, n), math.isqrt(n))
+    rows = -(-n // columns)
+    canvas = np.full((rows * (h + 1) + 1, columns * (w + 1) + 1, 3), 64, np.uint8)
+    for i, tile in enumerate(shown):
+        top, left = 1 + i // columns * (h + 1), 1 + i % columns * (w + 1)
+        canvas[top : top + h, left : left + w] = tile
+    scale = max(1, 400 // max(canvas.shape[:2]))
+    return Image.fromarray(canvas).resize((canvas.shape[1] * scale, canvas.shape[0] * scale), Image.Resampling.NEAREST)
+
+
+def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
+    """Samples x of a model as a picture."""
+    save_levels(quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x, spec, file)
+
+
+def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
+    """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors."""
+    if len(spec.shape) == 3:
+        image_grid(pixels(shown, spec)).save(file)
+        return
+    figure = figure_of(4.5, 4.5)
+    axes = figure.add_subplot()
+    points = shown.cpu().numpy()
+    axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
+    axes.set_aspect("equal")
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def learning_curve(series: Mapping[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
+    """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training."""
+    figure = figure_of(7, 4)
+    axes = figure.add_subplot()
+    for name, records in series.items():
+        (line,) = axes.plot([r["step"] for r in records], [r["nelbo"] for r in records], label=name, linewidth=1.2)
+        joint = [r["step"] for r in records if r["phase"] != "pretraining"]
+        if joint and len(joint) < len(records):
+            axes.axvline(joint[0], linestyle=":", color=line.get_color(), linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel(f"training NELBO ({unit})")
+    finite = [r["nelbo"] for records in series.values() for r in records if math.isfinite(r["nelbo"])]
+    if finite:
+        low, high = min(finite), float(np.quantile(finite, 0.9))
+        axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
+    axes.legend()
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def lines(
+    series: Mapping[str, Sequence[tuple[float, float, float]]], across: str, up: str, file: Path, *, log: bool = False
+) -> None:
+    """Points (x, y, standard error of y) joined by a line for each name; `log`: logarithmic axes."""
+    figure = figure_of(7, 4)
+    axes = figure.add_subplot()
+    for i, (name, points) in enumerate(series.items()):
+        x, y, error = zip(*sorted(points), strict=True)
+        style = ("-", "--", ":")[i // 10 % 3]  # ten colours
+        axes.errorbar(x, y, error, marker="o", markersize=3, linewidth=1.2, linestyle=style, capsize=2, label=name)
+    if log:
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+    axes.set_xlabel(across)
+    axes.set_ylabel(up)
+    beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(series) > 5 else {}
+    axes.legend(fontsize="small", **beside)
+    axes.grid(alpha=0.3)
+    figure.savefig(file, dpi=120, bbox_inches="tight")
+
+
+def figure_of(width: float, height: float) -> Any:
+    """A matplotlib figure of a size in inches, without a window."""
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height))

@@ -1,0 +1,79 @@
+"""What a training command leaves behind at its end: learning curves, the table, samples, and how to look at them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pipelines.cluster.session import connect
+from pipelines.config.sampling import Sampling
+from pipelines.config.store import digest
+from pipelines.evaluation.measure import evaluate
+from pipelines.evaluation.results import log, table
+from pipelines.evaluation.settings import BRIEF, Settings
+from pipelines.runs import tracking
+from pipelines.runs.job import Job, read_metrics
+from pipelines.runs.pictures import learning_curve
+
+__all__ = ["BRIEF_SETTINGS", "conclude"]
+
+BRIEF_SETTINGS = Settings(
+    images=128,
+    nll_replicates=1,
+    rtol=1e-4,
+    atol=1e-4,
+    nelbo_replicates=4,
+    nelbo_draws=16,
+    samples=1000,
+    sampling=Sampling(sampler="ode", rtol=1e-3, atol=1e-3),
+    chunk=32,
+)
+"""The main job's brief measurement; pipelines/evaluate.py takes the full one."""
+
+
+def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
+    """Draws the learning curves, measures the runs together (once) and prints the table and where everything lies."""
+    series = {job.directory.name: read_metrics(job.directory) for job in jobs}
+    unit = next((r["unit"] for records in series.values() for r in records if "unit" in r), "")
+    shown = {name: [r for r in records if "nelbo" in r] for name, records in series.items()}
+    for job in jobs:
+        learning_curve(shown, unit, job.directory / "learning_curve.png")
+    runs = [job.directory for job in jobs]
+    if measure:
+        document = _measured_already(runs)
+        if document is None:
+            connect(1, 1.0)
+            document = evaluate(runs, BRIEF_SETTINGS, root, BRIEF)
+        print("\n" + table(document))
+        log(document, runs, root)
+    for job in jobs:
+        tracking.log_quietly(partial(_keep, job, root), root)
+        pictures = "samples.png, learning_curve.png" if measure else "learning_curve.png"
+        print(f"{job.directory}: model.safetensors, {pictures}, metrics.jsonl")
+    names = " ".join(str(run) for run in runs)
+    print(
+        f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({tracking.tracking_uri(root)})"
+    )
+
+
+def _keep(job: Job, root: Path) -> None:
+    """The learning curve and the model in the job's MLflow run, which is finished by this."""
+    run_log = tracking.RunLog(job, tracking.tracking_uri(root))
+    run_log.artifact(job.directory / "learning_curve.png")
+    for file in ("config.json", "model.safetensors"):
+        run_log.artifact(job.directory / file, "model")
+    run_log.close("FINISHED")
+
+
+def _measured_already(runs: Sequence[Path]) -> dict[str, Any] | None:
+    """The brief measurement of exactly these runs with exactly these weights, where there is one."""
+    try:
+        document = json.loads((runs[0] / BRIEF).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    weights = {run.name: digest(run) for run in runs}
+    return document if document.get("weights") == weights and document["settings"] == asdict(BRIEF_SETTINGS) else None

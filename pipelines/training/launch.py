@@ -1,0 +1,62 @@
+"""Where and how a run is carried out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from indm_core.errors import ConvergenceError
+from indm_core.training import NonFiniteLossError
+
+__all__ = ["FAULTS", "REFUSED", "Launch"]
+
+REFUSED = (ValueError, ConvergenceError, NonFiniteLossError)
+"""What a worker does not try again."""
+FAULTS = (*REFUSED, OSError)
+"""What is told in one line."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """Where and how a run is carried out; nothing here changes its numbers but for the noise of the ranks.
+
+    Args:
+        name: Directory of the run under the output directory; the recipe's name where it is empty.
+        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        local: Train in this process, without Ray and MLflow.
+        workers: Ray Train workers; the batch is divided among them.
+        min_workers: Fewer workers to go on with when machines leave, and to grow from; 0 keeps the number fixed.
+        cpus_per_worker: Logical CPUs of a worker.
+        threads: Threads of a worker; 0 shares the machine's cores among its workers.
+        gpu: auto, true or false: whether workers get a GPU each.
+        max_failures: Restarts from the last checkpoint after a worker is lost.
+        baseline: A second recipe trained after the first from its pre-training, in the same workers, for comparison.
+        start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run.
+        evaluate: Measure the trained models briefly and print the table.
+        network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
+        traceback: Show where an error came from.
+    """
+
+    name: str = ""
+    out: str = ""
+    local: bool = False
+    workers: int = 1
+    min_workers: int = 0
+    cpus_per_worker: float = 1.0
+    threads: int = 0
+    gpu: str = "auto"
+    max_failures: int = 3
+    baseline: str = ""
+    start_from: str = ""
+    evaluate: bool = True
+    network_interface: str = ""
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.workers < 1 or not 0 <= self.min_workers <= self.workers:
+            raise ValueError(
+                f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers"
+            )
+        if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
+            raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
+        if self.gpu not in ("auto", "true", "false"):
+            raise ValueError(f"gpu={self.gpu!r} is none of auto, true, false")

@@ -1,0 +1,82 @@
+"""The rows of a run, window by window, without Ray: what both `--local` and the Ray Data stream are made of.
+
+The order of rows is a function of the run (`order.EpochPlan`): windows, epoch after epoch, from the run's position on. A task
+is a group of consecutive windows that together have about `TASK_ROWS` rows (many epochs of a small set, one window of a large
+one); its rows are those of one rank, in the run's order, so that the concatenation over tasks, cut into shares of a batch, is
+what the rank trains on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from pipelines.data.card import Card, load_card
+from pipelines.data.order import EpochPlan, Window, fitting_window
+from pipelines.data.shards import read_window
+from pipelines.runs.job import Job
+from pipelines.training.session import Rows
+
+__all__ = ["in_shares", "local_rows", "read_task", "tasks"]
+
+TASK_ROWS, TASK_BYTES = 32_768, 1 << 26
+
+
+def tasks(job: Job, first_row: int) -> tuple[Card, list[list[Window]]]:
+    """The card and the tasks of a run from its row `first_row` (= step * batch_size) to its last.
+
+    Raises:
+        ValueError: no prepared data, or a batch larger than the training split.
+    """
+    card = load_card(job.data)
+    train = job.run.train
+    plan = EpochPlan(
+        card=card, split="train", batch_size=train.batch_size, seed=train.seed, window_rows=fitting_window(card)
+    )
+    grouped: list[list[Window]] = []
+    limit = max(1, min(TASK_ROWS, TASK_BYTES // card.row_bytes))
+    rows = limit
+    for window in plan.windows(first_row, train.steps * train.batch_size):
+        if rows >= limit:
+            grouped.append([])
+            rows = 0
+        grouped[-1].append(window)
+        rows += window.stop - window.start
+    return card, grouped
+
+
+def read_task(directory: Path, card: Card, windows: list[Window], rank: int, world: int) -> Rows:
+    """The rows {x, label, row} of a task that belong to a rank."""
+    parts = [read_window(directory, card, window, rank, world) for window in windows]
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+def in_shares(parts: Iterator[Rows], share: int) -> Iterator[Rows]:
+    """Rows cut anew into chunks of `share` rows."""
+    held: Rows | None = None
+    for part in parts:
+        held = part if held is None else {name: np.concatenate([held[name], part[name]]) for name in part}
+        whole = len(held["x"]) // share * share
+        for start in range(0, whole, share):
+            yield {name: column[start : start + share] for name, column in held.items()}
+        held = {name: column[whole:] for name, column in held.items()}
+
+
+def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
+    """The rows of a single process; a thread reads one task ahead."""
+    card, grouped = tasks(job, first_row)
+
+    def parts() -> Iterator[Rows]:
+        with ThreadPoolExecutor(1) as reader:
+            ahead: Future[Rows] | None = None
+            for windows in grouped:
+                ready, ahead = ahead, reader.submit(read_task, job.data, card, windows, 0, 1)
+                if ready:
+                    yield ready.result()
+            if ahead:
+                yield ahead.result()
+
+    return in_shares(parts(), job.run.train.batch_size)

@@ -1,0 +1,48 @@
+"""Serves the experiments of the output directory on localhost: `python pipelines/ui.py`, or `make ui`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+
+import os
+import socket
+import subprocess
+
+from pipelines.runs.tracking import tracking_uri
+from pipelines.storage.outputs import output_root
+
+
+def main(port: int = 5000) -> int:
+    """Serves the experiments of the output directory on localhost.
+
+    Returns:
+        The exit status; 2 where the port is taken or there is nothing to show.
+    """
+    try:
+        root, port = output_root(None), int(os.environ.get("PORT") or port)
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if not (root / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        print(f"{root}: no runs yet; `make train` makes the first", file=sys.stderr)
+        return 2
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError):
+            print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
+            return 2
+    print(f"experiments at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", tracking_uri(root), "--default-artifact-root", str(root / "mlartifacts")]
+    return subprocess.call(command + store)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,165 @@
+"""cluster.yaml against Ray's schema, what it names, and the Makefile."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from ray_session import ROOT, environment, one_line
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+TEXT = (ROOT / "cluster.yaml").read_text()
+
+
+def validated(document: dict[str, Any]) -> dict[str, Any]:
+    """What `ray up` makes of a document; raises where Ray's schema refuses it."""
+    from ray.autoscaler._private.util import prepare_config, validate_config
+
+    prepared = prepare_config(document)
+    validate_config(prepared)
+    return prepared
+
+
+def cloud(name: str) -> dict[str, Any]:
+    """cluster.yaml with the commented block of a cloud taken over, as its last paragraph says."""
+    _, _, block = TEXT.partition(f"{name} (not launched")
+    lines = block.splitlines()[2:]  # after the rest of its headline and an empty line
+    stop = next((i for i, line in enumerate(lines) if line.strip() in ("#", "")), len(lines))
+    taken = yaml.safe_load("\n".join(line.removeprefix("# ") for line in lines[:stop]))
+    return yaml.safe_load(TEXT) | taken
+
+
+def test_cluster_yaml_is_what_ray_expects():
+    prepared = validated(yaml.safe_load(TEXT))
+    assert prepared["provider"]["type"] == "local"
+    assert prepared["max_workers"] == 0
+
+
+def test_workers_are_added_by_their_addresses():
+    document = yaml.safe_load(TEXT) | {"min_workers": 2, "max_workers": 2}
+    document["provider"]["worker_ips"] = ["192.0.2.2", "192.0.2.3"]
+    assert validated(document)["max_workers"] == 2
+
+
+@pytest.mark.parametrize(("name", "kind"), [("Amazon", "aws"), ("Google", "gcp")])
+def test_the_commented_clouds_are_what_ray_expects(name, kind):
+    prepared = validated(cloud(name))
+    assert prepared["provider"]["type"] == kind
+    assert prepared["head_node_type"] in prepared["available_node_types"]
+
+
+def test_a_wrong_document_would_be_noticed():
+    with pytest.raises(Exception, match=r"nonsense|Additional properties"):
+        validated(yaml.safe_load(TEXT) | {"nonsense": 1})
+
+
+def test_everything_named_exists():
+    document = yaml.safe_load(TEXT)
+    for script in re.findall(r"pipelines/\w+\.py", TEXT):
+        assert (ROOT / script).is_file(), script
+    for recipe in re.findall(r"-- (\w+) ", TEXT):
+        from pipelines.recipes import RECIPES
+
+        assert recipe in RECIPES
+    (mount,) = document["file_mounts"]
+    assert any(f"--editable {mount}" in command for command in document["setup_commands"])
+    assert (ROOT / document["rsync_filter"][0]).is_file()
+    pinned = re.search(r"torch==[\d.]+", (ROOT / "pyproject.toml").read_text())
+    assert pinned
+    assert set(re.findall(r"torch==[\d.]+", TEXT)) == {pinned.group()}
+    assert "RAY_enable_autoscaler_v2=0" in document["head_start_ray_commands"][1]  # ray#57153
+
+
+def test_options_named_in_the_comments_exist():
+    from pipelines.config.cli import options
+    from pipelines.training.launch import Launch
+
+    known = {option.path for option in options(Launch())}
+    assert "network_interface" in known
+    assert "--network-interface" in TEXT
+    assert "--out" in TEXT
+
+
+@pytest.mark.parametrize("path", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands"])
+def test_commands_are_shell(path):
+    for line in yaml.safe_load(TEXT)[path]:
+        done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_the_path_is_set_once_and_at_the_head_of_bashrc(tmp_path):
+    """A non-interactive shell leaves .bashrc early, so that the line must be its first."""
+    (tmp_path / ".bashrc").write_text("case $- in *i*) ;; *) return;; esac\n")
+    (line,) = [command for command in yaml.safe_load(TEXT)["setup_commands"] if ".bashrc" in command]
+    for _ in range(2):
+        subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)
+    text = (tmp_path / ".bashrc").read_text()
+    assert text.count("indm-venv") == 1
+    assert text.startswith("export PATH=")
+
+
+def make(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Runs make with this interpreter's environment taken for the one that is set up."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    given = ["make", "--old-file", ".venv/.installed", f"BIN={Path(sys.executable).parent}", *words]
+    return subprocess.run(given, cwd=ROOT, env=environment(**variables), capture_output=True, text=True, timeout=120)
+
+
+@pytest.mark.parametrize("target", ["train", "test", "test-all", "lint", "ui", "clean", "help"])
+def test_make_targets(target):
+    done = make("-n", target)
+    assert done.returncode == 0, done.stderr
+    assert "make " + target in make().stdout or target == "help"
+
+
+def test_make_names_a_wrong_python_before_it_installs(tmp_path):
+    python = tmp_path / "python"
+    python.write_text(
+        f'#!/bin/sh\nexec {sys.executable} -c "import sys; sys.version_info=(3, 9); exec(sys.argv[2])" "$@"\n'
+    )
+    python.chmod(0o755)
+    place = tmp_path / "venv"
+    done = subprocess.run(
+        ["make", "test", f"PYTHON={python}", f"VENV={place}"], cwd=ROOT, capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode != 0
+    assert "Python 3.11 or 3.12 is needed" in done.stderr
+    assert not place.exists()
+
+
+def test_make_ui_on_an_occupied_port(tmp_path):
+    (tmp_path / "mlflow.db").touch()
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        done = make("ui", f"PORT={port}", INDM_RUNS=str(tmp_path))
+    assert done.returncode != 0
+    ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
+    assert len(ours) == 1
+    one_line(ours[0], f"port {port} is in use", f"make ui PORT={port + 1}")
+
+
+@pytest.mark.parametrize(
+    ("variables", "parts"),
+    [({"PORT": "http"}, ["error: ", "'http'"]), ({}, ["no runs yet", "make train"])],
+    ids=["a port that is no number", "nothing to show"],
+)
+def test_the_page_says_why_it_does_not_open(variables, parts, tmp_path, monkeypatch, capsys):
+    from pipelines.runs.tracking import main
+
+    monkeypatch.setenv("INDM_RUNS", str(tmp_path))
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    assert main() == 2
+    one_line(capsys.readouterr().err, *parts)

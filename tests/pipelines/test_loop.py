@@ -1,0 +1,511 @@
+"""Training in one process: deterministic, resumable to the bit after a kill, and needing little that is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray_session import ROOT, SCHEDULE, TINY, TINY_2D, command, environment, later_wins, one_line, train
+from safetensors.torch import load_file
+
+from indm_core.training import NonFiniteLossError
+from pipelines.config import load
+from pipelines.config.cli import override, split_arguments
+from pipelines.config.store import read_run
+from pipelines.data.card import load_card
+from pipelines.data.ingest import ensure
+from pipelines.data.spec import DataSpec
+from pipelines.recipes import RECIPES
+from pipelines.runs import checkpoint
+from pipelines.runs.job import Job, finished, read_metrics
+from pipelines.training import jobs as module
+from pipelines.training import stream
+from pipelines.training.loop import run_job
+from pipelines.training.session import Rows, Session
+from pipelines.training.stream import local_rows
+
+TIMES = ("images_per_s", "data_wait", "eta_s")
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model.safetensors")
+
+
+def assert_same_run(run: Path, other: Path) -> None:
+    """Equal averaged weights, equal last checkpoints and equal figures, to the bit."""
+    mine, theirs = weights(run), weights(other)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    (mine, numbers), (theirs, other_numbers) = (checkpoint.read(checkpoint.latest(path)) for path in (run, other))
+    assert numbers == other_numbers
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    assert figures(run) == figures(other)
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """The records without what a clock gave."""
+    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_metrics(run)]
+
+
+def tiny_job(root: Path, *words: str, recipe: str = "toy2d_spiral") -> Job:
+    _, given = split_arguments(later_wins([recipe, *TINY_2D, *words])[1:])
+    run = override(RECIPES[recipe](), given)
+    data = ensure(run.data.source, root / "data", run.data.options)
+    return Job(run=run, spec=DataSpec.of(load_card(data)), directory=root / recipe, data=data)
+
+
+def session(
+    rows: Callable[[Job, int], Iterator[Rows]] = local_rows,
+    publish: Callable[[Job, dict[str, Any]], None] = lambda job, record: None,
+) -> Session:
+    return Session(
+        rank=0,
+        world=1,
+        device=torch.device("cpu"),
+        rows=rows,
+        average=lambda vector: vector,
+        agree=lambda value: value,
+        wrap=lambda model: model,
+        publish=publish,
+        publish_picture=lambda job, file: None,
+        checkpointed=lambda job, place, record: None,
+    )
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of 40 steps on digits with dropout, and its options."""
+    out = tmp_path_factory.mktemp("whole")
+    words = [*TINY[: -len(SCHEDULE)], "--dropout", "0.1", "--pretrain-steps", "15", "--steps", "40", "--log-every", "5"]
+    words += ["--checkpoint-every", "10", "--keep", "1"]
+    train("digits_vp_nll", *words, out=out)
+    return out / "digits_vp_nll", words
+
+
+def test_a_run_leaves_what_it_promises(whole):
+    run, _ = whole
+    config, spec = read_run(run / "config.json")
+    assert (config.recipe, spec.name, spec.num_classes) == ("digits_vp_nll", "digits", 10)
+    records = read_metrics(run)
+    assert [record["step"] for record in records] == list(range(5, 41, 5))
+    assert [record["phase"] for record in records] == ["pretraining"] * 3 + ["joint"] * 5
+    for record in records:
+        assert record["unit"] == "bits/dim"
+        assert record["skipped"] == 0
+        assert record["images_per_s"] > 0
+        assert 0 <= record["data_wait"] <= 1
+        assert record["eta_s"] >= 0
+        assert record["gradient_norm/score"] > 0
+    assert records[-1]["eta_s"] == 0
+    assert records[-1]["gradient_norm/flow"] > 0
+    assert (run / "pretrained" / "state.json").is_file()
+    load(run)
+
+
+def test_the_loss_terms_sum_to_the_bound(whole):
+    """NELBO in bits/dim of the levels = denoising + prior - log_det + the bits of the dequantisation's scale."""
+    run, _ = whole
+    _, spec = read_run(run / "config.json")
+    scale = np.log2(spec.levels / (spec.high - spec.low))
+    for record in read_metrics(run):
+        parts = record["denoising"] + record["prior"] - record["log_det"]
+        assert record["nelbo"] == pytest.approx(parts + scale, abs=1e-4)
+
+
+def test_a_run_is_deterministic(whole, tmp_path):
+    run, words = whole
+    train("digits_vp_nll", *words, out=tmp_path)
+    assert_same_run(run, tmp_path / "digits_vp_nll")
+
+
+def test_another_seed_is_another_run(tmp_path):
+    first, second = (tiny_job(tmp_path / seed, "--train.seed", seed) for seed in "01")
+    run_job(first, session())
+    run_job(second, session())
+    assert figures(first.directory)[0]["nelbo"] != figures(second.directory)[0]["nelbo"]
+
+
+@pytest.mark.parametrize("step", [pytest.param(10, marks=pytest.mark.slow), 20])
+def test_a_killed_run_goes_on_to_the_same_end(whole, step, tmp_path):
+    run, words = whole
+    killed = tmp_path / "digits_vp_nll"
+    arguments = ["digits_vp_nll", *words, "--local", "--threads", "1", "--out", str(tmp_path)]
+    process = subprocess.Popen(command("train", *arguments), env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 120
+        while not (killed / "checkpoints" / f"step-{step:08d}" / "state.json").is_file():
+            assert process.poll() is None, "it ended before it was killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (killed / "model.safetensors").exists()
+    train("digits_vp_nll", *words, out=tmp_path)
+    assert_same_run(run, killed)
+    assert not list(killed.rglob("*.partial"))
+
+
+class Stop(Exception):
+    """Ends a run where a test wants it to."""
+
+
+def stop_at(step: int) -> Callable[[Job, dict[str, Any]], None]:
+    def publish(job: Job, record: dict[str, Any]) -> None:
+        if record["step"] == step:
+            raise Stop
+
+    return publish
+
+
+@pytest.mark.parametrize("stop", range(1, 7))
+def test_a_run_stopped_at_any_step_goes_on_with_the_rows_that_it_would_have_seen(stop, tmp_path):
+    seen: list[np.ndarray] = []
+
+    def rows(job: Job, first_row: int) -> Iterator[Rows]:
+        del seen[first_row // job.run.train.batch_size :]
+        for chunk in local_rows(job, first_row):
+            seen.append(chunk["row"])
+            yield chunk
+
+    job = tiny_job(tmp_path / "whole")
+    run_job(job, session(rows))
+    expected = list(seen)
+    seen.clear()
+    again = tiny_job(tmp_path / "again")
+    with pytest.raises(Stop):
+        run_job(again, session(rows, stop_at(stop)))
+    run_job(again, session(rows))
+    assert len(expected) == 6
+    assert all(np.array_equal(mine, theirs) for mine, theirs in zip(seen, expected, strict=True))
+    assert_same_run(job.directory, again.directory)
+
+
+def test_a_kill_between_the_last_checkpoint_and_the_weights(tmp_path):
+    job = tiny_job(tmp_path)
+    run_job(job, session())
+    before = (job.directory / "model.safetensors").read_bytes()
+    (job.directory / "model.safetensors").unlink()
+    assert not finished(job)
+    run_job(job, session())
+    assert (job.directory / "model.safetensors").read_bytes() == before
+
+
+def test_a_kill_while_the_pre_training_is_set_aside(tmp_path, monkeypatch):
+    """The milestone is there, or the step before it is taken again."""
+    job = tiny_job(tmp_path)
+    written: list[str] = []
+
+    def write(directory: Path, *contents: Any) -> None:
+        if len(written) == 2:  # of: the second step's, then two at the third, where the pre-training ends
+            raise Stop
+        written.append(directory.name)
+        real(directory, *contents)
+
+    real = checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", write)
+    with pytest.raises(Stop):
+        run_job(job, session())
+    monkeypatch.undo()
+    run_job(job, session())
+    assert checkpoint.read(job.directory / "pretrained")[1]["step"] == 3
+
+
+def test_an_incomplete_checkpoint_is_none(tmp_path):
+    job = tiny_job(tmp_path)
+    with pytest.raises(Stop):
+        run_job(job, session(publish=stop_at(5)))
+    assert checkpoint.latest(job.directory).name == "step-00000004"
+    (job.directory / "checkpoints" / "step-00000004" / "state.json").unlink()
+    assert checkpoint.latest(job.directory).name == "step-00000003"
+    run_job(job, session())
+    other = tiny_job(tmp_path / "other")
+    run_job(other, session())
+    assert_same_run(job.directory, other.directory)
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_the_best_checkpoints_and_the_last_are_kept(keep, tmp_path):
+    job = tiny_job(tmp_path, "--steps", "14", "--checkpoint-every", "1", "--keep", str(keep))
+    run_job(job, session())
+    nelbo = {record["step"]: record["nelbo"] for record in read_metrics(job.directory)}
+    expected = {*sorted(nelbo, key=nelbo.__getitem__)[:keep], 14}
+    kept = checkpoint.checkpoints(job.directory)
+    assert {int(path.name.removeprefix("step-")) for path in kept} == expected
+    for path in kept:
+        assert checkpoint.read(path)[1]["nelbo"] == nelbo[checkpoint.read(path)[1]["step"]]
+    assert (job.directory / "pretrained").is_dir()  # whatever its figure
+
+
+def test_the_baseline_goes_on_from_the_pre_training(tmp_path, capsys):
+    """Its steps after the switch are those of a run that is never switched: same weights, moments, rows and noise."""
+    words = [*TINY[: -len(SCHEDULE)], "--steps", "30", "--log-every", "1"]
+    train("digits_vp_nll", *words, "--pretrain-steps", "24", "--baseline", "digits_linear_nll", out=tmp_path)
+    train("digits_vp_nll", *words, "--pretrain-steps", "30", out=tmp_path / "on")
+    joint, linear = (read_metrics(tmp_path / name) for name in ("digits_vp_nll", "digits_linear_nll"))
+    assert [record["step"] for record in linear] == list(range(25, 31))
+    on = {record["step"]: record["nelbo"] for record in read_metrics(tmp_path / "on" / "digits_vp_nll")}
+    for record in linear:
+        assert record["nelbo"] == pytest.approx(on[record["step"]], abs=1e-4)
+    last = next(record for record in joint if record["step"] == 24)
+    assert linear[0]["nelbo"] == pytest.approx(last["nelbo"], abs=1.5)
+    assert set(load(tmp_path / "digits_linear_nll").networks()) == {"score"}
+    assert "digits_linear_nll" in capsys.readouterr().out
+
+
+def test_the_baseline_shares_what_is_overridden_of_what_the_recipes_share():
+    run = override(RECIPES["digits_vp_nll"](), {"nf": "8", "model.sde": "SubVP", "beta_max": "12", "blocks": "2"})
+    other = module._baseline("digits_linear_nll", run)
+    own = RECIPES["digits_linear_nll"]()
+    assert other.model == replace(own.model, sde=run.model.sde, backbone=run.model.backbone)
+    assert (other.data, other.train, other.recipe) == (run.data, run.train, own.recipe)
+
+
+def test_a_run_starts_from_another_one(tmp_path):
+    words = [*TINY[: -len(SCHEDULE)], "--steps", "8", "--log-every", "1"]
+    train("digits_vp_nll", *words, "--pretrain-steps", "4", out=tmp_path)
+    start = str(tmp_path / "digits_vp_nll" / "pretrained")
+    train("digits_vp_nll", *words, "--pretrain-steps", "4", "--name", "b", "--start-from", start, out=tmp_path)
+    first, second = (figures(tmp_path / name) for name in ("digits_vp_nll", "b"))
+    assert [record["step"] for record in second] == [5, 6, 7, 8]
+    assert second[0]["nelbo"] == pytest.approx(first[4]["nelbo"], abs=1e-4)
+
+
+REFUSALS = {
+    "another recipe": (["toy2d_moons", *TINY_2D], ["holds a run of recipe toy2d_spiral, not toy2d_moons", "--name"]),
+    "another option": (["toy2d_spiral", *TINY_2D, "--ema-decay", "0.5"], ["train.ema_decay=0.995, not 0.5", "--name"]),
+    "another network": (["toy2d_spiral", *TINY_2D, "--depth", "4"], ["model.backbone.depth=3, not 4", "remove"]),
+    "another form": (["toy2d_spiral", *TINY_2D, "--sde", "SubVP"], ["model.sde=VP, not SubVP"]),
+    "other data": (["toy2d_spiral", *TINY_2D, "--low", "-2"], ["data.options.low=-1.0, not -2.0"]),
+}
+
+
+@pytest.fixture(scope="module")
+def spiral(tmp_path_factory):
+    out = tmp_path_factory.mktemp("spiral")
+    train("toy2d_spiral", *TINY_2D, "--name", "r", out=out)
+    return out
+
+
+@pytest.mark.parametrize("case", REFUSALS)
+def test_a_directory_of_another_run_is_refused_and_left_alone(case, spiral, capsys):
+    words, parts = REFUSALS[case]
+    before = {file: file.read_bytes() for file in (spiral / "r").rglob("*") if file.is_file()}
+    train(*later_wins(words), "--name", "r", out=spiral, status=2)
+    one_line(capsys.readouterr().err, "error: ", str(spiral / "r"), *parts)
+    assert before == {file: file.read_bytes() for file in (spiral / "r").rglob("*") if file.is_file()}
+
+
+def test_a_complete_run_says_so(spiral, capsys):
+    train("toy2d_spiral", *TINY_2D, "--name", "r", out=spiral)
+    shown = capsys.readouterr().out
+    one_line(shown, "r: complete, 6 steps", str(spiral / "r"))
+
+
+def test_more_steps_go_on_and_how_often_it_logs_may_change(spiral, tmp_path, capsys):
+    longer = later_wins(["toy2d_spiral", *TINY_2D, "--steps", "9", "--log-every", "3"])
+    train(*longer, "--name", "r", out=spiral)
+    train(*longer, "--name", "r", out=tmp_path)
+    mine, theirs = weights(spiral / "r"), weights(tmp_path / "r")
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_weights_of_a_shorter_run_are_not_taken_for_the_end(tmp_path):
+    job = tiny_job(tmp_path)
+    run_job(job, session())
+    longer = replace(job, run=replace(job.run, train=replace(job.run.train, steps=8)))
+    old = (job.directory / "model.safetensors").read_bytes()
+    run_job(longer, session())
+    new = (job.directory / "model.safetensors").read_bytes()
+    (job.directory / "model.safetensors").write_bytes(old)
+    os.utime(job.directory / "model.safetensors", (1e9, 1e9))  # as if killed before the last weights were written
+    assert not finished(longer)
+    run_job(longer, session())
+    assert (job.directory / "model.safetensors").read_bytes() == new != old
+
+
+def test_accumulation_leads_to_a_close_result(tmp_path):
+    """Two micro-batches draw other noise: the mean bounds agree within 5 standard errors, and the rows are the same."""
+    means, errors = [], []
+    for accumulate in ("1", "2"):
+        words = ["--steps", "80", "--batch-size", "64", "--accumulate", accumulate, "--log-every", "1"]
+        job = tiny_job(tmp_path / accumulate, *words, "--checkpoint-every", "1000", "--pretrain-steps", "80")
+        run_job(job, session())
+        values = np.array([record["nelbo"] for record in read_metrics(job.directory)])[40:]
+        means.append(values.mean())
+        errors.append(values.std(ddof=1) / np.sqrt(len(values)))
+    assert means[0] != means[1]
+    assert abs(means[0] - means[1]) < 5 * np.hypot(*errors)
+
+
+def test_bf16_autocast_trains(tmp_path):
+    for precision in ("fp32", "bf16"):
+        train(*later_wins(["digits_vp_nll", *TINY, "--precision", precision, "--name", precision]), out=tmp_path)
+    exact, rounded = (read_metrics(tmp_path / name) for name in ("fp32", "bf16"))
+    assert exact[0]["nelbo"] == rounded[0]["nelbo"]  # the networks start at zero
+    for one, other in zip(exact[1:], rounded[1:], strict=True):
+        assert one["nelbo"] != other["nelbo"]
+        assert other["nelbo"] == pytest.approx(one["nelbo"], rel=0.05)
+    assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "bf16").values())
+
+
+def test_data_without_labels(tmp_path):
+    file = tmp_path / "vectors.npy"
+    np.save(file, np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32))
+    job_words = [word for word in TINY_2D if word not in ("--rows", "200")]
+    train("toy2d_moons", *job_words, "--source", str(file), out=tmp_path)
+    _, spec = read_run(tmp_path / "toy2d_moons" / "config.json")
+    assert (spec.shape, spec.levels, spec.num_classes) == ((3,), 0, 0)
+    assert read_metrics(tmp_path / "toy2d_moons")[-1]["unit"] == "nats/dim"
+
+
+def test_pictures_are_drawn_when_due_and_change_nothing(tmp_path):
+    plain = later_wins(["digits_vp_nll", *TINY])
+    drawn = later_wins(["digits_vp_nll", *TINY, "--sample-every", "2", "--steps", "5"])
+    plain = later_wins([*plain, "--steps", "5"])
+    train(*plain, out=tmp_path / "plain")
+    train(*drawn, out=tmp_path / "drawn")
+    pictures = sorted(path.name for path in (tmp_path / "drawn" / "digits_vp_nll" / "samples").iterdir())
+    assert pictures == ["step-00000002.png", "step-00000004.png"]
+    assert_same_run(tmp_path / "plain" / "digits_vp_nll", tmp_path / "drawn" / "digits_vp_nll")
+
+
+def spoiled(first: int, last: int) -> Callable[[Job, int], Iterator[Rows]]:
+    """The rows of a run, not a number from step `first` to `last`."""
+
+    def rows(job: Job, first_row: int) -> Iterator[Rows]:
+        for step, chunk in enumerate(local_rows(job, first_row), start=first_row // job.run.train.batch_size + 1):
+            yield chunk | {"x": chunk["x"] * np.float32(np.nan if first <= step <= last else 1)}
+
+    return rows
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
+    job = tiny_job(tmp_path, "--steps", "20")
+    run_job(job, session(spoiled(5, 13)))
+    records = {record["step"]: record for record in read_metrics(job.directory)}
+    assert records[4]["skipped"] == 0
+    assert "nelbo" not in records[5]
+    assert records[13]["skipped"] == records[20]["skipped"] == 9
+    assert np.isfinite(records[14]["nelbo"])
+    assert all(tensor.isfinite().all() for tensor in weights(job.directory).values())
+
+
+def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
+    job = tiny_job(tmp_path, "--steps", "40")
+    with pytest.raises(NonFiniteLossError, match=r"10 steps in a row \(steps 7 to 16\); lower lr or look at the data"):
+        run_job(job, session(spoiled(8, 40)))
+    assert checkpoint.latest(job.directory).name == "step-00000006"
+    tensors, numbers = checkpoint.read(checkpoint.latest(job.directory))
+    assert numbers["skipped"] == 0
+    assert all(tensor.isfinite().all() for tensor in tensors.values())
+    run_job(job, session())  # the data are mended: the same command goes on
+    other = tiny_job(tmp_path / "other", "--steps", "40")
+    run_job(other, session())
+    assert_same_run(job.directory, other.directory)
+
+
+@pytest.mark.parametrize("task_rows", [16, 100, 32_768])
+def test_local_rows_are_the_order_of_the_run(task_rows, tmp_path, monkeypatch):
+    monkeypatch.setattr(stream, "TASK_ROWS", task_rows)
+    job = tiny_job(tmp_path, "--steps", "30")
+    whole = list(local_rows(job, 0))
+    assert [len(chunk["x"]) for chunk in whole] == [16] * 30
+    epoch = np.concatenate([chunk["row"] for chunk in whole[:12]])  # 200 rows: 12 batches an epoch
+    assert len(set(epoch.tolist())) == 12 * 16
+    for step in (1, 12, 17, 29, 30):
+        rest = list(local_rows(job, step * 16))
+        assert len(rest) == 30 - step
+        for mine, theirs in zip(rest, whole[step:], strict=True):
+            assert all(np.array_equal(mine[name], theirs[name]) for name in ("x", "label", "row"))
+
+
+def train_without(blocked: list[str], *words: str) -> subprocess.CompletedProcess[str]:
+    """Trains in a fresh interpreter in which some packages cannot be imported."""
+    block = f"import sys; sys.modules.update(dict.fromkeys({blocked!r}))"  # None in sys.modules: ModuleNotFoundError
+    program = f"{block}; import runpy; runpy.run_module('pipelines.train', run_name='__main__')"
+    return subprocess.run(
+        [sys.executable, "-c", program, *words],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_local_training_needs_neither_ray_nor_mlflow(tmp_path):
+    words = later_wins(["digits_vp_nll", *TINY, "--sample-every", "3", "--local", "--out", str(tmp_path)])
+    done = train_without(["ray", "mlflow"], *words)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "digits_vp_nll" / "samples" / "step-00000006.png").is_file()
+
+
+def test_local_training_needs_torch_numpy_pyarrow_and_safetensors_only(tmp_path):
+    blocked = ["ray", "mlflow", "sklearn", "matplotlib", "PIL", "torch_fidelity", "torchvision", "scipy"]
+    blocked += ["jaxtyping", "beartype"]
+    words = later_wins(["toy2d_spiral", *TINY_2D, "--sample-every", "3", "--local", "--out", str(tmp_path)])
+    done = train_without(blocked, *words)
+    assert done.returncode == 0, done.stderr
+    assert "no sample pictures, matplotlib is not installed" in done.stdout
+    load(tmp_path / "toy2d_spiral")
+    done = train_without(blocked, *words)  # and the run is recognised again
+    assert done.returncode == 0, done.stderr
+    assert "complete, 6 steps" in done.stdout
+
+
+def test_ray_is_named_where_it_is_missing(tmp_path):
+    done = train_without(["ray", "mlflow"], *later_wins(["toy2d_spiral", *TINY_2D, "--out", str(tmp_path)]))
+    assert done.returncode == 2
+    one_line(done.stderr, "error: ", "ray", "--local")
+
+
+BRIDGE = ["digits_bridge", *TINY, "--partner", "digits"]
+
+
+def test_a_bridge_trains_on_pairs_and_goes_on_after_a_stop(tmp_path):
+    words = later_wins([*BRIDGE, "--pretrain-steps", "2"])
+    train(*words, out=tmp_path / "a")
+    records = read_metrics(tmp_path / "a" / "digits_bridge")
+    assert ["partner" in record for record in records] == [False] * 2 + [True] * 4
+    assert records[-1]["partner"] == pytest.approx(records[-1]["prior"] + np.log2(17 / 2), abs=0.5)  # near the identity
+    train(*later_wins([*words, "--steps", "4"]), out=tmp_path / "b")
+    train(*words, out=tmp_path / "b")
+    mine, theirs = (weights(tmp_path / name / "digits_bridge") for name in "ab")
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+
+
+def test_the_two_orders_of_a_bridge_differ(tmp_path):
+    job = replace(tiny_job(tmp_path), partner=tiny_job(tmp_path).data)
+    first, second = next(local_rows(job, 0)), next(local_rows(job.of_partner(), 0))
+    assert (first["row"] != second["row"]).any()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["digits_bridge"], ["digits_bridge: its model needs a second data set", "--partner"]),
+        (["digits_vp_nll", "--partner", "digits"], ["digits_vp_nll: its model takes one data set"]),
+        (["digits_bridge", "--partner", "toy2d:rings"], ["partner=toy2d:rings", "shape is (2,)", "(1, 8, 8)"]),
+        (["digits_bridge", "--partner", "/nowhere"], ["/nowhere", "no such file"]),
+    ],
+)
+def test_pairs_that_do_not_fit_are_refused(words, parts, tmp_path, capsys):
+    train(*words, out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "nel')
+    assert read_metrics(tmp_path) == [{"step": 1}]

@@ -1,0 +1,399 @@
+"""Training, measuring and sampling on one Ray session: two workers, one of them killed on the way."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from ray_session import TINY, TINY_2D, kill_when, later_wins, main_of, one_line, processes, train
+from safetensors.torch import load_file
+
+from pipelines.config import load
+from pipelines.config.cli import options, override
+from pipelines.config.sampling import Sampling
+from pipelines.config.store import read_run
+from pipelines.data.card import load_card
+from pipelines.data.ingest import ensure
+from pipelines.data.spec import DataSpec
+from pipelines.evaluation.measure import evaluate
+from pipelines.evaluation.results import table
+from pipelines.evaluation.sampling import samples
+from pipelines.evaluation.settings import Settings
+from pipelines.recipes import RECIPES
+from pipelines.reporting.page import ReportOptions, report
+from pipelines.runs import checkpoint
+from pipelines.runs.job import Job, read_metrics
+from pipelines.training import stream
+from pipelines.training.launch import Launch
+from pipelines.training.local import train_local
+from pipelines.training.stream import local_rows
+
+pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
+MAIN = later_wins(
+    [
+        *("digits_vp_nll", *TINY, "--steps", "40", "--pretrain-steps", "15", "--log-every", "1"),
+        *("--checkpoint-every", "10", "--batch-size", "64", "--sample-every", "20"),
+    ]
+)
+SETTINGS = Settings(
+    images=12,
+    nll_replicates=2,
+    rtol=1e-2,
+    atol=1e-2,
+    nelbo_replicates=3,
+    nelbo_draws=4,
+    samples=60,
+    sampling=Sampling(rtol=1e-2, atol=1e-2),
+    chunk=4,
+    actors=2,
+    uncorrected=True,
+)
+BRIEF = replace(SETTINGS, nll_replicates=1, uncorrected=False)
+"""What the main job measures here."""
+
+
+@pytest.fixture(scope="module")
+def session():
+    """A Ray session of this module, started as a command would start it."""
+    import ray
+
+    from pipelines.cluster.session import connect
+
+    assert not ray.is_initialized()
+    kept = dict(os.environ)
+    os.environ |= {"MLFLOW_SYSTEM_METRICS_SAMPLING_INTERVAL": "1"}
+    os.environ.pop("MLFLOW_TRACKING_URI", None)
+    os.environ.pop("RAY_ADDRESS", None)
+    assert "a Ray session on this machine" in connect(2, 1.0)
+    yield
+    ray.shutdown()
+    os.environ.clear()
+    os.environ |= kept
+
+
+@pytest.fixture(scope="module")
+def out(session, tmp_path_factory):
+    """The main job with two workers, one of which was killed after its checkpoint at step 20."""
+    root = tmp_path_factory.mktemp("runs")
+    due = root / "digits_vp_nll" / "checkpoints" / "step-00000020" / "state.json"
+    killer = kill_when(due.is_file, "ray::RayTrainWorker")
+    words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--threads", "1", "--out", str(root)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.training.conclude.BRIEF_SETTINGS", BRIEF)
+        assert main_of("train")(words) == 0
+    assert not killer.is_alive()
+    return root
+
+
+def test_training_went_on_after_a_worker_was_killed(out):
+    for name, first in (("digits_vp_nll", 1), ("digits_linear_nll", 16)):
+        run = out / name
+        assert [record["step"] for record in read_metrics(run)] == list(range(first, 41))
+        assert read_metrics(run)[-1]["skipped"] == 0
+        assert {path.name for path in checkpoint.checkpoints(run)} <= {f"step-{n:08d}" for n in (10, 15, 20, 30, 40)}
+        assert len(checkpoint.checkpoints(run)) <= 3
+        assert checkpoint.latest(run).name == "step-00000040"
+        load(run)
+    assert checkpoint.read(out / "digits_vp_nll" / "pretrained")[1]["step"] == 15
+
+
+def test_everything_that_was_promised_is_there(out):
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        files = {str(file.relative_to(out / name)) for file in (out / name).rglob("*") if file.is_file()}
+        promised = {"config.json", "metrics.jsonl", "model.safetensors", "evaluation-brief.json", "samples.png"}
+        promised |= {"learning_curve.png", "samples/step-00000020.png", "samples/step-00000040.png", "mlflow.json"}
+        assert promised <= files
+        for picture in (file for file in promised if file.endswith(".png")):
+            with Image.open(out / name / picture) as image:
+                assert min(image.size) > 100
+
+
+def test_two_workers_train_like_one(out, tmp_path):
+    """Their noise differs (it belongs to a rank), the rows of a step do not: the mean bounds agree within 5 errors."""
+    train(*MAIN, out=tmp_path)
+    one, two = (read_metrics(root / "digits_vp_nll") for root in (tmp_path, out))
+    difference = np.array([a["nelbo"] - b["nelbo"] for a, b in zip(one, two, strict=True)])
+    assert abs(difference.mean()) < 5 * difference.std(ddof=1) / np.sqrt(len(difference))
+    assert np.abs(difference).max() > 0
+    assert one[-1]["nelbo"] < one[0]["nelbo"] - 2
+    assert two[-1]["nelbo"] < two[0]["nelbo"] - 2
+
+
+def client(root: Path) -> Any:
+    from mlflow.tracking import MlflowClient
+
+    return MlflowClient(f"sqlite:///{root / 'mlflow.db'}")
+
+
+def test_mlflow_holds_the_run(out):
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        run_id = json.loads((out / name / "mlflow.json").read_text())["run_id"]
+        run = client(out).get_run(run_id)
+        config, _ = read_run(out / name / "config.json")
+        assert run.info.status == "FINISHED"
+        assert run.info.run_name == name
+        assert run.data.params == {option.path: str(option.value)[:500] for option in options(config)}
+        assert {"nelbo", "denoising", "prior", "images_per_s", "data_wait", "skipped"} <= run.data.metrics.keys()
+        assert {"test/nll", "test/nelbo", "test/gap", "test/frechet", "test/nelbo/se"} <= run.data.metrics.keys()
+        steps = {metric.step for metric in client(out).get_metric_history(run_id, "nelbo")}
+        assert steps == {record["step"] for record in read_metrics(out / name)}
+        files = {file.path for file in client(out).list_artifacts(run_id)}
+        assert {"learning_curve.png", "evaluation-brief.json", "samples.png", "model", "samples"} <= files
+        models = {file.path for file in client(out).list_artifacts(run_id, "model")}
+        assert models == {"model/config.json", "model/model.safetensors"}
+    first = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
+    assert {"system/cpu_utilization_percentage"} <= client(out).get_run(first).data.metrics.keys()
+    assert len(client(out).search_runs(["1"])) == 2  # a restarted worker goes on in the same run
+
+
+def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
+    run_id = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
+    copied = Path(client(out).download_artifacts(run_id, "model", str(tmp_path)))
+    mine, theirs = (load_file(place / "model.safetensors") for place in (out / "digits_vp_nll", copied))
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
+    load(copied)
+
+
+def test_the_same_command_says_that_the_run_is_complete(out, capsys, monkeypatch):
+    monkeypatch.setattr("pipelines.training.conclude.BRIEF_SETTINGS", BRIEF)
+    words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--out", str(out)]
+    before = (out / "digits_vp_nll" / "evaluation-brief.json").read_bytes()
+    assert main_of("train")(words) == 0
+    shown = capsys.readouterr().out
+    for name in ("digits_vp_nll", "digits_linear_nll"):
+        assert f"{name}: complete, 40 steps" in shown
+    assert "NELBO bits/dim" in shown
+    assert (out / "digits_vp_nll" / "evaluation-brief.json").read_bytes() == before
+
+
+def test_more_workers_than_the_cluster_has(out, tmp_path, capsys):
+    words = later_wins([*MAIN, "--batch-size", "64", "--workers", "16", "--out", str(tmp_path)])
+    assert main_of("train")(words) == 2
+    one_line(capsys.readouterr().err, "error: workers=16 need 16.5 CPUs", "the cluster has 4", "--workers 3")
+
+
+@pytest.fixture(scope="module")
+def measured(out):
+    """The two runs measured together, an actor having been killed."""
+    runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
+    killer = kill_when(lambda: bool(processes("ray::Evaluator.", os.getpid())), "ray::Evaluator.")  # at work
+    document = evaluate(runs, SETTINGS, out)
+    killer.join(timeout=1)
+    assert not killer.is_alive()
+    return document
+
+
+def test_the_document_has_every_figure_with_its_standard_error(measured, out):
+    assert (measured["unit"], measured["data"], measured["features"]) == ("bits/dim", "digits", "digits-cnn")
+    assert measured["images"] == 12
+    assert list(measured["runs"]) == ["digits_vp_nll", "digits_linear_nll"]
+    for figures in measured["runs"].values():
+        for kind in ("nll", "nelbo", "gap", "nll_before", "nelbo_before", "gap_before"):
+            assert np.isfinite(figures[kind]["mean"])
+            assert figures[kind]["se"] > 0
+            assert figures[kind]["se_images"] > 0
+        for kind in ("frechet", "kernel"):
+            assert figures[kind]["se"] > 0
+            assert figures[kind]["samples"] == 60
+        assert figures["parameters"] > 1000
+    more, less = (figures["parameters"] for figures in measured["runs"].values())
+    assert more > less
+    (pair,) = measured["differences"].values()
+    for kind in ("nll", "nelbo"):
+        means = [figures[kind]["mean"] for figures in measured["runs"].values()]
+        assert pair[kind]["mean"] == pytest.approx(means[0] - means[1])
+        assert 0 < pair[kind]["se"] < 1
+    for name in measured["runs"]:
+        assert json.loads((out / name / "evaluation.json").read_text()) == measured
+    shown = table(measured)
+    assert shown.count("NLL before correction") == shown.count("NELBO without the residual") == 3
+    assert all(f"{figures['nelbo']['mean']:+.4f}" in shown for figures in measured["runs"].values())
+
+
+def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out, tmp_path):
+    """One run alone, with one actor and other chunks of work: the same figures; equal models differ by nothing."""
+    run = out / "digits_vp_nll"
+    twin = tmp_path / "twin"
+    twin.mkdir()
+    for name in ("config.json", "model.safetensors"):
+        (twin / name).write_bytes((run / name).read_bytes())
+    likelihoods = replace(SETTINGS, samples=0, actors=1)
+    document = evaluate([twin, run], likelihoods, out)
+    for kind in ("nll", "nelbo", "gap"):
+        assert document["runs"]["twin"][kind] == pytest.approx(measured["runs"]["digits_vp_nll"][kind], rel=1e-5)
+        assert document["runs"]["twin"][kind] == document["runs"]["digits_vp_nll"][kind]
+    for kind in ("nll", "nelbo"):
+        assert document["differences"]["twin - digits_vp_nll"][kind] == {"mean": 0.0, "se": 0.0, "se_images": 0.0}
+
+
+def grey(directory: Path) -> np.ndarray:
+    files = sorted(directory.glob("sample-*.png"))
+    return np.stack([np.asarray(Image.open(file), dtype=np.int64) for file in files])
+
+
+def test_samples_are_the_same_for_any_batch_and_number_of_actors(out, tmp_path):
+    run, pictures, grids = str(out / "digits_vp_nll"), [], []
+    for actors, batch in (("0", "10"), ("0", "3"), ("1", "4"), ("2", "3")):
+        place = tmp_path / f"{actors}-{batch}"
+        words = ["--num-samples", "10", "--batch", batch, "--actors", actors, "--out", str(place)]
+        assert main_of("sample")([run, *words]) == 0
+        pictures.append(grey(place))
+        grids.append(np.asarray(Image.open(place / "grid.png"), dtype=np.int64))
+    assert pictures[0].shape == (10, 8, 8)
+    assert np.abs(pictures[0][0] - pictures[0][1]).max() > 16  # another seed, another sample
+    for other, grid in zip(pictures[1:], grids[1:], strict=True):
+        assert np.abs(other - pictures[0]).max() <= 16  # one of the 17 levels, at a rounding border
+        assert (other != pictures[0]).mean() < 0.01
+        assert (np.abs(grid - grids[0]) > 16).mean() == 0
+
+
+@pytest.mark.parametrize(
+    "sampling", [Sampling(rtol=1e-5, atol=1e-5), Sampling(sampler="pc", steps=20)], ids=["ode", "pc"]
+)
+def test_samples_do_not_depend_on_their_neighbours(sampling, out):
+    model = load(out / "digits_vp_nll")
+    together = samples(model, range(6), sampling)
+    apart = [samples(model, [seed], sampling) for seed in range(6)]
+    torch.testing.assert_close(together.x, torch.cat([one.x for one in apart]), rtol=2e-6, atol=1e-4)  # wild samples
+    evaluations = sum(one.evaluations for one in apart) / 6
+    assert together.evaluations == pytest.approx(evaluations) == pytest.approx(41) or sampling.sampler == "ode"
+
+
+def test_samples_from_data_are_near_them(out, tmp_path):
+    """Sampling that starts from the latents of images and stops at once gives them back, noise and all."""
+    words = [str(out / "digits_vp_nll"), "--num-samples", "6", "--start", "data", "--sampler", "em", "--steps", "1"]
+    assert main_of("sample")([*words, "--out", str(tmp_path / "a")]) == 0
+    assert main_of("sample")([*words, "--start-temperature", "0.5", "--out", str(tmp_path / "b")]) == 0
+    assert grey(tmp_path / "a").shape == (6, 8, 8)
+    assert (grey(tmp_path / "a") != grey(tmp_path / "b")).any()
+
+
+def test_compared_samplers_are_kept_and_gone_on_with(out, tmp_path, capsys):
+    runs = [str(out / name) for name in ("digits_vp_nll", "digits_linear_nll")]
+    words = [*runs, "--rows", "em:2 ode:rtol=1e-2,atol=1e-2", "--actors", "2", "--out", str(out)]
+    assert main_of("compare")([*words, "--num-samples", "60"]) == 0
+    assert "pieces are there already" not in capsys.readouterr().out
+    first = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
+    assert [row["row"] for row in first["runs"]["digits_vp_nll"]] == ["em:2", "ode:rtol=1e-2,atol=1e-2"]
+    for rows in first["runs"].values():
+        assert rows[0]["evaluations"] == 3  # two steps and the last denoising
+        assert all(row[kind]["se"] > 0 and row[kind]["samples"] == 60 for row in rows for kind in ("frechet", "kernel"))
+    lost = next((out / "digits_vp_nll" / "compare").glob("em-*/000000-000060.safetensors"))
+    lost.write_bytes(lost.read_bytes()[:100])  # as a kill leaves it
+    assert main_of("compare")([*words, "--num-samples", "60"]) == 0
+    assert "3 of 4 pieces are there already" in capsys.readouterr().out
+    again = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
+    for name, rows in again["runs"].items():
+        for a, b in zip(rows, first["runs"][name], strict=True):
+            assert a["frechet"] == pytest.approx(b["frechet"], rel=1e-3)
+    assert (out / "digits_linear_nll" / "compare.png").is_file()
+
+
+def test_a_report_is_one_page_with_everything_in_it(measured, out, tmp_path):
+    runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
+    page = report(runs, ReportOptions(images=4, out=str(tmp_path)))
+    text = page.read_text()
+    assert "src='data:image/png;base64," in text
+    assert all(word not in text for word in ("http://", "https://", "<script", "src='/", "<link"))
+    for run in runs:
+        assert f"Configuration of {run.name}" in text
+        assert f"{measured['runs'][run.name]['nelbo']['mean']:.4f}" in text
+    table = (tmp_path / "report.md").read_text()
+    assert "Kim et al. 2022, Table 4" in table
+    assert "Mean squared norms" in table
+    for picture in ("smoothness.png", "cosine.png", "discretisation.png", "ladder-digits_vp_nll.png"):
+        with Image.open(tmp_path / picture) as image:
+            assert min(image.size) > 100
+
+
+def test_a_report_escapes_what_files_say(out, tmp_path):
+    run = tmp_path / "<b>run"
+    run.mkdir()
+    text = (out / "digits_vp_nll" / "config.json").read_text()
+    (run / "config.json").write_text(text.replace('"name": "digits"', '"name": "<script>alert(1)</script>"'))
+    page = report([run], ReportOptions(images=0, out=str(tmp_path / "out"))).read_text()
+    assert "<script" not in page
+    assert "<b>" not in page
+
+
+def order_job(root: Path, *words: str) -> Job:
+    given = dict(zip(words[::2], words[1::2], strict=True))
+    run = override(RECIPES["toy2d_spiral"](), {"rows": "200", "batch_size": "16", "train.steps": "30"} | given)
+    data = ensure(run.data.source, root / "data", run.data.options)
+    return Job(run=run, spec=DataSpec.of(load_card(data)), directory=root / "run", data=data)
+
+
+def test_samplers_of_vectors_are_compared(session, tmp_path):
+    """Their features are the samples themselves, and their picture is a cloud of points."""
+    train_local([order_job(tmp_path)], Launch())
+    words = [str(tmp_path / "run"), "--rows", "em:2", "--num-samples", "60", "--actors", "1", "--out", str(tmp_path)]
+    assert main_of("compare")(words) == 0
+    (row,) = json.loads((tmp_path / "run" / "compare.json").read_text())["runs"]["run"]
+    assert row["frechet"]["samples"] == 60
+    assert len(list((tmp_path / "run" / "compare").glob("em-*/samples.png"))) == 1
+
+
+@pytest.mark.parametrize(("task_rows", "step"), [(16, 0), (250, 7), (32_768, 29), (250, 30)])
+def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session, tmp_path, monkeypatch):
+    from pipelines.training.ray_stream import ray_rows
+
+    monkeypatch.setattr(stream, "TASK_ROWS", task_rows)
+    job = order_job(tmp_path)
+    expected = list(local_rows(job, step * 16))
+    assert len(expected) == 30 - step
+    got = list(ray_rows(job, step * 16, 0, 1))
+    for mine, theirs in zip(got, expected, strict=True):
+        assert all(np.array_equal(mine[name], theirs[name]) for name in ("x", "label", "row"))
+    ranks = [list(ray_rows(job, step * 16, rank, 2)) for rank in (0, 1)]
+    for first, second, theirs in zip(*ranks, expected, strict=True):
+        assert len(first["row"]) == len(second["row"]) == 8
+        assert sorted([*first["row"], *second["row"]]) == sorted(theirs["row"])
+
+
+@pytest.mark.slow
+def test_a_corrupt_shard_met_by_the_workers(session, tmp_path, capsys):
+    """The first task of rows is whole, the second is not: what was trained until then is kept."""
+    words = later_wins(["toy2d_spiral", *TINY_2D, "--rows", "140000", "--batch-size", "2048", "--steps", "64"])
+    words = [*later_wins([*words, "--checkpoint-every", "4", "--log-every", "4"]), "--out", str(tmp_path)]
+    train(*later_wins([*words[:-2], "--steps", "4"]), out=tmp_path)
+    (data,) = (tmp_path / "data").iterdir()
+    for shard in sorted(data.glob("train-*.parquet"))[4:]:
+        text = bytearray(shard.read_bytes())
+        text[len(text) // 2 : len(text) // 2 + 64] = bytes(64)
+        shard.write_bytes(bytes(text))
+    assert main_of("train")([*words, "--workers", "2", "--threads", "1", "--evaluate", "false"]) == 2
+    error = capsys.readouterr().err
+    one_line(error, "error: ", str(data), ".parquet: cannot read the shard", "prepare the data set again")
+    assert len(error) < 400
+    checkpoint.read(checkpoint.latest(tmp_path / "toy2d_spiral"))
+
+
+@pytest.mark.slow
+def test_a_fault_of_one_worker_ends_the_others(session, tmp_path, capsys):
+    """Only rank 0 writes; the other one must not wait for it for ever."""
+    run = tmp_path / "digits_vp_nll"
+    run.mkdir()
+    (run / "checkpoints").write_text("a file where the directory would be")
+    words = [*MAIN, "--workers", "2", "--threads", "1", "--evaluate", "false", "--out", str(tmp_path)]
+    assert main_of("train")(words) == 2
+    one_line(capsys.readouterr().err, "error: training stopped", str(run / "checkpoints"), "the same command goes on")
+    (run / "checkpoints").unlink()
+    assert main_of("train")(words) == 0
+    assert [record["step"] for record in read_metrics(run)] == list(range(1, 41))
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_all_workers(session, tmp_path, capsys):
+    words = later_wins([*MAIN, "--score.lr", "1e30", "--workers", "2", "--threads", "1", "--out", str(tmp_path)])
+    assert main_of("train")(words) == 2
+    one_line(capsys.readouterr().err, "error: ", "not finite 10 steps in a row", "lower lr or look at the data")
+    run = tmp_path / "digits_vp_nll"
+    assert not (run / "model.safetensors").exists()
+    assert all(checkpoint.read(kept)[1]["skipped"] == 0 for kept in checkpoint.checkpoints(run))

@@ -1,0 +1,216 @@
+"""Preparation happens once, whole or not at all, and every refusal is one line that says where and what to do."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pytest
+from ray_session import ROOT, main_of
+from sources import pixels, refused, stored
+
+from pipelines.data import ingest as module
+from pipelines.data.card import Card, load_card, verify
+from pipelines.data.ingest import (
+    data_directory,
+    embedded,
+    ensure,
+    prepare,
+)
+from pipelines.data.source import Options
+
+
+def test_the_hold_out_depends_on_the_seed_only(tmp_path: Path) -> None:
+    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
+        prepare("digits", tmp_path / name, Options(seed=seed))
+    a, b, c = (stored(tmp_path / name, "test")[0] for name in "abc")
+    np.testing.assert_array_equal(a, b)
+    assert (a != c).any()
+
+
+def test_embedded_and_directories(tmp_path: Path) -> None:
+    assert embedded("digits")
+    assert embedded("toy2d:rings")
+    assert not embedded("/some/path")
+    assert data_directory("digits", tmp_path) == tmp_path / "digits"
+    assert data_directory("toy2d:spiral", tmp_path) == tmp_path / "toy2d-spiral"
+    plain, other = data_directory("/x/mnist", tmp_path), data_directory("/y/mnist", tmp_path)
+    assert plain.name.startswith("mnist-")
+    assert plain == data_directory("/x/../x/mnist", tmp_path)
+    assert len({plain, other, data_directory("/x/mnist", tmp_path, Options(size=8))}) == 3
+    assert data_directory("digits", tmp_path, Options(seed=1)) != tmp_path / "digits"
+
+
+def test_options_are_checked(tmp_path: Path) -> None:
+    for change in ({"size": -1}, {"max_skip": 1.0}, {"test_fraction": -0.1}, {"rows": 4}):
+        with pytest.raises(ValueError, match=next(iter(change))):
+            Options(**change)
+    refused("digits", tmp_path, "size=4", "only image files", options=Options(size=4))
+    refused("digits", tmp_path, "splits=valid", "test, train", options=Options(splits=("valid",)))
+    refused("digits", tmp_path, "test_fraction=0.0001", options=Options(test_fraction=0.0001))
+    refused("toy2d:rings", tmp_path, "continuous", options=Options(levels=4))
+    refused("digits", tmp_path, "digits row 0", "levels 0 to 9", options=Options(levels=10))
+
+
+def test_the_source_is_never_overwritten(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", pixels(20, 6, 5))
+    refused(tmp_path / "rows.npy", tmp_path / "rows.npy", "is the source itself")
+    prepare("digits", tmp_path / "digits")
+    with pytest.raises(ValueError, match="already prepared"):
+        prepare(tmp_path / "digits", tmp_path / "out")
+
+
+def test_preparing_again_replaces(tmp_path: Path) -> None:
+    prepare("toy2d:rings", tmp_path, Options(rows=50_000))
+    (tmp_path / ".0.preparing").mkdir()
+    (tmp_path / ".0.preparing" / "train-00009.parquet").touch()
+    prepare("toy2d:moons", tmp_path, Options(rows=100))
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "card.json",
+        "test-00000.parquet",
+        "train-00000.parquet",
+    ]
+    assert load_card(tmp_path).name == "toy2d-moons"
+
+
+def test_a_preparation_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    card = prepare("toy2d:moons", tmp_path / "out", Options(rows=100))
+    np.save(tmp_path / "rows.npy", np.full((9, 2), np.nan))
+    with pytest.raises(ValueError, match=r"rows.npy row 0 column 0: the value nan"):
+        prepare(tmp_path / "rows.npy", tmp_path / "out")
+    assert load_card(tmp_path / "out") == card
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_a_prepared_set_made_otherwise_is_refused(tmp_path: Path) -> None:
+    """A recipe that asks for a published table, or for images in [0, 1], does not train on something else."""
+    prepare("digits", tmp_path / "digits")
+    assert ensure(tmp_path / "digits", tmp_path, Options(rows=7)) == tmp_path / "digits"
+    with pytest.raises(ValueError, match=r"low=0.0: .*digits was prepared with low=-1.0; prepare it again with --low"):
+        ensure(tmp_path / "digits", tmp_path, Options(low=0.0))
+    with pytest.raises(ValueError, match=r"table=power: .*digits was prepared with table=; .* or give --table ''"):
+        ensure(tmp_path / "digits", tmp_path, Options(table="power"))
+
+
+@pytest.mark.parametrize("text", ["[" * 200_000, "{", "7"])
+def test_a_damaged_card_is_named(tmp_path: Path, text: str) -> None:
+    (tmp_path / "card.json").write_text(text)
+    with pytest.raises(ValueError, match=r"card.json: .*prepare the data set again"):
+        load_card(tmp_path)
+
+
+def test_killed_preparation_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
+    """The process is killed as it would write the card, the last thing it does."""
+    code = (
+        "import os, signal, pipelines.data.ingest as p; p.write_card = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
+        f"p.{{}}('toy2d:rings', {str(tmp_path)!r})"
+    )
+    for call in ("prepare", "ensure"):
+        done = subprocess.run([sys.executable, "-c", code.format(call)], cwd=ROOT, check=False)
+        assert done.returncode == -9
+    assert not list(tmp_path.rglob("card.json"))
+    assert list(tmp_path.rglob("*.parquet"))
+    assert ensure("toy2d:rings", tmp_path) == tmp_path / "toy2d-rings"
+    verify(load_card(tmp_path / "toy2d-rings"), tmp_path / "toy2d-rings")
+
+
+def test_ensure_prepares_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    directory = ensure("toy2d:rings", tmp_path, Options(rows=100))
+    before = (directory / "card.json").stat().st_mtime_ns
+    assert ensure("toy2d:rings", tmp_path, Options(rows=100)) == directory
+    assert (directory / "card.json").stat().st_mtime_ns == before
+    card = load_card(directory)
+    text = (directory / "card.json").read_text()
+    (directory / "card.json").write_text(text.replace("toy2d:rings", "toy2d:moons"))
+    assert ensure("toy2d:rings", tmp_path, Options(rows=100)) == directory
+    assert load_card(directory) == card
+    (directory / "train-00000.parquet").unlink()
+    ensure("toy2d:rings", tmp_path, Options(rows=100))
+    assert load_card(directory) == card
+    assert [entry.name for entry in tmp_path.iterdir()] == [directory.name]
+    with pytest.raises(ValueError, match="no such file"):
+        ensure(tmp_path / "nothing", tmp_path)
+    assert [entry.name for entry in tmp_path.iterdir()] == [directory.name]
+
+
+def test_a_source_that_has_changed_is_prepared_anew(tmp_path: Path) -> None:
+    source = tmp_path / "points.npy"
+    np.save(source, np.arange(40, dtype=np.float32).reshape(20, 2))
+    directory = ensure(source, tmp_path / "data")
+    first = load_card(directory)
+    assert load_card(ensure(source, tmp_path / "data")) == first
+    np.save(source, np.arange(60, dtype=np.float32).reshape(30, 2))
+    assert ensure(source, tmp_path / "data") == directory
+    second = load_card(directory)
+    assert sum(split.count for split in second.splits.values()) == 30
+    source.unlink()  # what was prepared from it stays good
+    with pytest.raises(ValueError, match="no such file"):
+        prepare(source, tmp_path / "again")
+    assert load_card(ensure(source, tmp_path / "data")) == second
+
+
+@pytest.mark.parametrize("stale", [False, True])
+def test_two_at_once_share_one_result(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stale: bool) -> None:
+    """Four preparations finish at the same moment, into an empty root or over a stale directory."""
+    options = Options(rows=100)
+    if stale:
+        (ensure("toy2d:rings", tmp_path, options) / "train-00000.parquet").unlink()
+    together = Barrier(4)
+
+    def finish_together(source: str, out: Path, given: Options) -> Card:
+        card = prepare(source, out, given)
+        together.wait(timeout=20)
+        return card
+
+    monkeypatch.setattr(module, "prepare", finish_together)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: ensure("toy2d:rings", tmp_path, options), range(4)))
+    assert len(set(found)) == 1
+    verify(load_card(found[0]), found[0])
+    assert list(tmp_path.iterdir()) == [found[0]]
+
+
+def test_the_command_line_prepares(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        str(ROOT / "pipelines" / "prepare.py"),
+        "toy2d:rings",
+        "--out",
+        str(tmp_path / "out"),
+        "--rows",
+        "100",
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "train: 100 rows" in done.stdout
+    assert done.stderr == ""
+    assert load_card(tmp_path / "out").split("test").count == 20
+
+
+def test_the_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main = main_of("prepare")
+    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+    shown = capsys.readouterr().err
+    assert shown.startswith("error: source=")
+    assert shown.count("\n") == 1
+    assert main(["digits", "--out", str(tmp_path / "out"), "--max-skip", "2"]) == 2
+    assert "max_skip=2.0" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no such file"):
+        main([str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--traceback"])
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    assert "toy2d:spiral" in capsys.readouterr().out
+
+
+def test_long_preparations_say_where_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clock = iter(range(0, 10_000, 6))
+    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    prepare("toy2d:rings", tmp_path, Options(rows=2048))
+    assert "train: 1,024/2,048 rows, 171 rows/s" in capsys.readouterr().err
