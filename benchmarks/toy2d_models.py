@@ -32,14 +32,14 @@ from indm_core.likelihood import nll
 from indm_core.training import AdamW
 from pipelines.config import load
 from pipelines.config.models import (
-    Dense,
     DiffFlowConfig,
     DiNofConfig,
-    GlowFlow,
+    GlowConfig,
+    IdentityConfig,
     INDMConfig,
+    MLPConfig,
     ModelConfig,
-    NoFlow,
-    ResidualFlow,
+    ResFlowConfig,
 )
 from pipelines.config.run import Data, RunConfig, Train
 from pipelines.config.sampling import Sampling
@@ -53,13 +53,13 @@ from pipelines.training.launch import Launch
 from pipelines.training.local import train_local
 
 SETS = ("rings", "olympic_rings", "fractal_tree", "sierpinski", "checkerboard")
-BACKBONE = Dense(width=64, depth=3)
-HALF = Dense(width=66, depth=2, time="scaled")
+BACKBONE = MLPConfig(width=64, depth=3)
+HALF = MLPConfig(width=66, depth=2, time="scaled")
 MODELS: dict[str, ModelConfig] = {
     "DiffFlow": DiffFlowConfig(drift=HALF, score=HALF, g=0.2, t_max=0.05),
-    "linear": INDMConfig(flow=NoFlow(), backbone=Dense(width=80, depth=3)),
-    "INDM": INDMConfig(flow=ResidualFlow(blocks=(7,), width=64, constraint="spectral"), backbone=BACKBONE),
-    "DiNof": DiNofConfig(prior=GlowFlow(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, mode="nll"),
+    "linear": INDMConfig(flow=IdentityConfig(), backbone=MLPConfig(width=80, depth=3)),
+    "INDM": INDMConfig(flow=ResFlowConfig(blocks=(7,), width=64, constraint="spectral"), backbone=BACKBONE),
+    "DiNof": DiNofConfig(prior=GlowConfig(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, mode="nll"),
 }
 STAGES, SHARES = (5, 10, 20, 30), (0.1, 0.2, 0.3, 0.4)
 PRETRAINING = 0.5
@@ -92,7 +92,7 @@ def fitted(name: str, source: str, seconds: float, batch: int) -> tuple[ModelCon
     if isinstance(model, DiffFlowConfig):
         steps = [within(replace(model, num_steps=(num,)), share) for num, share in zip(STAGES, SHARES, strict=True)]
         return replace(model, num_steps=STAGES, change_at=tuple(accumulate(steps[:-1]))), sum(steps)
-    if isinstance(model, INDMConfig) and not isinstance(model.flow, NoFlow):
+    if isinstance(model, INDMConfig) and not isinstance(model.flow, IdentityConfig):
         pretrained = within(replace(model, pretrain_steps=1_000_000), PRETRAINING)
         return replace(model, pretrain_steps=pretrained), pretrained + within(model, 1 - PRETRAINING)
     return model, within(model, 1.0)

@@ -15,6 +15,16 @@ from typing import Any, Literal
 __all__ = ["from_json", "subclasses", "to_json"]
 
 
+ALIASES = {
+    "Backbone": "BackboneConfig",
+    "Dense": "MLPConfig",
+    "GlowFlow": "GlowConfig",
+    "NoFlow": "IdentityConfig",
+    "ResidualFlow": "ResFlowConfig",
+}
+"""Names that classes had in files that are still read: {then: now}."""
+
+
 def to_json(value: Any) -> Any:
     """Plain JSON values of a configuration; a dataclass carries its class under "type"."""
     if is_dataclass(value):
@@ -66,6 +76,7 @@ def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
         raise ValueError(f"{where}: expected an object of type {base.__name__}, got {value!r}")
     choices = subclasses(base)
     name = value.get("type", base.__name__)
+    name = ALIASES.get(name, name) if isinstance(name, str) else name
     if not isinstance(name, str) or name not in choices:
         raise ValueError(f"{where}: type {name!r} is none of {', '.join(sorted(choices))}")
     chosen = choices[name]

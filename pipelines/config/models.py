@@ -1,6 +1,6 @@
 """Models as configurations: frozen dataclasses that build what they describe.
 
-A class below `FlowConfig`, `Backbone` or `ModelConfig` is a form that a file or the command line may name; adding one is
+A class below `FlowConfig`, `BackboneConfig` or `ModelConfig` is a form that a file or the command line may name; adding one is
 writing it here, and needs an entry nowhere.
 """
 
@@ -32,17 +32,17 @@ from indm_core.sde import VP, LinearSDE
 from pipelines.data.spec import DataSpec
 
 __all__ = [
-    "Backbone",
+    "BackboneConfig",
     "BridgeConfig",
-    "Dense",
     "DiNofConfig",
     "DiffFlowConfig",
     "FlowConfig",
-    "GlowFlow",
+    "GlowConfig",
     "INDMConfig",
+    "IdentityConfig",
+    "MLPConfig",
     "ModelConfig",
-    "NoFlow",
-    "ResidualFlow",
+    "ResFlowConfig",
     "UNetConfig",
     "network_shape",
 ]
@@ -63,7 +63,7 @@ class FlowConfig(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class NoFlow(FlowConfig):
+class IdentityConfig(FlowConfig):
     """The identity: a linear diffusion."""
 
     @property
@@ -75,7 +75,7 @@ class NoFlow(FlowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ResidualFlow(FlowConfig):
+class ResFlowConfig(FlowConfig):
     """A residual flow (see indm_core/resflow.py).
 
     Args:
@@ -130,7 +130,7 @@ class ResidualFlow(FlowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GlowFlow(FlowConfig):
+class GlowConfig(FlowConfig):
     """Glow (see indm_core/glow.py).
 
     Args:
@@ -155,7 +155,7 @@ class GlowFlow(FlowConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbone(ABC):
+class BackboneConfig(ABC):
     """A network of a state and a time: a score, or a drift."""
 
     @abstractmethod
@@ -167,7 +167,7 @@ TimeFeature = Literal["scaled", "log-sigma", "log-snr"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class UNetConfig(Backbone):
+class UNetConfig(BackboneConfig):
     """The DDPM++ U-Net, or NCSN++: with filtered resampling, Fourier features and a path of the image itself.
 
     Args:
@@ -206,7 +206,7 @@ class UNetConfig(Backbone):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Dense(Backbone):
+class MLPConfig(BackboneConfig):
     """A residual MLP for vectors.
 
     Args:
@@ -221,7 +221,7 @@ class Dense(Backbone):
 
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
         if len(shape) != 1:
-            raise ValueError(f"Dense is for vectors, and the data have events {shape}; take UNetConfig")
+            raise ValueError(f"MLPConfig is for vectors, and the data have events {shape}; take UNetConfig")
         (num_dims,) = shape
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
 
@@ -272,7 +272,7 @@ def _check_pretraining(flow: FlowConfig, steps: int) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class INDMConfig(ModelConfig):
-    """INDM, or with NoFlow the linear diffusion (see indm_core/indm.py).
+    """INDM, or with IdentityConfig the linear diffusion (see indm_core/indm.py).
 
     Args:
         sde: The diffusion in the latent.
@@ -285,8 +285,8 @@ class INDMConfig(ModelConfig):
     """
 
     sde: LinearSDE = field(default_factory=VP)
-    flow: FlowConfig = field(default_factory=ResidualFlow)
-    backbone: Backbone = field(default_factory=UNetConfig)
+    flow: FlowConfig = field(default_factory=ResFlowConfig)
+    backbone: BackboneConfig = field(default_factory=UNetConfig)
     mode: Literal["nll", "fid"] = "nll"
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
@@ -333,7 +333,7 @@ class DiNofConfig(ModelConfig):
         sde: The diffusion.
         t_m: Where it starts from the flow prior, as a share of t_max, in (0, 1].
         prior: The flow at t_m.
-        flow: A flow of the latent as well; NoFlow as published.
+        flow: A flow of the latent as well; IdentityConfig as published.
         backbone: The score network.
         mode: nll or fid: the weighting of the score's loss.
         pretrain_steps: Steps at the start in which the flow of the latent rests.
@@ -343,9 +343,9 @@ class DiNofConfig(ModelConfig):
 
     sde: LinearSDE = field(default_factory=VP)
     t_m: float = 0.6
-    prior: FlowConfig = field(default_factory=GlowFlow)
-    flow: FlowConfig = field(default_factory=NoFlow)
-    backbone: Backbone = field(default_factory=UNetConfig)
+    prior: FlowConfig = field(default_factory=GlowConfig)
+    flow: FlowConfig = field(default_factory=IdentityConfig)
+    backbone: BackboneConfig = field(default_factory=UNetConfig)
     mode: Literal["nll", "fid"] = "fid"
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
@@ -394,8 +394,8 @@ class DiffFlowConfig(ModelConfig):
         flexible: Whether times are drawn anew for each batch.
     """
 
-    drift: Backbone = field(default_factory=lambda: UNetConfig(dropout=0.0))
-    score: Backbone = field(default_factory=lambda: UNetConfig(dropout=0.0))
+    drift: BackboneConfig = field(default_factory=lambda: UNetConfig(dropout=0.0))
+    score: BackboneConfig = field(default_factory=lambda: UNetConfig(dropout=0.0))
     g: float = 1.0
     t_max: float = 0.05
     num_steps: tuple[int, ...] = (30,)

@@ -13,10 +13,10 @@ from indm_core.sde import BDM, CLD, VE, VP, LinearSDE
 from indm_core.training import AdamW
 from pipelines.config.models import (
     BridgeConfig,
-    Dense,
+    IdentityConfig,
     INDMConfig,
-    NoFlow,
-    ResidualFlow,
+    MLPConfig,
+    ResFlowConfig,
     UNetConfig,
 )
 from pipelines.config.run import Data, RunConfig, Train
@@ -41,7 +41,7 @@ def digits_vp_nll() -> RunConfig:
         recipe="digits_vp_nll",
         data=Data(source="digits"),
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(4,), width=32, constraint="spectral", actnorm="pixel"),
+            flow=ResFlowConfig(blocks=(4,), width=32, constraint="spectral", actnorm="pixel"),
             backbone=_DIGITS_UNET,
             pretrain_steps=300,
         ),
@@ -59,7 +59,9 @@ def digits_vp_nll() -> RunConfig:
 
 def digits_linear_nll() -> RunConfig:
     """The linear diffusion that digits_vp_nll generalises: the same score network, budget and data."""
-    return replace(digits_vp_nll(), recipe="digits_linear_nll", model=INDMConfig(flow=NoFlow(), backbone=_DIGITS_UNET))
+    return replace(
+        digits_vp_nll(), recipe="digits_linear_nll", model=INDMConfig(flow=IdentityConfig(), backbone=_DIGITS_UNET)
+    )
 
 
 def toy2d_spiral() -> RunConfig:
@@ -70,7 +72,9 @@ def toy2d_spiral() -> RunConfig:
 def toy2d_linear() -> RunConfig:
     """The linear diffusion that the toy2d recipes generalise, with the same score network; --source toy2d:NAME."""
     base = _toy2d("spiral")
-    return replace(base, recipe="toy2d_linear", model=INDMConfig(flow=NoFlow(), backbone=Dense(width=128, depth=3)))
+    return replace(
+        base, recipe="toy2d_linear", model=INDMConfig(flow=IdentityConfig(), backbone=MLPConfig(width=128, depth=3))
+    )
 
 
 def toy2d_eight_gaussians() -> RunConfig:
@@ -98,8 +102,8 @@ def _toy2d(name: str) -> RunConfig:
         recipe=f"toy2d_{name}",
         data=Data(source=f"toy2d:{name}"),
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(8,), width=64, constraint="spectral"),
-            backbone=Dense(width=128, depth=3),
+            flow=ResFlowConfig(blocks=(8,), width=64, constraint="spectral"),
+            backbone=MLPConfig(width=128, depth=3),
             pretrain_steps=500,
         ),
         train=Train(
@@ -120,7 +124,7 @@ def mnist_vp_nll() -> RunConfig:
         recipe="mnist_vp_nll",
         data=Data(source=""),
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(8, 8), width=128, constraint="spectral"),
+            flow=ResFlowConfig(blocks=(8, 8), width=128, constraint="spectral"),
             backbone=UNetConfig(nf=64, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,)),
             pretrain_steps=20_000,
         ),
@@ -134,7 +138,7 @@ def mnist_vp_tiny() -> RunConfig:
         mnist_vp_nll(),
         recipe="mnist_vp_tiny",
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(0, 4), width=32, constraint="spectral", actnorm="pixel"),
+            flow=ResFlowConfig(blocks=(0, 4), width=32, constraint="spectral", actnorm="pixel"),
             backbone=_MNIST_UNET,
             pretrain_steps=500,
         ),
@@ -153,13 +157,13 @@ def mnist_vp_tiny() -> RunConfig:
 def mnist_linear_tiny() -> RunConfig:
     """The linear diffusion that mnist_vp_tiny generalises: the same score network, budget and data."""
     base = mnist_vp_tiny()
-    return replace(base, recipe="mnist_linear_tiny", model=INDMConfig(flow=NoFlow(), backbone=_MNIST_UNET))
+    return replace(base, recipe="mnist_linear_tiny", model=INDMConfig(flow=IdentityConfig(), backbone=_MNIST_UNET))
 
 
 def mnist_fashion_bridge() -> RunConfig:
     """A bridge between two sets of images of one shape: --source MNIST --partner FASHION, or any two; small networks."""
     base = mnist_vp_tiny()
-    flow = ResidualFlow(blocks=(0, 8), width=64, constraint="spectral", actnorm="pixel")
+    flow = ResFlowConfig(blocks=(0, 8), width=64, constraint="spectral", actnorm="pixel")
     model = BridgeConfig(flow=flow, backbone=_MNIST_UNET, pretrain_steps=0)
     return replace(base, recipe="mnist_fashion_bridge", model=model)
 
@@ -248,7 +252,7 @@ def _paper(
     return RunConfig(
         recipe=name,
         data=Data(source="", options=Options(low=low), flip=True),
-        model=INDMConfig(sde=sde, flow=ResidualFlow(), backbone=backbone, mode=mode, pretrain_steps=500_000),
+        model=INDMConfig(sde=sde, flow=ResFlowConfig(), backbone=backbone, mode=mode, pretrain_steps=500_000),
         train=Train(
             steps=1_000_000,
             ema_decay=ema_decay,
@@ -285,7 +289,7 @@ def cifar10_vp_tiny() -> RunConfig:
         base,
         recipe="cifar10_vp_tiny",
         model=INDMConfig(
-            flow=ResidualFlow(blocks=(1, 1), width=16),
+            flow=ResFlowConfig(blocks=(1, 1), width=16),
             backbone=UNetConfig(nf=16, ch_mult=(1, 2, 2), num_res_blocks=1, attention=(8,)),
             pretrain_steps=20,
         ),

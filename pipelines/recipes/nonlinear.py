@@ -8,10 +8,10 @@ from dataclasses import replace
 from indm_core.sde import VE, VP, LinearSDE, SubVP
 from indm_core.training import AdamW
 from pipelines.config.models import (
-    Dense,
     DiffFlowConfig,
     DiNofConfig,
-    GlowFlow,
+    GlowConfig,
+    MLPConfig,
     UNetConfig,
 )
 from pipelines.config.run import Data, RunConfig, Train
@@ -39,7 +39,7 @@ def digits_dinof() -> RunConfig:
     return RunConfig(
         recipe="digits_dinof",
         data=Data(source="digits"),
-        model=DiNofConfig(prior=GlowFlow(levels=2, depth=4, hidden=48), backbone=_DIGITS_UNET),
+        model=DiNofConfig(prior=GlowConfig(levels=2, depth=4, hidden=48), backbone=_DIGITS_UNET),
         train=Train(
             steps=1200,
             batch_size=128,
@@ -58,7 +58,7 @@ def toy2d_dinof() -> RunConfig:
         digits_dinof(),
         recipe="toy2d_dinof",
         data=Data(source="toy2d:spiral"),
-        model=DiNofConfig(prior=GlowFlow(levels=1, depth=6, hidden=48), backbone=Dense(width=128, depth=3)),
+        model=DiNofConfig(prior=GlowConfig(levels=1, depth=6, hidden=48), backbone=MLPConfig(width=128, depth=3)),
         train=Train(
             steps=3000,
             batch_size=500,
@@ -77,7 +77,7 @@ def mnist_dinof() -> RunConfig:
         recipe="mnist_dinof",
         data=Data(source=""),
         model=DiNofConfig(
-            prior=GlowFlow(levels=2, depth=16, hidden=256),
+            prior=GlowConfig(levels=2, depth=16, hidden=256),
             backbone=UNetConfig(nf=64, ch_mult=(1, 2, 2), num_res_blocks=2, attention=(14,)),
         ),
         train=Train(
@@ -117,7 +117,7 @@ def _cifar10(name: str, sde: LinearSDE, backbone: UNetConfig, *, ema_decay: floa
     return RunConfig(
         recipe=name,
         data=Data(source="", options=Options(low=low), flip=True),
-        model=DiNofConfig(sde=sde, t_m=0.6, prior=GlowFlow(levels=3, depth=16, hidden=256), backbone=backbone),
+        model=DiNofConfig(sde=sde, t_m=0.6, prior=GlowConfig(levels=3, depth=16, hidden=256), backbone=backbone),
         train=Train(
             steps=1_300_000,
             batch_size=128,
@@ -139,7 +139,7 @@ def _toy2d_diffflow(shape: str) -> Callable[[], RunConfig]:
     """
 
     def recipe() -> RunConfig:
-        network = Dense(width=66, depth=2, time="scaled")
+        network = MLPConfig(width=66, depth=2, time="scaled")
         return RunConfig(
             recipe=recipe.__name__,
             data=Data(source=f"toy2d:{shape}", options=Options(rows=500_000)),
@@ -166,7 +166,7 @@ def _table_diffflow(table: str, *, width: int, batch_size: int) -> Callable[[], 
     """A published table; the thesis does not print its settings for them, so that these are ours."""
 
     def recipe() -> RunConfig:
-        network = Dense(width=width, depth=3, time="scaled")
+        network = MLPConfig(width=width, depth=3, time="scaled")
         return RunConfig(
             recipe=recipe.__name__,
             data=Data(source="", options=Options(table=table)),
@@ -201,7 +201,7 @@ def tabular_diffflow() -> RunConfig:
 
     Small networks and few steps: the bundled sets have 120 to 450 training rows, which larger ones learn by heart.
     """
-    network = Dense(width=32, depth=1, time="scaled")
+    network = MLPConfig(width=32, depth=1, time="scaled")
     return RunConfig(
         recipe="tabular_diffflow",
         data=Data(source="sklearn:wine"),

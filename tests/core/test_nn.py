@@ -83,7 +83,7 @@ def batch(event: tuple[int, ...], num: int = 4) -> tuple[Tensor, Tensor]:
     ids=["61.80M", "62.76M", "106.63M", "107.59M"],
 )
 def test_parameter_counts_are_those_of_the_papers(variant, num_res_blocks, count):
-    # Derived by hand from the blocks (conv_k: k^2 i o + o, GN: 2 i, Dense: 512 o + o) before the network was written.
+    # Derived by hand from the blocks (conv_k: k^2 i o + o, GN: 2 i, MLPConfig: 512 o + o) before the network was written.
     with torch.device("meta"):
         net = UNet((3, 32, 32), time_feature=torch.log, num_res_blocks=num_res_blocks, **variant)
     assert sum(parameter.numel() for parameter in net.parameters()) == count

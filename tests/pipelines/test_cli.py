@@ -17,7 +17,7 @@ from pipelines.config.cli import (
     split_arguments,
 )
 from pipelines.config.codec import subclasses
-from pipelines.config.models import NoFlow, ResidualFlow
+from pipelines.config.models import IdentityConfig, ResFlowConfig
 from pipelines.config.sampling import Sampling
 from pipelines.data.source import Options
 from pipelines.evaluation.samplers import family
@@ -90,12 +90,12 @@ def test_a_form_is_chosen_before_its_fields_whatever_their_order():
 
 def test_naming_the_present_form_keeps_its_fields():
     assert override(RUN, {"model.sde": "VP"}) == RUN
-    assert override(RUN, {"flow": "ResidualFlow", "flow.width": "7"}).model.flow == replace(RUN.model.flow, width=7)
+    assert override(RUN, {"flow": "ResFlowConfig", "flow.width": "7"}).model.flow == replace(RUN.model.flow, width=7)
 
 
 def test_a_form_takes_only_its_own_fields():
-    assert override(RUN, {"model.flow": "NoFlow"}).model.flow == NoFlow()
-    refused(RUN, {"model.flow": "NoFlow", "blocks": "2"}, "unknown option --blocks")
+    assert override(RUN, {"model.flow": "IdentityConfig"}).model.flow == IdentityConfig()
+    refused(RUN, {"model.flow": "IdentityConfig", "blocks": "2"}, "unknown option --blocks")
     refused(RUN, {"sigma_max": "9"}, "unknown option --sigma_max", "did you mean")
     refused(RUN, {"model.sde": "VPP"}, "--model.sde: 'VPP' does not fit", "did you mean VP")
 
@@ -162,7 +162,7 @@ def test_every_option_can_be_given_back_as_it_is_shown():
 
 def test_forms_are_concrete_dataclasses_and_a_new_one_needs_no_entry():
     @dataclass(frozen=True, kw_only=True)
-    class ThirdFlow(ResidualFlow):
+    class ThirdFlow(ResFlowConfig):
         """One more.
 
         Args:

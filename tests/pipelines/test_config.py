@@ -14,7 +14,7 @@ from indm_core.noise import seeded
 from indm_core.training import network_tensors
 from pipelines.config import load
 from pipelines.config.codec import from_json, to_json
-from pipelines.config.models import INDMConfig, NoFlow, network_shape
+from pipelines.config.models import IdentityConfig, INDMConfig, network_shape
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run, write_run
 from pipelines.data.spec import DataSpec
@@ -57,7 +57,11 @@ def test_whole_numbers_stand_for_floats_and_come_back_as_such():
 FAULTS = {
     "unknown type": (["model", "sde", "type"], "OU", ["config.model.sde", "'OU'", "VP"]),
     "unknown field": (["model", "sde", "beta"], 1.0, ["config.model.sde", "VP", "'beta'", "beta_max"]),
-    "another type's field": (["model", "flow", "type"], "NoFlow", ["config.model.flow", "NoFlow", "'activation'"]),
+    "another type's field": (
+        ["model", "flow", "type"],
+        "IdentityConfig",
+        ["config.model.flow", "IdentityConfig", "'activation'"],
+    ),
     "text for a number": (["train", "steps"], "many", ["config.train.steps", "'many'", "int"]),
     "fraction for an int": (["train", "steps"], 1.5, ["config.train.steps", "1.5"]),
     "bool for an int": (["train", "seed"], True, ["config.train.seed", "True"]),
@@ -181,7 +185,7 @@ def test_no_run_is_refused(tmp_path):
 def test_weights_of_another_architecture_are_refused(copy):
     run, spec = read_run(copy / "config.json")
     assert isinstance(run.model, INDMConfig)
-    write_run(copy / "config.json", replace(run, model=replace(run.model, flow=NoFlow())), spec)
+    write_run(copy / "config.json", replace(run, model=replace(run.model, flow=IdentityConfig())), spec)
     refused(copy, "model.safetensors", "another architecture", "flow.")
     wider = replace(run.model, flow=replace(run.model.flow, width=24))
     write_run(copy / "config.json", replace(run, model=wider), spec)

@@ -23,6 +23,7 @@ from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.page import Report, report
 from pipelines.runs.job import read_metrics
+from pipelines.training.worker import _wrapped
 
 COMMON = (
     "--train.steps",
@@ -143,8 +144,8 @@ def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
     ("words", "message"),
     [
         (
-            ("digits_vp_nll", "--model.flow", "GlowFlow", "--flow.levels", "2"),
-            "GlowFlow does not begin at the identity",
+            ("digits_vp_nll", "--model.flow", "GlowConfig", "--flow.levels", "2"),
+            "GlowConfig does not begin at the identity",
         ),
         (("digits_dinof", "--prior.levels", "4"), "at most 3 fit"),
         (("digits_dinof", "--t-m", "1.5"), "t_m=1.5 must lie in (0, 1]"),
@@ -193,7 +194,7 @@ def test_glow_is_a_flow_of_indm_too(tmp_path):
     words = (
         "toy2d_spiral",
         "--model.flow",
-        "GlowFlow",
+        "GlowConfig",
         "--flow.levels",
         "1",
         "--flow.depth",
@@ -219,7 +220,7 @@ def _differentiate(rank: int, rendezvous: str, names: tuple[str, ...]) -> None:
         model = RECIPES[name]().model.build(spec).double().train()
         model(x, None, torch.Generator().manual_seed(rank))  # the first batch sets the actnorms
         gradients = []
-        for wrapped in (model, training._wrapped(model, torch.device("cpu"), 2)):
+        for wrapped in (model, _wrapped(model, torch.device("cpu"), 2)):
             model.zero_grad()
             wrapped(x, None, torch.Generator().manual_seed(2 + rank)).objective.mean().backward()
             gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))

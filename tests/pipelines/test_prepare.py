@@ -10,7 +10,7 @@ from threading import Barrier
 
 import numpy as np
 import pytest
-from ray_session import ROOT, main_of
+from ray_session import ROOT, command, main_of
 from sources import pixels, refused, stored
 
 from pipelines.data import ingest as module
@@ -175,16 +175,8 @@ def test_two_at_once_share_one_result(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_the_command_line_prepares(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        str(ROOT / "pipelines" / "prepare.py"),
-        "toy2d:rings",
-        "--out",
-        str(tmp_path / "out"),
-        "--rows",
-        "100",
-    ]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    words = command("prepare", "toy2d:rings", "--out", str(tmp_path / "out"), "--rows", "100")
+    done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "train: 100 rows" in done.stdout
     assert done.stderr == ""
