@@ -46,7 +46,7 @@ from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
-from pipelines.evaluation.sampling import samples
+from pipelines.evaluation.sampling import draw_by
 from pipelines.runs.pictures import figure_of
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
@@ -150,7 +150,7 @@ def main() -> None:
             test = torch.from_numpy(read_all(root / "data" / f"toy2d-{data}", card, "test", 2000)["x"])
             nats = nll(model, test, exact_divergence=True, generator=torch.Generator().manual_seed(0)) / 2
             sampling = Sampling(sampler="em", steps=30, grid="trained") if name == "DiffFlow" else Sampling()
-            drawn[data] = [*drawn.get(data, [test]), samples(model, range(5000), sampling).x]
+            drawn[data] = [*drawn.get(data, [test]), draw_by(model, range(5000), sampling).x]
             found.setdefault(data, {})[name] = {
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "nll": float(nats.mean()),

@@ -23,7 +23,7 @@ TINY_2D = ("--backbone.width", "16", "--blocks", "2", "--flow.width", "16", "--b
 TINY_2D += ("--sample-every", "0", *SCHEDULE)
 
 
-def main_of(script: str) -> Callable[[Sequence[str]], int]:
+def main_of(script: str) -> Callable[..., int]:
     """The main of a command, for tests that run it in this process; nothing else imports a command."""
     return importlib.import_module(f"pipelines.{script}").main
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from indm_core.likelihood import quantise
 from pipelines.data.spec import DataSpec
 
-__all__ = ["save_levels", "save_samples", "figure_of", "image_grid", "learning_curve", "lines", "pixels"]
+__all__ = ["figure_of", "image_grid", "learning_curve", "lines", "pixels", "save_levels", "save_samples"]
 
 
 def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:

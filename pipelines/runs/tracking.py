@@ -27,9 +27,9 @@ from mlflow.entities import Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.storage.files import write_text
 from pipelines.config.cli import options
 from pipelines.runs.job import Job
+from pipelines.storage.files import write_text
 
 __all__ = ["OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import yaml
-from ray_session import ROOT, environment, one_line
+from ray_session import ROOT, environment, main_of, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 TEXT = (ROOT / "cluster.yaml").read_text()
@@ -155,11 +155,9 @@ def test_make_ui_on_an_occupied_port(tmp_path):
     ids=["a port that is no number", "nothing to show"],
 )
 def test_the_page_says_why_it_does_not_open(variables, parts, tmp_path, monkeypatch, capsys):
-    from pipelines.runs.tracking import main
-
     monkeypatch.setenv("INDM_RUNS", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert main() == 2
+    assert main_of("ui")() == 2
     one_line(capsys.readouterr().err, *parts)

@@ -18,7 +18,7 @@ from pipelines.config.store import digest, read_run
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.measure import subjects_of
-from pipelines.evaluation.sampling import check, samples
+from pipelines.evaluation.sampling import check, draw_by
 from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.page import Report, report
@@ -91,20 +91,20 @@ def test_it_is_measured_and_sampled(trained):
         family.append(Sampling(sampler="deis", nfe=7, order=2, method="rho-RK"))
     family = [] if "diffflow" in config.recipe else family
     for sampling in (Sampling(rtol=1e-2, atol=1e-2), em, pc, *family):
-        both = samples(model, [3, 4, 5], sampling)
-        alone = samples(model, [4], sampling)
+        both = draw_by(model, [3, 4, 5], sampling)
+        alone = draw_by(model, [4], sampling)
         assert both.x.shape == (3, *spec.shape)
         torch.testing.assert_close(both.x[1:2], alone.x, rtol=1e-4, atol=1e-4)
     deis = Sampling(sampler="deis", nfe=6, order=2, grid="power")
     if "diffflow" in config.recipe:
-        assert samples(model, [1], em).evaluations == 4
+        assert draw_by(model, [1], em).evaluations == 4
         with pytest.raises(ValueError, match=r"num_steps=5: a DiffFlow trained on N=4 steps is sampled in 2 to 4"):
             check(model, Sampling(sampler="em", steps=5))
         for refused in (deis, Sampling(sampler="em", steps=4, grid="edm")):
             with pytest.raises(ValueError, match="needs a linear diffusion, and the drift of this model is learned"):
-                samples(model, [1], refused)
+                draw_by(model, [1], refused)
     else:
-        assert samples(model, [1], deis).evaluations == 6
+        assert draw_by(model, [1], deis).evaluations == 6
 
 
 def test_it_is_reported(trained, tmp_path):
@@ -204,7 +204,7 @@ def test_glow_is_a_flow_of_indm_too(tmp_path):
     )
     train(*words, *COMMON, "--rows", "200", "--backbone.width", "16", "--pretrain-steps", "2", out=tmp_path)
     model = load(tmp_path / "toy2d_spiral")
-    x = samples(model, range(3), Sampling(rtol=1e-2, atol=1e-2)).x
+    x = draw_by(model, range(3), Sampling(rtol=1e-2, atol=1e-2)).x
     z, _ = model.flow(x)
     torch.testing.assert_close(model.flow.inverse(z), x, rtol=0, atol=1e-4)
 

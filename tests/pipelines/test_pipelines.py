@@ -24,7 +24,7 @@ from pipelines.data.ingest import ensure
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.results import table
-from pipelines.evaluation.sampling import samples
+from pipelines.evaluation.sampling import draw_by
 from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.page import ReportOptions, report
@@ -259,8 +259,8 @@ def test_samples_are_the_same_for_any_batch_and_number_of_actors(out, tmp_path):
 )
 def test_samples_do_not_depend_on_their_neighbours(sampling, out):
     model = load(out / "digits_vp_nll")
-    together = samples(model, range(6), sampling)
-    apart = [samples(model, [seed], sampling) for seed in range(6)]
+    together = draw_by(model, range(6), sampling)
+    apart = [draw_by(model, [seed], sampling) for seed in range(6)]
     torch.testing.assert_close(together.x, torch.cat([one.x for one in apart]), rtol=2e-6, atol=1e-4)  # wild samples
     evaluations = sum(one.evaluations for one in apart) / 6
     assert together.evaluations == pytest.approx(evaluations) == pytest.approx(41) or sampling.sampler == "ode"
