@@ -21,7 +21,7 @@ from pipelines.evaluation.measure import subjects_of
 from pipelines.evaluation.sampling import check, draw_by
 from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
-from pipelines.reporting.page import Report, report
+from pipelines.reporting.page import ReportOptions, report
 from pipelines.runs.job import read_metrics
 from pipelines.training.worker import _wrapped
 
@@ -109,7 +109,7 @@ def test_it_is_measured_and_sampled(trained):
 
 def test_it_is_reported(trained, tmp_path):
     run, images = trained[0], "dinof" in trained[0].name
-    page = report([run], Report(images=3, out=str(tmp_path)))
+    page = report([run], ReportOptions(images=3, out=str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
     assert page.is_file()
     assert f"| {run.name} |" in text
@@ -130,13 +130,13 @@ def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
     for weights, shown in ((digest(run), True), ("0" * 64, False)):
         document["weights"][run.name] = weights
         (run / "evaluation.json").write_text(json.dumps(document))
-        report([run], Report(images=0, out=str(tmp_path)))
+        report([run], ReportOptions(images=0, out=str(tmp_path)))
         text = (tmp_path / "report.md").read_text()
         assert ("1.0000 ± 0.1000 nats/dim" in text) is shown
         assert ("not measured on these weights" in text) is not shown
     (run / "evaluation.json").write_text('{"runs": {}}')
     with pytest.raises(ValueError, match=r"evaluation.json: no measurement of runs"):
-        report([run], Report(images=0, out=str(tmp_path)))
+        report([run], ReportOptions(images=0, out=str(tmp_path)))
     (run / "evaluation.json").unlink()
 
 
