@@ -21,7 +21,7 @@ if __package__ in (None, ""):
 from pipelines.cluster.session import connect
 from pipelines.config.cli import override, split_arguments
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.samplers import Compare, compare
+from pipelines.evaluation.samplers import CompareOptions, compare
 from pipelines.recipes import RECIPES
 from pipelines.storage.outputs import output_root
 from pipelines.training.jobs import jobs_for
@@ -47,7 +47,7 @@ def main() -> None:
         train_local(jobs_for(at(run, t_m), Launch(name=name, local=True, evaluate=False), root), Launch())
     connect(1, 1.0)
     for t_m, name in zip(places, names, strict=True):
-        wanted = Compare(rows=f"em:{round(1000 * t_m)}", num_samples=num_samples, actors=actors)
+        wanted = CompareOptions(rows=f"em:{round(1000 * t_m)}", num_samples=num_samples, actors=actors)
         document = compare([root / name], wanted, root)
         (figures,) = document["runs"][name]
         rows.append({"t_m": t_m, **figures})
