@@ -2,7 +2,7 @@
 
     python benchmarks/exponential.py
 
-The problems are those of tests/test_exponential.py and tests/test_cld_bdm.py, which hold every figure to its bound.
+The problems are those of tests/core/test_exponential.py and test_cld_bdm.py, which hold every figure to its bound.
 """
 
 from __future__ import annotations
@@ -13,7 +13,10 @@ from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
-    sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[1] / "tests")]
+    sys.path[:0] = [
+        str(Path(__file__).resolve().parents[1]),
+        str(Path(__file__).resolve().parents[1] / "tests" / "core"),
+    ]
 
 import numpy as np
 import torch

@@ -13,7 +13,8 @@ import os
 import socket
 import subprocess
 
-from pipelines.runs.tracking import tracking_uri
+from pipelines.runs.catalogue import experiment_address
+from pipelines.runs.tracking import EXPERIMENT, tracking_uri
 from pipelines.storage.outputs import output_root
 
 
@@ -38,7 +39,8 @@ def main(port: int = 5000) -> int:
         except (OSError, OverflowError):
             print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
             return 2
-    print(f"experiments at http://127.0.0.1:{port} (Ctrl-C ends it)")
+    address = experiment_address(tracking_uri(root), EXPERIMENT, f"http://127.0.0.1:{port}")
+    print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", tracking_uri(root), "--default-artifact-root", str(root / "mlartifacts")]
     return subprocess.call(command + store)

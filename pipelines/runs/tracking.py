@@ -7,7 +7,6 @@ the same run. Nothing is pickled: models are logged as safetensors and JSON.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -28,12 +27,15 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.cli import options
+from pipelines.data.card import load_card
+from pipelines.runs.catalogue import Kept, inputs, run_id, source_tags
 from pipelines.runs.job import Job
-from pipelines.storage.files import write_text
 
-__all__ = ["OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
+__all__ = ["EXPERIMENT", "OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
 
-EXPERIMENT, KEPT = "indm", "mlflow.json"
+EXPERIMENT = "indm"
+KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""What the page of an experiment is about."""
 logging.getLogger("mlflow").setLevel(logging.WARNING)  # its first start narrates the creation of the store
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
@@ -81,16 +83,18 @@ def _open_run(job: Job, root: Path) -> str:
     else:
         place = None if os.environ.get("MLFLOW_TRACKING_URI") else (root / "mlartifacts").resolve().as_uri()
         try:
-            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=place)
+            experiment_id = client.create_experiment(EXPERIMENT, artifact_location=place, tags=KIND)
         except MlflowException:  # another first run was quicker
             experiment = client.get_experiment_by_name(EXPERIMENT)
             if experiment is None:
                 raise
             experiment_id = experiment.experiment_id
-    run = client.create_run(experiment_id, run_name=job.directory.name, tags={"recipe": job.run.recipe})
+    tags = {"recipe": job.run.recipe} | source_tags()
+    run = client.create_run(experiment_id, run_name=job.directory.name, tags=tags)
+    client.log_inputs(run.info.run_id, inputs(load_card(job.data), "training"))
     parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
-    write_text(job.directory / KEPT, json.dumps({"run_id": run.info.run_id}) + "\n")
+    Kept(run_id=run.info.run_id).write(job.directory)
     return run.info.run_id
 
 
@@ -107,14 +111,6 @@ def _attempt(action: Callable[[], None], uri: str, aloud: bool) -> bool:
             print(f"not logged to {uri}: {' '.join(str(error).split())[:200]}", flush=True)
         return False
     return True
-
-
-def run_id(directory: Path) -> str:
-    """The MLflow run of a run directory, '' where it has none."""
-    try:
-        return str(json.loads((directory / KEPT).read_text(encoding="utf-8"))["run_id"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return ""
 
 
 class RunLog:
