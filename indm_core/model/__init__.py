@@ -3,6 +3,7 @@
 INDM, Bridge   a flow and a linear diffusion in its latent (`indm`), with what they share with DiNof (`diffusion`)
 DiNof          a diffusion that starts from a flow at T_m (`dinof`)
 DiffFlow       a learned drift and its score (`diffflow`, `adjoint`)
+FFJORD         a learned drift without noise (`ffjord`)
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ from __future__ import annotations
 from indm_core.model.base import GenerativeModel, LinearModel, Losses, Node
 from indm_core.model.diffflow import DiffFlow
 from indm_core.model.dinof import DiNof
+from indm_core.model.ffjord import FFJORD
 from indm_core.model.indm import INDM, Bridge
 from indm_core.model.score import ScoreModel
 
 __all__ = [
+    "FFJORD",
     "INDM",
     "Bridge",
     "DiNof",

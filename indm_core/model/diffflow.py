@@ -1,17 +1,18 @@
 r"""DiffFlow: a diffusion whose drift is learned together with its score.
 
-    dx = f(x, t) dt + g dw   from data at 0 to N(0, I) at T,        dx = [f - g^2 s] dt + g dw   back.
+    dx = f(x, t) dt + g(t) dw   from data at 0 to N(0, I) at T,        dx = [f - g^2 s] dt + g dw   back.
 
 On a grid 0 = t_0 < ... < t_N = T the bound on -log p(x_0), in nats, exact for the discrete process, is
 
-    NELBO(x_0) = E[-log N(x_N; 0, I) + sum_i (1/2 |delta_i|^2 - 1/2 |eps_i|^2)],
+    NELBO(x_0) = E[-log N(x_N; 0, I) + sum_i (1/2 |delta_i|^2 - 1/2 |eps_i|^2)] + d log(g(T)/g(0)),
 
 eps_i the noise of the path and delta_i the noise that retraces it backwards (see `adjoint`): the loss of the paper minus a
 constant, sample by sample, of lower variance.
 
 Seen from outside the learned drift is an SDE like any other: Euler-Maruyama and RK45 sample it, the probability-flow ODE gives
 its likelihood. Data enter at t_min, the first time of the finest grid, by one step of the forward process. As g -> 0 the model
-becomes the continuous normalizing flow dx = f dt (Theorem 1).
+becomes the continuous normalizing flow dx = f dt (Theorem 1); the bound above diverges there, and `ffjord` has its own loss.
+With a drift that is given and not learned (`LinearDrift`) it becomes a diffusion model, trained by the bound on whole paths.
 
 The networks see t / T and give f T and g sqrt(T) s, which are of order one.
 
@@ -31,30 +32,53 @@ from torch import Tensor, nn
 
 from indm_core.model.adjoint import Path, StochasticAdjoint
 from indm_core.model.base import GenerativeModel, Losses, Node
+from indm_core.model.diffusion import with_parameters
 from indm_core.noise import Noise, rand, randn_like
-from indm_core.sde import LearnedSDE
+from indm_core.sde import LearnedSDE, Volatility
 from indm_core.shapes import Float
 
-__all__ = ["DiffFlow", "fixed_times", "flexible_times"]
+__all__ = ["DiffFlow", "LinearDrift", "fixed_times", "flexible_times"]
 
-POWER = 1 / 0.9
+BETA = 0.9
 MOST_STEPS = 10_000
 """Of a path: training keeps its states."""
 
 
-def fixed_times(num_steps: int, t_max: float) -> Float[Tensor, " n"]:
-    """t_i = (i/N)^(1/0.9) T for i = 0, ..., N, increasing, float64: longer steps towards the noise.
+def fixed_times(num_steps: int, t_max: float, beta: float = BETA) -> Float[Tensor, " n"]:
+    """t_i = (i/N)^(1/beta) T for i = 0, ..., N, increasing, float64: longer steps towards the noise where beta < 1.
 
     References: Zhang, Chen 2021, section 3.3 (the text prints the reciprocal exponent, which would do the opposite).
     """
-    return t_max * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64) ** POWER
+    return t_max * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64) ** (1 / beta)
 
 
-def flexible_times(num_steps: int, t_max: float, like: Tensor, generator: Noise = None) -> Float[Tensor, " n"]:
+def flexible_times(
+    num_steps: int, t_max: float, like: Tensor, generator: Noise = None, beta: float = BETA
+) -> Float[Tensor, " n"]:
     """Times drawn anew for each batch: t_i uniform between those of a fixed grid of N - 1 steps, t_0 = 0 and t_N = T."""
-    bins = fixed_times(num_steps - 1, t_max)
+    bins = fixed_times(num_steps - 1, t_max, beta)
     inner = bins[:-1] + rand(num_steps - 1, like, generator).cpu() * bins.diff()
     return torch.cat([bins[:1], inner, bins[-1:]])
+
+
+@final
+class LinearDrift(nn.Module):
+    """T f = -rate x in the place of a drift network: the linear drift of a diffusion model, not learned.
+
+    With rate = g^2 T / 2 the law N(0, I) is stationary, as for VP; what is left of x at T is exp(-rate).
+
+    Args:
+        rate: Not negative; 0 is Brownian motion.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        if not rate >= 0:
+            raise ValueError(f"rate={rate} must not be negative")
+        self.rate = rate
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return -self.rate * x
 
 
 @final
@@ -63,10 +87,13 @@ class DiffFlow(GenerativeModel):
 
     Args:
         drift: Backbone of T f: drift(x, t / T, y) -> like x. Neither network may draw (dropout): the sweep evaluates it anew.
-        score: Backbone of g sqrt(T) s.
+            Without parameters (`LinearDrift`) it is fixed.
+        score: Backbone of g(t) sqrt(T) s.
         shape: Event of the data.
-        g: Volatility, positive; published: 0.2 in two dimensions, 1 for images.
+        g: Volatility at 0, positive; published: 0.2 in two dimensions, 1 for images.
+        g_end: Volatility at T, towards which it moves geometrically; None keeps it at g, as published.
         t_max: T.
+        beta: Of the grid t_i = (i/N)^(1/beta) T, positive; published: 0.9.
         t_min: Where samplers and likelihoods stop; None takes the first time of the finest fixed grid.
         schedule: (first optimiser step, N) in increasing order, the first at 0: progressive training.
         flexible: Whether times are drawn anew for each batch.
@@ -83,15 +110,18 @@ class DiffFlow(GenerativeModel):
         *,
         shape: tuple[int, ...],
         g: float = 1.0,
+        g_end: float | None = None,
         t_max: float = 0.05,
+        beta: float = BETA,
         t_min: float | None = None,
         schedule: Sequence[tuple[int, int]] = ((0, 30),),
         flexible: bool = True,
         adjoint: bool = True,
     ) -> None:
         super().__init__()
-        if not g > 0 or not t_max > 0:
-            raise ValueError(f"g={g} and t_max={t_max} must be positive")
+        volatility = Volatility(first=g, last=g if g_end is None else g_end, t_max=t_max)
+        if not beta > 0:
+            raise ValueError(f"beta={beta} must be positive")
         starts, sizes = [first for first, _ in schedule], [num for _, num in schedule]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
             raise ValueError(f"schedule={tuple(schedule)}: its steps must begin at 0 and increase")
@@ -103,13 +133,13 @@ class DiffFlow(GenerativeModel):
                 "dropout: the adjoint evaluates a network twice at a state, and the two must agree; set it to 0"
             )
         self.drift_network, self.score_network = drift, score
-        self.shape, self.g, self.t_start = tuple(shape), g, t_max
+        self.shape, self.g, self.t_start, self.beta = tuple(shape), volatility, t_max, beta
         self.schedule, self.flexible, self.adjoint = tuple(schedule), flexible, adjoint
         self.num_steps = sizes[-1]
-        first = float(fixed_times(max(sizes), t_max)[1])
+        first = float(fixed_times(max(sizes), t_max, beta)[1])
         if t_min is not None and not 0 <= t_min < t_max:
             raise ValueError(f"t_min={t_min} must lie in [0, t_max={t_max})")
-        self.sde = LearnedSDE(f=self.f, g=g, t_min=first if t_min is None else t_min, t_max=t_max)
+        self.sde = LearnedSDE(f=self.f, g=volatility, t_min=first if t_min is None else t_min, t_max=t_max)
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:
         """The drift at times t (b,)."""
@@ -117,14 +147,15 @@ class DiffFlow(GenerativeModel):
 
     def s(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at times t (b,)."""
-        return self.score_network(x, t / self.t_start, None) / (self.g * math.sqrt(self.t_start))
+        scale = (self.g(t) * math.sqrt(self.t_start)).to(x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+        return self.score_network(x, t / self.t_start, None) / scale
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The bound on one path per sample."""
         _refuse_labels(y)
-        ts = fixed_times(self.num_steps, self.t_start)
+        ts = self._fixed_times(self.num_steps)
         if self.flexible and self.training:
-            ts = flexible_times(self.num_steps, self.t_start, x, generator)
+            ts = flexible_times(self.num_steps, self.t_start, x, generator, self.beta)
         path = self._path(ts)
         eps = path.noise(x, generator)
         if self.adjoint and torch.is_grad_enabled():
@@ -136,6 +167,9 @@ class DiffFlow(GenerativeModel):
             objective = prior + transitions
         terms = {"nelbo": objective, "prior": prior, "transitions": transitions}
         return Losses(objective, {name: term.detach() for name, term in terms.items()})
+
+    def _fixed_times(self, num_steps: int) -> Tensor:
+        return fixed_times(num_steps, self.t_start, self.beta)
 
     def _path(self, ts: Tensor) -> Path:
         return Path(self.f, self.s, self.log_prob_start, ts, self.g)
@@ -156,7 +190,7 @@ class DiffFlow(GenerativeModel):
         if num_draws < 1:
             raise ValueError(f"num_draws={num_draws} must be at least 1")
         _refuse_labels(y)
-        path = self._path(fixed_times(self.num_steps, self.t_start))
+        path = self._path(self._fixed_times(self.num_steps))
         total = x.new_zeros(len(x))
         for _ in range(num_draws):
             total = total + sum(path.losses(x, path.noise(x, generator)))
@@ -189,15 +223,16 @@ class DiffFlow(GenerativeModel):
             raise ValueError(
                 f"num_steps={num_steps}: a DiffFlow trained on N={finest} steps is sampled in 2 to {finest} on its grid"
             )
-        ts = fixed_times(num_steps, self.t_start)[1:].flip(0)
+        ts = self._fixed_times(num_steps)[1:].flip(0)
         return ts[ts >= low * (1 - 1e-9)]
 
     def evaluations(self) -> dict[str, int]:
-        return {"drift": 2 * self.num_steps + 1, "score": self.num_steps}
+        counts = {"drift": 2 * self.num_steps + 1, "score": self.num_steps}
+        return {name: counts[name] for name in self.networks()}
 
     def networks(self) -> dict[str, nn.Module]:
-        """`drift` and `score`."""
-        return {"drift": self.drift_network, "score": self.score_network}
+        """`score` and, where it is learned, `drift`."""
+        return with_parameters(drift=self.drift_network, score=self.score_network)
 
     def phase(self, step: int) -> str:
         """'N=..', the number of steps that the schedule gives."""

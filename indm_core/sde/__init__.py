@@ -3,7 +3,7 @@
 VP, SubVP, VE   one scalar for every coordinate (`isotropic`)
 CLD             critically-damped Langevin: position and velocity, blocks of two (`cld`)
 BDM             blurring: one coefficient per frequency of an image (`bdm`)
-LearnedSDE      a drift that is a network (`learned`)
+LearnedSDE, LearnedODE   a drift that is a network (`learned`)
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from indm_core.sde.base import SDE, LinearSDE
 from indm_core.sde.bdm import BDM
 from indm_core.sde.cld import CLD
 from indm_core.sde.isotropic import VE, VP, IsotropicSDE, LinearBeta, SubVP
-from indm_core.sde.learned import LearnedSDE
+from indm_core.sde.learned import LearnedODE, LearnedSDE, Volatility
 
 __all__ = [
     "BDM",
@@ -22,10 +22,12 @@ __all__ = [
     "VE",
     "VP",
     "IsotropicSDE",
+    "LearnedODE",
     "LearnedSDE",
     "LinearBeta",
     "LinearSDE",
     "SubVP",
+    "Volatility",
     "apply",
     "event_sum",
     "gaussian_log_prob",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch.autograd.functional import jacobian
 from indm_core.draw import draw
 from indm_core.likelihood import log_prob_u, nelbo, nll
 from indm_core.model import DiffFlow
-from indm_core.model.diffflow import fixed_times, flexible_times
+from indm_core.model.diffflow import LinearDrift, fixed_times, flexible_times
 from indm_core.nn import UNet
 from indm_core.ode import rk45
 from indm_core.sample import sample_em, sample_ode
@@ -51,11 +52,11 @@ class Linear(nn.Module):
 
 
 @pytest.mark.parametrize("flexible", [False, True])
-@pytest.mark.parametrize("num_steps", [2, 7])
-def test_the_adjoints_gradients_are_those_of_automatic_differentiation(num_steps, flexible):
+@pytest.mark.parametrize(("num_steps", "g_end"), [(2, None), (7, None), (5, 1.9), (5, 0.2)])
+def test_the_adjoints_gradients_are_those_of_automatic_differentiation(num_steps, g_end, flexible):
     x, found = randn(5, D), []
     for adjoint in (True, False):
-        model = make(num_steps, adjoint=adjoint, flexible=flexible)
+        model = make(num_steps, adjoint=adjoint, flexible=flexible, g_end=g_end)
         given = x.clone().requires_grad_()
         losses = model(given, generator=rng())
         parameters = list(model.parameters())
@@ -82,7 +83,7 @@ def test_a_step_takes_the_evaluations_that_it_says():
 def test_the_loss_is_that_of_the_paper_but_for_a_constant():
     """Eqs. 3.14 and 3.15 written out, with differences of states."""
     model = make(5, flexible=False).eval()
-    x, g = randn(4, D), model.g
+    x, g = randn(4, D), model.g.first
     terms = model(x, generator=rng()).terms
     generator = rng()
     eps = [torch.randn(4, D, dtype=torch.float64, generator=generator) for _ in range(5)]
@@ -97,6 +98,65 @@ def test_the_loss_is_that_of_the_paper_but_for_a_constant():
     prior = 0.5 * (xs[-1].square() + math.log(2 * math.pi)).sum(1)
     torch.testing.assert_close(terms["transitions"], loss.detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(terms["prior"], prior.detach(), rtol=1e-12, atol=0)
+
+
+def test_the_bound_with_a_volatility_that_changes_is_that_of_the_gaussians():
+    """-log p(x_N) + sum log q(x_{i+1} | x_i) - log p(x_i | x_{i+1}), every transition a Gaussian of its own volatility."""
+    n = 4
+    model = make(n, flexible=False, g=0.5, g_end=1.7, beta=0.6).eval()
+    x, generator = randn(3, D), rng()
+    found = model(x, generator=rng()).terms["nelbo"]
+    ts, expected = 0.4 * (torch.arange(n + 1) / n).double() ** (1 / 0.6), 0
+    for t, s in pairwise(ts):
+        g_t, g_s, dt = 0.5 * 3.4 ** (t / 0.4), 0.5 * 3.4 ** (s / 0.4), s - t
+        forward = torch.distributions.Normal(x + dt * model.f(x, t.expand(3)), g_t * dt.sqrt())
+        y = forward.mean + forward.stddev * torch.randn(3, D, dtype=torch.float64, generator=generator)
+        mean = y - dt * (model.f(y, s.expand(3)) - g_s**2 * model.s(y, s.expand(3)))
+        backward = torch.distributions.Normal(mean, g_s * dt.sqrt())
+        expected = expected + (forward.log_prob(y) - backward.log_prob(x)).sum(1)
+        x = y
+    expected = expected - torch.distributions.Normal(0.0, 1.0).log_prob(x).sum(1)
+    torch.testing.assert_close(found, expected.detach(), rtol=1e-10, atol=1e-10)
+
+
+def test_a_fixed_drift_is_a_diffusion_trained_on_paths():
+    """VP's drift, g = 1, T = 6, exact score of N(0, v): the bound falls to the entropy as 1/N; the score alone is trained."""
+    v, T = 0.3, 6.0
+
+    class Exact(nn.Module):
+        """g sqrt(T) s of the law N(0, 1 + (v - 1) exp(-t))."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones(()).double())
+
+        def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            var = 1 + (v - 1) * torch.exp(-t * T)
+            return -self.gain * math.sqrt(T) * x / var.unsqueeze(1)
+
+    x, excess = math.sqrt(v) * randn(4000, 1), []
+    for n in (100, 200):
+        model = DiffFlow(LinearDrift(T / 2), Exact(), shape=(1,), g=1.0, t_max=T, schedule=((0, n),)).double()
+        assert list(model.networks()) == list(model.evaluations()) == ["score"]
+        gap = nelbo(model, x, generator=rng(3)) + torch.distributions.Normal(0.0, math.sqrt(v)).log_prob(x[:, 0])
+        excess.append((float(gap.mean()), float(gap.std()) / math.sqrt(len(x))))
+    (coarse, error), (fine, _) = excess
+    assert 0 < fine < coarse
+    assert coarse / fine == pytest.approx(2, abs=0.2 + 5 * error / fine)
+    losses = model(x[:8], generator=rng())
+    losses.objective.mean().backward()
+    assert model.score_network.gain.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"g_end": 0.0}, "g_end=0.0"), ({"beta": 0.0}, "beta=0.0"), ({"g": -1.0}, "g=-1.0")],
+)
+def test_refused_volatilities_and_grids(options, message):
+    with pytest.raises(ValueError, match=message):
+        make(**options)
+    with pytest.raises(ValueError, match="rate=-1"):
+        LinearDrift(-1.0)
 
 
 def test_bound_and_likelihood_of_a_stationary_gaussian():
@@ -137,10 +197,10 @@ def test_entering_by_a_step_is_the_first_term_of_the_bound():
     t = scalar(model.sde.t_min)
     u, correction = model.sde.enter(x.unsqueeze(-1), t, eps, model.score)
     dt = float(t)
-    x_1 = x + dt * model.f(x, torch.zeros(4).double()) + model.g * math.sqrt(dt) * eps[..., 0]
+    x_1 = x + dt * model.f(x, torch.zeros(4).double()) + model.g.first * math.sqrt(dt) * eps[..., 0]
     torch.testing.assert_close(u[..., 0], x_1, rtol=1e-12, atol=1e-12)
-    mean = x_1 - dt * (model.f(x_1, t.expand(4)) - model.g**2 * model.s(x_1, t.expand(4)))
-    scale = model.g * math.sqrt(dt)
+    mean = x_1 - dt * (model.f(x_1, t.expand(4)) - model.g.first**2 * model.s(x_1, t.expand(4)))
+    scale = model.g.first * math.sqrt(dt)
     forward = torch.distributions.Normal(x_1 - scale * eps[..., 0], scale).log_prob(x_1).sum(1)
     backward = torch.distributions.Normal(mean, scale).log_prob(x).sum(1)
     torch.testing.assert_close(correction, forward - backward, rtol=1e-8, atol=1e-8)
@@ -254,7 +314,7 @@ def test_training_lowers_the_bound_and_samples_follow():
         ({"schedule": ((5, 10),)}, "must begin at 0 and increase"),
         ({"schedule": ((0, 10), (0, 20))}, "must begin at 0 and increase"),
         ({"schedule": ()}, "must begin at 0"),
-        ({"g": 0.0}, "g=0.0 and t_max=0.4 must be positive"),
+        ({"g": 0.0}, "g=0.0, g_end=0.0 and t_max=0.4 must be positive"),
     ],
 )
 def test_refused(options, message):
