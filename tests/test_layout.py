@@ -15,11 +15,13 @@ ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "indm_core"} | set(sys.stdlib_
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
     {"shapes", "noise", "errors"},
-    {"sde", "flow", "nn", "metrics", "ode"},
+    {"flow", "nn", "metrics", "ode"},
+    {"sde"},
     {"times"},
     {"model"},
     {"sample", "likelihood", "training"},
     {"draw", "exponential", "diagnostics"},
+    {"checks"},
 ]
 """The folders and files of indm_core, from the bottom: one imports those of lower levels, and what is in its own folder."""
 

@@ -12,6 +12,7 @@ import torch
 from problems import ExactModel, Gaussian, ids, randn, rng, scalar
 from scipy.fft import dctn
 
+from indm_core.checks import check_sde
 from indm_core.draw import draw
 from indm_core.likelihood import log_prob_u, nll
 from indm_core.sample import (
@@ -27,16 +28,6 @@ from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, inverse
 
 FIVE = pytest.mark.parametrize("sde", [VP(), SubVP(), VE(), CLD(), BDM(height=3, width=4)], ids=ids)
 TIMES = torch.logspace(-5, 0, 200, dtype=torch.float64)
-
-
-@FIVE
-def test_R_is_a_root_of_cov_at_two_hundred_times(sde):
-    """|L^-1 R R^T L^-T - I| <= 1e-8, L the Cholesky factor."""
-    t = TIMES.reshape(-1, 1, 1)
-    L, R = torch.linalg.cholesky(sde.cov(t)), sde.R(t)
-    root = torch.linalg.solve_triangular(L, R.expand(torch.broadcast_shapes(R.shape, L.shape)), upper=False)
-    eye = torch.eye(R.shape[-1], dtype=torch.float64)
-    assert float((root @ root.mT - eye).abs().max()) <= 1e-8
 
 
 @pytest.mark.parametrize("sde", [CLD(), CLD(gamma=1.5, vv_gamma=1.0), CLD(gamma=0.4, beta=2.0)], ids=str)
@@ -242,18 +233,8 @@ def test_strong_damping_is_finite_and_every_coefficient_is_differentiable():
     ids=str,
 )
 def test_cld_of_any_damping_solves_its_equations(settings):
-    """Critical damping to rounding, strong and weak damping, a small start: psi0, Lyapunov and R by differences."""
-    sde = CLD(**settings)
-    for t in (1e-4, 1e-2, 0.1, 0.5, 0.9):
-        at, h = scalar(t), 1e-4 * t
-        for of, expected in (
-            (sde.cov, sde.F(at) @ sde.cov(at) + sde.cov(at) @ sde.F(at).mT + sde.GG(at)),
-            (sde.R, (sde.F(at) + 0.5 * sde.GG(at) @ torch.linalg.inv(sde.cov(at))) @ sde.R(at)),
-            (sde.psi0, sde.F(at) @ sde.psi0(at)),
-        ):
-            near, far = (of(scalar(t + k * h)) - of(scalar(t - k * h)) for k in (1, 2))
-            scale = float(max(expected.abs().max(), of(at).abs().max() / t))
-            torch.testing.assert_close((8 * near - far) / (12 * h), expected, rtol=0, atol=1e-8 * scale)
+    """Critical damping to rounding, strong and weak damping, a small start."""
+    check_sde(CLD(**settings))
 
 
 def test_scales_that_no_series_resolves_are_refused():

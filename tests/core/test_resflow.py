@@ -13,6 +13,7 @@ from test_flow import jacobian_log_det
 from torch import Tensor, nn
 
 from benchmarks.residual_flow import BLOCKS, evaluations, lipschitz, peak_bytes, trained
+from indm_core.checks import check_flow
 from indm_core.errors import ConvergenceError
 from indm_core.flow import (
     LipSwish,
@@ -183,13 +184,11 @@ def test_starts_at_the_identity(name):
 
 
 @EVERY
-def test_exact_log_det_is_that_of_the_jacobian(name):
-    flow = make(name)
-    x = randn(3, *FLOWS[name][0])
-    z, log_det = flow(x)
-    assert z.shape == x.shape
-    assert log_det.abs().max() > 0.005
-    torch.testing.assert_close(log_det, jacobian_log_det(flow, x), rtol=1e-9, atol=1e-10)
+def test_every_identity_holds(name):
+    """The log-det exact in evaluation, and where it is estimated in training its mean."""
+    flow, (event, _) = make(name), FLOWS[name]
+    assert flow(randn(3, *event))[1].abs().max() > 0.005
+    check_flow(flow, event)
 
 
 @EVERY

@@ -1,0 +1,248 @@
+r"""The identities of a flow z = h(x), with log_det = log|det dz/dx|.
+
+They are checked on a copy in float64 where the flow allows it, twice: as it is given, and as training would leave it, after one
+pass in training mode (where a start from the data happens) with every parameter moved. So a flow that begins at the identity,
+where a wrong log-det is 0 like the right one, is seen away from it.
+
+The Jacobian J is that of automatic differentiation. A log_det that the generator does not change is compared with log|det J|,
+an estimate by its mean over passes. Its gradient, which training follows, is compared with central differences of log|det J|
+along a direction of the parameters.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from indm_core.checks.claims import equal, finite, holds, like, seeded, unbiased, verify
+from indm_core.flow import Flow
+from indm_core.noise import Noise
+
+__all__ = ["FLOW", "GIVEN", "Bijection", "check_flow", "copies", "limited", "move"]
+
+Module = TypeVar("Module", bound=nn.Module)
+GIVEN, MOVED = "as given", "with its parameters moved"
+MOST_DIMS = 256
+NUM_PASSES, NUM_REPEATS = 40, 4
+"""Of an estimated log_det: independent passes, and repetitions of each row in a pass."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Bijection:
+    """A map with its log-det and its inverse, three events x and three z.
+
+    Args:
+        module: Whose parameters the map has, in evaluation mode.
+        tolerance: Of the inverse, relative to max(1, |x|).
+    """
+
+    module: nn.Module
+    forward: Callable[[Tensor, Noise], tuple[Tensor, Tensor]]
+    inverse: Callable[[Tensor], Tensor]
+    x: Tensor
+    z: Tensor
+    tolerance: float
+
+    @property
+    def precision(self) -> float:
+        """Of what is computed twice in another order."""
+        return 1e-10 if self.x.dtype == torch.float64 else 1e-3
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether log_det is the same whatever is drawn."""
+        with torch.no_grad():
+            first, second = (self.forward(self.x, seeded(seed))[1] for seed in (1, 2))
+        return bool(torch.isclose(first, second, rtol=0.1 * self.precision, atol=0.1 * self.precision).all())
+
+
+def _log_abs_det(case: Bijection) -> Tensor:
+    """log|det J| of each row: row i of the Jacobian from copy i of the batch, all by one backward pass."""
+    b, d = len(case.x), case.x[0].numel()
+    x = case.x.repeat(d, *[1] * (case.x.ndim - 1)).requires_grad_()
+    z = case.forward(x, seeded(0))[0]
+    holds(z.requires_grad, "z carries no gradient, though it is asked for with gradients on")
+    chosen = z.reshape(d, b, d).diagonal(dim1=0, dim2=2)
+    (rows,) = torch.autograd.grad(chosen.sum(), x)
+    return torch.linalg.slogdet(rows.reshape(d, b, d).transpose(0, 1)).logabsdet
+
+
+def _gives_z_and_log_det(case: Bijection) -> None:
+    x = case.x.clone()
+    z, log_det = case.forward(x, seeded(0))
+    like(z, x, of="z")
+    like(log_det, x.flatten(1)[:, 0], of="log_det")
+    finite(z, of="z")
+    finite(log_det, of="log_det")
+    like(case.inverse(case.z), case.z, of="inverse")
+    equal(x, case.x, of="x, which forward writes to")
+
+
+@torch.no_grad()
+def _keeps_rows_apart(case: Bijection) -> None:
+    z, log_det = case.forward(case.x, seeded(0))
+    x, exact = case.inverse(case.z), case.is_exact
+    for i in range(len(z)):
+        z_i, log_det_i = case.forward(case.x[i : i + 1], seeded(0))
+        equal(z_i, z[i : i + 1], case.precision * (1 + z_i.abs()), of=f"z of row {i} alone")
+        if exact:
+            equal(log_det_i, log_det[i : i + 1], case.precision * (1 + log_det_i.abs()), of=f"log_det of row {i} alone")
+        x_i = case.inverse(case.z[i : i + 1])
+        equal(x_i, x[i : i + 1], case.tolerance * x_i.abs().clamp(min=1), of=f"inverse of row {i} alone")
+
+
+@torch.no_grad()
+def _inverts_forward(case: Bijection) -> None:
+    limit = case.tolerance * case.x.abs().clamp(min=1)
+    equal(case.inverse(case.forward(case.x, seeded(0))[0]), case.x, limit)
+
+
+@torch.no_grad()
+def _inverts_inverse(case: Bijection) -> None:
+    limit = case.tolerance * case.z.abs().clamp(min=1)
+    equal(case.forward(case.inverse(case.z), seeded(0))[0], case.z, limit)
+
+
+def _has_the_log_det(case: Bijection) -> None:
+    expected = _log_abs_det(case)
+    limit = case.precision * (1 + expected.abs())
+    if case.is_exact:
+        equal(case.forward(case.x, seeded(0))[1], expected, limit)
+    else:
+        unbiased(_passes(case), expected, limit, of="mean over passes")
+
+
+def _has_the_log_det_in_training(case: Bijection) -> None:
+    case.module.train()
+    try:
+        case.forward(case.x, seeded(0))  # what follows the weights by a step a pass has followed them
+        _has_the_log_det(case)
+    finally:
+        case.module.eval()
+
+
+@torch.no_grad()
+def _passes(case: Bijection) -> Tensor:
+    """Means over the repetitions of a row, which share what a pass draws, (passes, b)."""
+    x, generator = case.x.repeat(NUM_REPEATS, *[1] * (case.x.ndim - 1)), seeded(7)
+    draws = [case.forward(x, generator)[1] for _ in range(NUM_PASSES)]
+    return torch.stack(draws).unflatten(1, (NUM_REPEATS, -1)).mean(1)
+
+
+def _follows_the_generator(case: Bijection) -> None:
+    first, again = (case.forward(case.x, seeded(3))[1] for _ in range(2))
+    equal(again, first, 0.1 * case.precision * (1 + first.abs().detach()), of="log_det of the same seed")
+    rows = case.forward(case.x, [seeded(seed) for seed in range(len(case.x))])[1]
+    like(rows, first, of="log_det with a generator for each row")
+
+
+def _has_the_gradient(case: Bijection) -> None:
+    """The mean over rows, along one direction; in float64 only, where differences resolve it."""
+    parameters = [p for p in case.module.parameters() if p.requires_grad]
+    if case.x.dtype != torch.float64 or not parameters:
+        return
+    steps = _directions(parameters)
+    x = case.x.repeat(NUM_REPEATS, *[1] * (case.x.ndim - 1))
+    generator, slopes = seeded(8), []
+    while len(slopes) < 2 or (len(slopes) < NUM_PASSES and abs(slopes[0] - slopes[1]) > 1e-9):
+        log_det = case.forward(x, generator)[1].mean()
+        found = torch.autograd.grad(log_det, parameters, allow_unused=True) if log_det.requires_grad else ()
+        slopes.append(sum(float((g * step).sum()) for g, step in zip(found, steps, strict=False) if g is not None))
+    h, ends = 1e-5, []
+    for sign in (1, -2, 1):
+        torch._foreach_add_([p.detach() for p in parameters], steps, alpha=sign * h)
+        ends.append(_log_abs_det(case).mean())
+    expected = (ends[0] - ends[1]) / (2 * h)
+    unbiased(torch.tensor(slopes).to(expected), expected, 1e-5 * (1 + expected.abs()), of="along a random direction")
+
+
+FLOW = {
+    "z is like x and log_det (b,), finite": _gives_z_and_log_det,
+    "a row is the same alone and in a batch": _keeps_rows_apart,
+    "inverse(forward(x)) = x": _inverts_forward,
+    "forward(inverse(z)) = z": _inverts_inverse,
+    "log_det is a function of the generator, one or one for each row": _follows_the_generator,
+    "log_det = log|det dz/dx|": _has_the_log_det,
+    "the gradient of log_det is that of log|det dz/dx|": _has_the_gradient,
+    "log_det = log|det dz/dx| in training mode": _has_the_log_det_in_training,
+}
+
+
+def check_flow(flow: Flow, shape: tuple[int, ...], *, tolerance: float = 1e-4) -> None:
+    """The identities of a flow (`FLOW`): inverse, log-det and its gradient, independence of rows.
+
+    The flow itself is left as it is: its parameters, gradients, buffers and mode.
+
+    Args:
+        flow: An instance small enough for its Jacobian.
+        shape: Event of x, of at most 256 dimensions.
+        tolerance: Of the inverse, relative to max(1, |x|); 1e-9 for a closed form.
+
+    Raises:
+        AssertionError: an identity does not hold. The message names it, its largest error, where and what should be there.
+        ValueError: a shape of more dimensions.
+    """
+    shape = limited(shape)
+    for setting, copied, dtype in copies(flow, shape, lambda flow, x: flow(x, seeded(0))[0]):
+        x, z = torch.randn(2, 3, *shape, generator=seeded(5), dtype=torch.float64).to(dtype)
+        case = Bijection(module=copied, forward=copied, inverse=copied.inverse, x=x, z=z, tolerance=tolerance)
+        verify(f"{type(flow).__name__} {setting}", FLOW, case)
+
+
+def limited(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Raises: ValueError: an event whose Jacobian is too large."""
+    if math.prod(shape) > MOST_DIMS:
+        raise ValueError(
+            f"shape={tuple(shape)}: a Jacobian of {math.prod(shape):,} rows; build the same class for at most {MOST_DIMS} "
+            "dimensions and check that"
+        )
+    return tuple(shape)
+
+
+def copies(
+    module: Module, shape: tuple[int, ...], run: Callable[[Module, Tensor], Tensor]
+) -> Iterator[tuple[str, Module, torch.dtype]]:
+    """Copies on the CPU in evaluation mode, as given and as after training, and the dtype that they work in.
+
+    Args:
+        run: A forward pass whose value should have the dtype of x.
+    """
+    x = torch.randn(16, *shape, generator=seeded(6), dtype=torch.float64)
+    dtype = torch.float64 if _keeps(copy.deepcopy(module).cpu().double(), x, run) else torch.float32
+    given = copy.deepcopy(module).cpu().to(dtype).eval()
+    yield GIVEN, given, dtype
+    moved = copy.deepcopy(given).train()
+    verify(type(module).__name__, {"forward in training mode": lambda moved: run(moved, x.to(dtype))}, moved)
+    move(moved.parameters())
+    yield MOVED, moved.eval(), dtype
+
+
+def _keeps(module: Module, x: Tensor, run: Callable[[Module, Tensor], Tensor]) -> bool:
+    """Whether a module computes in the dtype of x."""
+    try:
+        with torch.random.fork_rng(devices=[]):
+            return run(module.eval(), x).dtype == x.dtype
+    except Exception:
+        return False
+
+
+@torch.no_grad()
+def move(tensors: Iterable[Tensor]) -> None:
+    """Adds noise, a tenth of the size of weights that keep a signal's variance."""
+    tensors = list(tensors)
+    for tensor, direction in zip(tensors, _directions(tensors), strict=True):
+        tensor += 0.1 * direction
+
+
+def _directions(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """A random direction for each tensor, of norm ~ 1 per output."""
+    generator = seeded(9)
+    fan_in = [tensor[0].numel() if tensor.ndim > 1 and len(tensor) else 1 for tensor in tensors]
+    noise = [torch.randn(tensor.shape, generator=generator, dtype=torch.float64).to(tensor) for tensor in tensors]
+    return [v / math.sqrt(max(n, 1)) for v, n in zip(noise, fan_in, strict=True)]
