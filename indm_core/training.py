@@ -5,14 +5,18 @@ its own norm, takes an AdamW step and moves the exponential moving average
 
     ema <- d ema + (1 - d) theta,     d = min(decay, (1 + n)/(10 + n)) after n steps  (or d = decay, as published),
 
-which begins at the weights after a network's first step: what a start from the data sets is then no part of the average.
+The average of a network begins at its weights after its first step. Some layers (`ActNorm`) set their weights from the first
+batch; the weights that they had before are then no part of the average.
 
-A step whose gradient is not finite is skipped and counted: the gradients that the ranks share carry the fault to all of them,
-so that all skip it together. Noise is a function of (seed, step, rank), so that nothing of a random generator needs to
-be stored: a resumed run draws what it would have drawn.
+A frozen network is not trained: it is held in evaluation mode, takes no step and is its own average. The gradient passes
+through it to the networks before it, so that a flow can be trained alone against a fixed score.
+
+A step whose gradient is not finite is skipped and counted. The ranks share their gradients, so that all of them see the fault
+and skip the step together. Noise is a function of (seed, step, rank): no generator's state is stored, and a resumed run draws
+what it would have drawn.
 
 References:
-    Loshchilov and Hutter 2019 (AdamW); Kim et al. 2022, appendix F (clip per network, EMA).
+    Loshchilov and Hutter 2019 (AdamW); Kim et al. 2022, appendix F (clip per network, EMA) and Theorem 3 (a fixed score).
 """
 
 from __future__ import annotations
@@ -20,16 +24,18 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
-from indm_core.model import GenerativeModel, Losses
+from indm_core.model import Losses, Trainable
 
 __all__ = ["AdamW", "NonFiniteLossError", "StepReport", "Trainer", "load_networks", "network_tensors", "step_seed"]
+
+T = TypeVar("T", bound=Trainable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,48 +86,47 @@ def step_seed(seed: int, step: int, rank: int) -> int:
     return int(words[0] >> np.uint64(1))
 
 
-class Trainer:
+class Trainer(Generic[T]):
     """Model, optimisers and EMA.
 
     Args:
         model: Trained in place.
-        optimisers: Settings by network name; every network of `model.networks()` needs one.
+        optimisers: Settings by network name; every network that is trained needs one.
+        frozen: Networks of `model.networks()` that are not trained, by name.
         ema_decay: Decay of the average, in [0, 1).
         ema_ramp: Whether the decay is min(decay, (1 + n)/(10 + n)).
         max_skipped: Consecutive steps that may be skipped before the run stops.
         wrap: Wraps the model for several ranks; called anew where a phase begins, because what is trained may change.
         autocast: Context of the forward pass.
+
+    Raises:
+        ValueError: a trained network without settings, a frozen one that is not there, or nothing left to train.
     """
 
     def __init__(
         self,
-        model: GenerativeModel,
+        model: T,
         optimisers: dict[str, AdamW],
         *,
+        frozen: Collection[str] = (),
         ema_decay: float = 0.9999,
         ema_ramp: bool = True,
         max_skipped: int = 10,
-        wrap: Callable[[GenerativeModel], nn.Module] = lambda model: model,
+        wrap: Callable[[T], nn.Module] = lambda model: model,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        missing = set(model.networks()) - set(optimisers)
+        trained, self.frozen = _divide(model.networks(), frozen)
+        missing = set(trained) - set(optimisers)
         if missing:
             raise ValueError(f"optimisers: no settings for {sorted(missing)}; given are {sorted(optimisers)}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1)")
-        self.model, self.settings = model, {name: optimisers[name] for name in model.networks()}
-        self.optimisers = {
-            name: torch.optim.AdamW(
-                network.parameters(),
-                lr=self.settings[name].lr,
-                betas=(self.settings[name].beta_1, self.settings[name].beta_2),
-                weight_decay=self.settings[name].weight_decay,
-            )
-            for name, network in model.networks().items()
-        }
+        self.model, self.settings = model, {name: optimisers[name] for name in trained}
+        self.optimisers = {name: _adamw(network, self.settings[name]) for name, network in trained.items()}
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
         self.ema = AveragedModel(model, multi_avg_fn=self._average)
         self.ema.n_averaged.fill_(1)  # at 0 its first update would copy the weights instead of averaging
+        self._remember_frozen()
         self.wrap, self.autocast = wrap, autocast
         self.wrapped: nn.Module = model
         self.step_count, self.skipped, self.skipped_in_a_row = 0, 0, 0
@@ -133,17 +138,18 @@ class Trainer:
         decay = min(self.ema_decay, (1 + n) / (10 + n)) if self.ema_ramp else self.ema_decay
         torch._foreach_lerp_(averaged, current, 1 - decay)
 
-    def step(self, batches: Iterable[tuple[Tensor, Tensor | None]], generator: torch.Generator) -> StepReport:
-        """One step over the micro-batches (x, y) of this rank, all of one size.
+    def step(self, batches: Iterable[tuple[Any, Tensor | None]], generator: torch.Generator) -> StepReport:
+        """One step over the micro-batches (x, y) of this rank, all of one size; x is what the model's `forward` takes.
 
         Raises:
             NonFiniteLossError: `max_skipped` steps in a row were not finite; the parameters are the last good ones.
+            ValueError: a phase that would train frozen networks only.
         """
         if self._phase != self.model.phase(self.step_count):
-            self._phase = self.model.phase(self.step_count)
-            self.model.begin_phase(self._phase)
-            self.wrapped = self.wrap(self.model)
+            self._begin_phase(self.model.phase(self.step_count))
         self.model.train()
+        for network in self.frozen.values():
+            network.eval()
         batches = list(batches)
         totals: dict[str, Tensor] = {}
         for i, (x, y) in enumerate(batches):
@@ -153,10 +159,33 @@ class Trainer:
                 (losses.objective.mean() / len(batches)).backward()
             for name, term in losses.terms.items():
                 totals[name] = totals.get(name, 0.0) + term.mean() / len(batches)
+        self._put_back_frozen()
         norms = self._clip()
         finite = all(np.isfinite(norm) for norm in norms.values())
         self._apply(finite)
         return StepReport(totals, norms, skipped=not finite)
+
+    def _begin_phase(self, phase: str) -> None:
+        self._phase = phase
+        self.model.begin_phase(phase)
+        for network in self.frozen.values():
+            network.requires_grad_(False)
+        if self.frozen and not any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError(
+                f"frozen: the phase {phase!r} trains no network but {', '.join(self.frozen)}; begin after it, or leave it out"
+            )
+        self.wrapped = self.wrap(self.model)
+
+    def _remember_frozen(self) -> None:
+        """Takes the buffers of the frozen networks, which `_put_back_frozen` restores."""
+        buffers = [buffer for network in self.frozen.values() for buffer in network.buffers()]
+        self._frozen_buffers = [(buffer, buffer.clone()) for buffer in buffers]
+
+    @torch.no_grad()
+    def _put_back_frozen(self) -> None:
+        """A power iteration (`LipschitzLayer`) moves its buffer even in evaluation: a resumed run would begin elsewhere."""
+        for buffer, value in self._frozen_buffers:
+            buffer.copy_(value)
 
     def _synchronise(self, last: bool) -> AbstractContextManager[Any]:
         """Ranks exchange gradients once a step, with the last micro-batch."""
@@ -178,7 +207,8 @@ class Trainer:
                 optimiser.param_groups[0]["lr"] = self.settings[name].rate(self.step_count)
                 optimiser.step()
             self.ema.update_parameters(self.model)
-            self._begin_average([name for name in untrained if self.optimisers[name].state])
+            begun = [name for name in untrained if self.optimisers[name].state]
+            self._copy_parameters(self.model, self.averaged, begun)
             self.skipped_in_a_row = 0
         else:
             self.skipped, self.skipped_in_a_row = self.skipped + 1, self.skipped_in_a_row + 1
@@ -191,12 +221,13 @@ class Trainer:
                 f"{self.step_count - self.skipped_in_a_row} to {self.step_count - 1}); lower lr or look at the data"
             )
 
+    @staticmethod
     @torch.no_grad()
-    def _begin_average(self, names: list[str]) -> None:
-        """Sets the averages of the named networks to their weights."""
+    def _copy_parameters(source: Trainable, target: Trainable, names: Collection[str]) -> None:
         for name in names:
-            averaged, current = (model.networks()[name].parameters() for model in (self.averaged, self.model))
-            torch._foreach_copy_(list(averaged), list(current))
+            own: list[Tensor] = list(target.networks()[name].parameters())
+            given: list[Tensor] = list(source.networks()[name].parameters())
+            torch._foreach_copy_(own, given)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors and plain numbers that `load` restores bit for bit."""
@@ -210,6 +241,8 @@ class Trainer:
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any], networks: Collection[str] = ()) -> None:
         """Restores `state`; the optimisers' settings stay those of this trainer.
 
+        A frozen network takes the averaged weights, the ones that its own run is measured with.
+
         Args:
             tensors, numbers: What `state` gave.
             networks: The networks to restore; () restores all. A linear diffusion's state starts an INDM with ('score',).
@@ -217,10 +250,11 @@ class Trainer:
         Raises:
             ValueError: tensors of another architecture.
         """
-        names = set(networks or self.optimisers)
         load_networks(self.model, _under(tensors, "model."), networks)
         load_networks(self.averaged, _under(tensors, "ema."), networks)
-        for name in names:
+        self._copy_parameters(self.averaged, self.model, self.frozen)
+        self._remember_frozen()
+        for name in self.optimisers.keys() & set(networks or self.optimisers):
             state: dict[int, dict[str, Tensor]] = {}
             for key, value in _under(tensors, f"optimiser.{name}.").items():
                 index, slot = key.split(".", 1)
@@ -231,18 +265,36 @@ class Trainer:
         self.ema.n_averaged.fill_(numbers["averaged"])
 
     @property
-    def averaged(self) -> GenerativeModel:
+    def averaged(self) -> T:
         """The model with averaged weights."""
         return self.ema.module  # pyright: ignore[reportReturnType]
 
 
-def network_tensors(model: GenerativeModel) -> dict[str, Tensor]:
+def _divide(
+    networks: dict[str, nn.Module], frozen: Collection[str]
+) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
+    """The networks that are trained, and the frozen ones."""
+    unknown = sorted(set(frozen) - networks.keys())
+    if unknown:
+        raise ValueError(f"frozen: the model has no network {unknown[0]!r}; it has {', '.join(networks)}")
+    trained = {name: network for name, network in networks.items() if name not in frozen}
+    if frozen and not trained:
+        raise ValueError(f"frozen: {', '.join(networks)} are all the networks of the model; leave one to train")
+    return trained, {name: network for name, network in networks.items() if name in frozen}
+
+
+def _adamw(network: nn.Module, settings: AdamW) -> torch.optim.AdamW:
+    betas = (settings.beta_1, settings.beta_2)
+    return torch.optim.AdamW(network.parameters(), lr=settings.lr, betas=betas, weight_decay=settings.weight_decay)
+
+
+def network_tensors(model: Trainable) -> dict[str, Tensor]:
     """The state of the model's networks, 'network.tensor' -> tensor."""
     networks = model.networks().items()
     return {f"{name}.{key}": value for name, network in networks for key, value in network.state_dict().items()}
 
 
-def load_networks(model: GenerativeModel, tensors: dict[str, Tensor], networks: Collection[str] = ()) -> None:
+def load_networks(model: Trainable, tensors: dict[str, Tensor], networks: Collection[str] = ()) -> None:
     """Loads what `network_tensors` gave; () means every network.
 
     Raises:

@@ -8,7 +8,7 @@ FFJORD         a learned drift without noise (`ffjord`)
 
 from __future__ import annotations
 
-from indm_core.model.base import GenerativeModel, LinearModel, Losses, Node
+from indm_core.model.base import GenerativeModel, LinearModel, Losses, Node, Trainable
 from indm_core.model.diffflow import DiffFlow
 from indm_core.model.dinof import DiNof
 from indm_core.model.ffjord import FFJORD
@@ -26,4 +26,5 @@ __all__ = [
     "Losses",
     "Node",
     "ScoreModel",
+    "Trainable",
 ]

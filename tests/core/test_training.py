@@ -7,11 +7,12 @@ import math
 
 import pytest
 import torch
-from problems import SmallBackbone, randn, rng
+from problems import Affine, SmallBackbone, randn, rng
 from torch import Tensor, nn
 
 from indm_core.flow import ActNorm, Glow, Identity, ResFlow
-from indm_core.model import INDM
+from indm_core.likelihood import nelbo
+from indm_core.model import INDM, DiffFlow
 from indm_core.sde import VP
 from indm_core.training import AdamW, NonFiniteLossError, Trainer, load_networks, network_tensors, step_seed
 
@@ -319,3 +320,135 @@ def test_warm_up_raises_the_rate_linearly():
         rates.append([optimiser.param_groups[0]["lr"] for optimiser in trainer.optimisers.values()])
     assert [score for score, _ in rates] == pytest.approx([0.025, 0.05, 0.075, 0.1, 0.1, 0.1])
     assert {flow for _, flow in rates} == {0.3}
+
+
+def of(tensors: dict[str, Tensor], network: str) -> dict[str, Tensor]:
+    """The model's tensors of a network, and those of its average."""
+    return {key: value for key, value in tensors.items() if key.startswith((f"model.{network}.", f"ema.{network}."))}
+
+
+@pytest.mark.parametrize("frozen", ["score", "flow"])
+def test_a_frozen_network_keeps_its_bits_while_the_other_trains(frozen):
+    other = {"score": "flow", "flow": "score"}[frozen]
+    trainer = Trainer(make(), {other: AdamW(lr=3e-2)}, frozen=[frozen], ema_decay=0.9)
+    before, _ = snapshot(trainer)
+    losses = train(trainer, range(60))
+    after, _ = snapshot(trainer)
+    assert_same(of(before, frozen), of(after, frozen))
+    for key in (key for key in after if key.startswith(f"model.{frozen}.")):
+        assert torch.equal(after[key], after[key.replace("model.", "ema.", 1)])
+    assert any(not torch.equal(before[key], after[key]) for key in of(before, other))
+    assert sum(losses[-10:]) < sum(losses[:10])
+    assert not any(key.startswith(f"optimiser.{frozen}.") for key in after)
+    assert trainer.step([(randn(4, D), None)], rng(0)).gradient_norms.keys() == {other}
+
+
+@pytest.mark.parametrize("mode", ["nll", "fid"])
+def test_the_gradient_passes_through_a_frozen_score(mode):
+    """The flow takes the step that it takes beside a score that trains."""
+    both, alone = (Trainer(make(mode=mode), OPTIMISERS, frozen=names) for names in ((), ("score",)))
+    norms = [trainer.step([(randn(16, D), None)], rng(0)).gradient_norms for trainer in (both, alone)]
+    assert norms[0]["flow"] == norms[1]["flow"] > 0
+    flows = [trainer.model.flow.state_dict() for trainer in (both, alone)]
+    parameters = dict(both.model.flow.named_parameters())
+    assert all(torch.allclose(flows[0][name], flows[1][name], rtol=1e-9, atol=1e-12) for name in parameters)
+
+
+@pytest.mark.parametrize("frozen", ["score", "flow"])
+def test_a_run_with_a_frozen_network_is_resumed_bit_for_bit(frozen):
+    def started(shift: float) -> Trainer[INDM]:
+        """From weights at which the power iterations of the flow's layers have a way to go."""
+        model = make()
+        with torch.no_grad():
+            for seed, p in enumerate(model.parameters()):
+                p += shift * randn(*p.shape, seed=seed)
+        return Trainer(model, OPTIMISERS, frozen=[frozen])
+
+    straight, first, resumed = started(0.5), started(0.5), started(2.0)
+    losses = train(straight, range(7))
+    train(first, range(3))
+    resumed.load(*snapshot(first))
+    assert train(resumed, range(3, 7)) == losses[3:]
+    assert_same(snapshot(resumed)[0], snapshot(straight)[0])
+
+
+def test_a_frozen_score_is_the_average_of_the_run_that_it_comes_from():
+    linear = Trainer(make(flow=False), OPTIMISERS, ema_decay=0.9)
+    train(linear, range(5))
+    tensors, numbers = snapshot(linear)
+    joint = Trainer(make(), OPTIMISERS, frozen=["score"])
+    joint.load(tensors, numbers, networks=["score"])
+    train(joint, range(5, 8))
+    after, _ = snapshot(joint)
+    for key in (key for key in tensors if key.startswith("ema.score.")):
+        assert torch.equal(after[key], tensors[key])
+        assert torch.equal(after[key.replace("ema.", "model.", 1)], tensors[key])
+
+
+@pytest.mark.parametrize("frozen", ["drift", "score"])
+def test_one_network_of_a_diffflow_trains_by_the_adjoint(frozen):
+    model = DiffFlow(SmallBackbone(D, seed=1), SmallBackbone(D, seed=5), shape=(D,), schedule=((0, 4),)).double()
+    trainer = Trainer(model, {"drift": AdamW(), "score": AdamW()}, frozen=[frozen])
+    before, _ = snapshot(trainer)
+    train(trainer, range(2))
+    after, _ = snapshot(trainer)
+    assert {key.split(".")[1] for key in before if not torch.equal(before[key], after[key])} == {"drift", "score"} - {
+        frozen
+    }
+
+
+def test_what_cannot_be_frozen_is_refused():
+    with pytest.raises(ValueError, match=r"no network 'scor'; it has score, flow"):
+        Trainer(make(), OPTIMISERS, frozen=["scor"])
+    with pytest.raises(ValueError, match="score, flow are all the networks of the model; leave one to train"):
+        Trainer(make(), OPTIMISERS, frozen=["flow", "score"])
+    pretraining = Trainer(make(pretrain_steps=2), OPTIMISERS, frozen=["score"])
+    with pytest.raises(ValueError, match="the phase 'pretraining' trains no network but score"):
+        train(pretraining, range(1))
+
+
+class StationaryNoise(nn.Module):
+    """eps_hat = gain R_t^T u: with gain = 1 the score is -u, that of N(0, I), which the VP diffusion leaves as it is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(()))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.gain * VP().sigma(t.double()).unsqueeze(-1) * x
+
+
+def test_a_flow_trained_against_a_fixed_score_in_s_sol_reaches_the_entropy():
+    """Theorems 2 and 3 for x ~ N(m, L L^T), a linear flow and the score of N(0, I).
+
+    NELBO = -log p(x) on average for every flow, the gap being 0; and the best flow makes the latents N(0, I), where that is
+    the entropy of x.
+    """
+    m, L = torch.tensor([1.0, -2.0]).double(), torch.tensor([[1.0, 0.0], [0.6, 0.5]]).double()
+    flow = Affine(torch.eye(D, dtype=torch.float64), torch.zeros(D, dtype=torch.float64))
+    model = INDM(flow, StationaryNoise(), VP(), shape=(D,)).double()
+    entropy = 0.5 * D * math.log(2 * math.pi * math.e) + float(L.logdet())
+
+    @torch.no_grad()
+    def excess(model: INDM) -> float:
+        """KL(N(A m + b, A C A^T) | N(0, I)) = E[-log p(x)] - entropy, nats."""
+        (z,), root = model.flow(m[None])[0], model.flow.A @ L
+        return float(0.5 * (root.square().sum() + z.square().sum() - D) - torch.linalg.slogdet(root).logabsdet)
+
+    def bound(model: INDM) -> tuple[float, float]:
+        """E[NELBO] and its standard error, nats."""
+        x = m + randn(8000, D, seed=1) @ L.T
+        values = nelbo(model.eval(), x, residual=False, num_draws=32, generator=rng(1))
+        return float(values.mean()), float(values.std() / len(values) ** 0.5)
+
+    value, error = bound(model)
+    assert abs(value - entropy - excess(model)) < 5 * error < 0.1 * excess(model)
+    for rows, lr in ((512, 0.1), (2048, 0.01)):
+        settings = AdamW(lr=lr, beta_2=0.999, weight_decay=0.0, clip=100.0)
+        trainer = Trainer(model, {"flow": settings}, frozen=["score"], ema_decay=0.97)
+        for step in range(100):
+            trainer.step([(m + randn(rows, D, seed=step) @ L.T, None)], rng(step))
+    value, error = bound(trainer.averaged)
+    assert abs(value - entropy) < 5 * error
+    assert excess(trainer.averaged) < error
+    assert float(trainer.averaged.score_model.backbone.gain) == 1
