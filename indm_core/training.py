@@ -33,7 +33,16 @@ from torch.optim.swa_utils import AveragedModel
 
 from indm_core.model import Losses, Trainable
 
-__all__ = ["AdamW", "NonFiniteLossError", "StepReport", "Trainer", "load_networks", "network_tensors", "step_seed"]
+__all__ = [
+    "AdamW",
+    "NonFiniteLossError",
+    "StepReport",
+    "Trainer",
+    "check_frozen",
+    "load_networks",
+    "network_tensors",
+    "step_seed",
+]
 
 T = TypeVar("T", bound=Trainable)
 
@@ -115,7 +124,10 @@ class Trainer(Generic[T]):
         wrap: Callable[[T], nn.Module] = lambda model: model,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ) -> None:
-        trained, self.frozen = _divide(model.networks(), frozen)
+        networks = model.networks()
+        check_frozen(networks, frozen)
+        self.frozen = {name: network for name, network in networks.items() if name in frozen}
+        trained = {name: network for name, network in networks.items() if name not in frozen}
         missing = set(trained) - set(optimisers)
         if missing:
             raise ValueError(f"optimisers: no settings for {sorted(missing)}; given are {sorted(optimisers)}")
@@ -270,17 +282,17 @@ class Trainer(Generic[T]):
         return self.ema.module  # pyright: ignore[reportReturnType]
 
 
-def _divide(
-    networks: dict[str, nn.Module], frozen: Collection[str]
-) -> tuple[dict[str, nn.Module], dict[str, nn.Module]]:
-    """The networks that are trained, and the frozen ones."""
-    unknown = sorted(set(frozen) - networks.keys())
+def check_frozen(networks: Collection[str], frozen: Collection[str]) -> None:
+    """Whether some of a model's networks can be frozen.
+
+    Raises:
+        ValueError: one that the model does not have, or all that it has.
+    """
+    unknown = sorted(set(frozen) - set(networks))
     if unknown:
         raise ValueError(f"frozen: the model has no network {unknown[0]!r}; it has {', '.join(networks)}")
-    trained = {name: network for name, network in networks.items() if name not in frozen}
-    if frozen and not trained:
+    if frozen and set(networks) == set(frozen):
         raise ValueError(f"frozen: {', '.join(networks)} are all the networks of the model; leave one to train")
-    return trained, {name: network for name, network in networks.items() if name in frozen}
 
 
 def _adamw(network: nn.Module, settings: AdamW) -> torch.optim.AdamW:

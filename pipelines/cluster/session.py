@@ -12,7 +12,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
 
-__all__ = ["Refusals", "check_resources", "connect"]
+__all__ = ["check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
@@ -51,19 +51,6 @@ def _address() -> str:
     joined, because it ends with that program."""
     started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
     return os.environ.get("RAY_ADDRESS") or (started.read_text(encoding="utf-8").strip() if started.is_file() else "")
-
-
-class Refusals:
-    """An actor's work: what workers refused, kept beyond the end of their group."""
-
-    def __init__(self) -> None:
-        self.refusals: list[dict[str, str]] = []
-
-    def add(self, refusal: dict[str, str]) -> None:
-        self.refusals.append(refusal)
-
-    def all(self) -> list[dict[str, str]]:
-        return self.refusals
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:

@@ -38,6 +38,7 @@ class Train:
         batch_size: Rows per step over all workers.
         accumulate: Micro-batches that a worker splits its share into.
         optimisers: By network: learning rate, betas, weight decay, gradient clip.
+        frozen: Networks that are not trained; with --start-from they are the averaged ones of the checkpoint.
         ema_decay: Decay of the averaged weights.
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
         precision: fp32, or bf16 autocast of the networks.
@@ -52,6 +53,7 @@ class Train:
     batch_size: int = 128
     accumulate: int = 1
     optimisers: dict[str, AdamW] = field(default_factory=lambda: {"score": AdamW(lr=2e-4), "flow": AdamW(lr=1e-3)})
+    frozen: tuple[str, ...] = ()
     ema_decay: float = 0.9999
     ema_ramp: bool = True
     precision: Literal["fp32", "bf16"] = "fp32"

@@ -99,8 +99,8 @@ def _drawings(runs: Sequence[Run], out: Path, images: int) -> list[Drawing]:
         for file, title in (("samples.png", "Samples"), ("compare.png", "Samplers")):
             if (run.directory / file).is_file():
                 found.append(Drawing(run.directory / file, f"{title} of {run.name}", ""))
-    series = {run.name: [r for r in read_metrics(run.directory) if "nelbo" in r] for run in runs}
-    unit = next((r["unit"] for records in series.values() for r in records), "")
+    series = {run.name: [r for r in read_metrics(run.directory) if "nelbo" in r.terms] for run in runs}
+    unit = next((r.unit for records in series.values() for r in records), "")
     if any(series.values()):
         learning_curve(series, unit, out / "learning_curve.png")
         found.append(

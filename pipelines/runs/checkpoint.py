@@ -87,10 +87,10 @@ def _whole(directory: Path) -> bool:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the last checkpoint and the `keep` best by the NELBO in their state.json."""
+    """Removes all but the last checkpoint and the `keep` best by the NELBO in their state.json; of equal ones the newest."""
     found = checkpoints(run)
-    figures = {path: _nelbo(path) for path in found}
-    kept = {*sorted(found, key=figures.__getitem__)[:keep], *found[-1:]}
+    order = {path: (_nelbo(path), -position) for position, path in enumerate(found)}
+    kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-1:]}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)

@@ -2,26 +2,43 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from indm_core.training import step_seed
-from pipelines.config.run import RunConfig
+from pipelines.config.run import RunConfig, Train
 from pipelines.data.spec import DataSpec
 from pipelines.runs import checkpoint
+from pipelines.runs.record import Record, RecordReader
 
-__all__ = ["Job", "finished", "read_metrics"]
+__all__ = ["METRICS", "Job", "Training", "finished", "read_metrics"]
 
 
+METRICS = "metrics.jsonl"
 PARTNER = 2**31
 """In place of a rank: what tells the second data set's order from the first's."""
 
 
 @dataclass(frozen=True, kw_only=True)
+class Training:
+    """A training in its directory, whatever is trained there.
+
+    Args:
+        recipe: The recipe's name.
+        directory: Of the run.
+        train: For how many steps, how, and how often it logs, keeps checkpoints and draws.
+        start_from: A checkpoint of another run whose networks of the same name start this one; None starts afresh.
+    """
+
+    recipe: str
+    directory: Path
+    train: Train
+    start_from: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
-    """One run in its directory.
+    """The training of a model on a data set, in its directory.
 
     Args:
         run: The configuration.
@@ -39,27 +56,26 @@ class Job:
     partner: Path | None = None
     start_from: Path | None = None
 
+    @property
+    def training(self) -> Training:
+        """The job without its data and its model."""
+        train, recipe = self.run.train, self.run.recipe
+        return Training(recipe=recipe, directory=self.directory, train=train, start_from=self.start_from)
+
     def of_partner(self) -> Job:
         """The same run on the second data set, in an order of its own."""
         train = replace(self.run.train, seed=step_seed(self.run.train.seed, 0, PARTNER))
         return replace(self, run=replace(self.run, train=train), data=self.partner, partner=None)
 
 
-def finished(job: Job) -> bool:
+def finished(training: Training) -> bool:
     """Whether a run has taken its last step and its averaged weights are those of that step, not of a shorter run."""
-    weights, newest = job.directory / "model.safetensors", checkpoint.latest(job.directory)
-    if newest is None or int(newest.name.removeprefix("step-")) < job.run.train.steps or not weights.is_file():
+    weights, newest = training.directory / "model.safetensors", checkpoint.latest(training.directory)
+    if newest is None or int(newest.name.removeprefix("step-")) < training.train.steps or not weights.is_file():
         return False
     return weights.stat().st_mtime_ns >= (newest / checkpoint.STATE).stat().st_mtime_ns
 
 
-def read_metrics(directory: Path) -> list[dict[str, Any]]:
+def read_metrics(directory: Path) -> list[Record]:
     """The records of a run; a line that a kill cut short is left out."""
-    file = directory / "metrics.jsonl"
-    records = []
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else []:
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
-    return records
+    return RecordReader(directory / METRICS).read()

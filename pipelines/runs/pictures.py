@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indm_core.likelihood import quantise
 from pipelines.data.spec import DataSpec
+from pipelines.runs.record import Record
 
 __all__ = ["figure_of", "image_grid", "learning_curve", "lines", "pixels", "save_levels", "save_samples"]
 
@@ -62,18 +63,25 @@ def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
     figure.savefig(file, dpi=120, bbox_inches="tight")
 
 
-def learning_curve(series: Mapping[str, Sequence[dict[str, Any]]], unit: str, file: Path) -> None:
-    """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training."""
+def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path) -> None:
+    """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training.
+
+    Args:
+        series: By run, its records that have a NELBO.
+        unit: Of the NELBO.
+        file: The picture.
+    """
     figure = figure_of(7, 4)
     axes = figure.add_subplot()
     for name, records in series.items():
-        (line,) = axes.plot([r["step"] for r in records], [r["nelbo"] for r in records], label=name, linewidth=1.2)
-        joint = [r["step"] for r in records if r["phase"] != "pretraining"]
+        steps, bounds = [r.step for r in records], [r.terms["nelbo"] for r in records]
+        (line,) = axes.plot(steps, bounds, label=name, linewidth=1.2)
+        joint = [r.step for r in records if r.phase != "pretraining"]
         if joint and len(joint) < len(records):
             axes.axvline(joint[0], linestyle=":", color=line.get_color(), linewidth=1)
     axes.set_xlabel("step")
     axes.set_ylabel(f"training NELBO ({unit})")
-    finite = [r["nelbo"] for records in series.values() for r in records if math.isfinite(r["nelbo"])]
+    finite = [r.terms["nelbo"] for records in series.values() for r in records if math.isfinite(r.terms["nelbo"])]
     if finite:
         low, high = min(finite), float(np.quantile(finite, 0.9))
         axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)

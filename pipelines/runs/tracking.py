@@ -14,7 +14,6 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("GIT_PYTHON_REFRESH", "quiet")
@@ -30,6 +29,8 @@ from pipelines.config.cli import options
 from pipelines.data.card import load_card
 from pipelines.runs.catalogue import Kept, inputs, run_id, source_tags
 from pipelines.runs.job import Job
+from pipelines.runs.record import Record
+from pipelines.storage.files import write_text
 
 __all__ = ["EXPERIMENT", "OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
 
@@ -114,27 +115,27 @@ def _attempt(action: Callable[[], None], uri: str, aloud: bool) -> bool:
 
 
 class RunLog:
-    """Writes one job's figures and pictures to its MLflow run.
+    """Writes the figures and pictures of a run to its MLflow run.
 
     Args:
-        job: Whose RUN/mlflow.json names the run.
+        directory: Of the run, whose mlflow.json names the MLflow run.
         uri: Of the store.
         system_metrics: Whether this process's machine (CPU, memory, GPU) is sampled into the run while the log is open.
     """
 
-    def __init__(self, job: Job, uri: str, system_metrics: bool = False) -> None:
-        self.run_id = run_id(job.directory)
+    def __init__(self, directory: Path, uri: str, system_metrics: bool = False) -> None:
+        self.run_id = run_id(directory)
         self.client = MlflowClient(uri)
         self.active = system_metrics
         if system_metrics:
             mlflow.set_tracking_uri(uri)
             mlflow.start_run(run_id=self.run_id, log_system_metrics=True)
 
-    def record(self, record: dict[str, Any], step: int) -> None:
+    def record(self, record: Record) -> None:
         """Every number of a record as a metric, in one call."""
         now = int(time.time() * 1000)
-        numbers = {k: v for k, v in record.items() if isinstance(v, int | float) and k != "step"}
-        self.client.log_batch(self.run_id, metrics=[Metric(k, float(v), now, step) for k, v in numbers.items()])
+        metrics = [Metric(name, float(value), now, record.step) for name, value in record.figures().items()]
+        self.client.log_batch(self.run_id, metrics=metrics)
 
     def artifact(self, file: Path, folder: str | None = None) -> None:
         """A file (a picture, a table, a model's safetensors) of the run."""
@@ -149,7 +150,7 @@ class RunLog:
 
 
 class OpenLogs:
-    """The log of the job that is being trained, with its machine's metrics; a context manager that closes it.
+    """The log of the run that is being trained, with its machine's metrics; a context manager that closes it.
 
     Args:
         uri: Of the store.
@@ -160,17 +161,17 @@ class OpenLogs:
         self.open: dict[Path, RunLog] = {}
         self.failed = False
 
-    def write(self, job: Job, entry: Callable[[RunLog], None]) -> None:
-        """Writes to the job's log. A store that does not answer is said once; training does not wait for it, and
+    def write(self, directory: Path, entry: Callable[[RunLog], None]) -> None:
+        """Writes to a run's log. A store that does not answer is said once; training does not wait for it, and
         RUN/metrics.jsonl has every figure."""
-        self.failed = not _attempt(lambda: entry(self._of(job)), self.uri, aloud=not self.failed)
+        self.failed = not _attempt(lambda: entry(self._of(directory)), self.uri, aloud=not self.failed)
 
-    def _of(self, job: Job) -> RunLog:
-        """The job's log; that of the job before it is closed."""
-        if job.directory not in self.open:
+    def _of(self, directory: Path) -> RunLog:
+        """The run's log; that of the run before it is closed."""
+        if directory not in self.open:
             self._close()
-            self.open = {job.directory: RunLog(job, self.uri, system_metrics=True)}
-        return self.open[job.directory]
+            self.open = {directory: RunLog(directory, self.uri, system_metrics=True)}
+        return self.open[directory]
 
     def __enter__(self) -> OpenLogs:
         return self

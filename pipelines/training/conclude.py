@@ -37,11 +37,10 @@ BRIEF_SETTINGS = Settings(
 
 def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     """Draws the learning curves, measures the runs together (once) and prints the table and where everything lies."""
-    series = {job.directory.name: read_metrics(job.directory) for job in jobs}
-    unit = next((r["unit"] for records in series.values() for r in records if "unit" in r), "")
-    shown = {name: [r for r in records if "nelbo" in r] for name, records in series.items()}
+    series = {job.directory.name: [r for r in read_metrics(job.directory) if "nelbo" in r.terms] for job in jobs}
+    unit = next((r.unit for records in series.values() for r in records), "")
     for job in jobs:
-        learning_curve(shown, unit, job.directory / "learning_curve.png")
+        learning_curve(series, unit, job.directory / "learning_curve.png")
     runs = [job.directory for job in jobs]
     if measure:
         document = _measured_already(runs)
@@ -62,7 +61,7 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
 
 def _keep(job: Job, root: Path) -> None:
     """The learning curve and the model in the job's MLflow run, which is finished by this."""
-    run_log = tracking.RunLog(job, tracking.tracking_uri(root))
+    run_log = tracking.RunLog(job.directory, tracking.tracking_uri(root))
     run_log.artifact(job.directory / "learning_curve.png")
     for file in ("config.json", "model.safetensors"):
         run_log.artifact(job.directory / file, "model")

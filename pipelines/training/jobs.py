@@ -7,6 +7,7 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from indm_core.training import check_frozen
 from pipelines.config.cli import nearest, options, with_values
 from pipelines.config.models import BridgeConfig
 from pipelines.config.run import RunConfig
@@ -45,6 +46,8 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     run = replace(run, data=replace(run.data, source=_absolute(run.data.source), partner=_absolute(run.data.partner)))
     card = load_card(data)
     spec = DataSpec.of(card)
+    if train.frozen:
+        check_frozen(run.model.build(spec).networks().keys(), train.frozen)
     rows = card.split("train").count
     if train.batch_size > rows:
         raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
@@ -117,6 +120,12 @@ def _start(given: str, steps: int) -> Path | None:
 
 def _baseline(name: str, run: RunConfig) -> RunConfig:
     """A baseline with the run's data and training; what the two recipes have in common stays so after the overrides."""
+    if run.train.frozen:
+        frozen = ",".join(run.train.frozen)
+        raise ValueError(f"frozen={frozen}: a baseline trains all its networks; freeze none, or take no baseline")
+    if run.train.frozen:
+        frozen = ",".join(run.train.frozen)
+        raise ValueError(f'frozen={frozen}: a baseline trains all its networks; give --baseline "", or freeze none')
     other = replace(RECIPES[name](), data=run.data, train=run.train)
     theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, RECIPES[run.recipe]()))
     common = {path for path in theirs.keys() & before.keys() if theirs[path] == before[path]}

@@ -10,26 +10,28 @@ from indm_core.training import NonFiniteLossError
 __all__ = ["FAULTS", "REFUSED", "Launch"]
 
 REFUSED = (ValueError, ConvergenceError, NonFiniteLossError)
-"""What a worker does not try again."""
+"""Errors of the input: a worker reports them and does not try again."""
 FAULTS = (*REFUSED, OSError)
-"""What is told in one line."""
+"""Errors that the user is told in one line, without a stack trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """Where and how a run is carried out; nothing here changes its numbers but for the noise of the ranks.
+    """Where and how a run is carried out.
+
+    Of all this only the number of workers changes a run's numbers, because each worker draws its own noise.
 
     Args:
         name: Directory of the run under the output directory; the recipe's name where it is empty.
         out: Output directory; else $INDM_RUNS, else runs/ in the clone.
         local: Train in this process, without Ray and MLflow.
         workers: Ray Train workers; the batch is divided among them.
-        min_workers: Fewer workers to go on with when machines leave, and to grow from; 0 keeps the number fixed.
+        min_workers: Workers that are enough to train when machines leave, up to `workers` when they come back; 0: always all.
         cpus_per_worker: Logical CPUs of a worker.
         threads: Threads of a worker; 0 shares the machine's cores among its workers.
         gpu: auto, true or false: whether workers get a GPU each.
-        max_failures: Restarts from the last checkpoint after a worker is lost.
-        baseline: A second recipe trained after the first from its pre-training, in the same workers, for comparison.
+        max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
+        baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
         start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run.
         evaluate: Measure the trained models briefly and print the table.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.

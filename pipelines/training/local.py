@@ -8,8 +8,8 @@ from dataclasses import replace
 import torch
 
 from pipelines.runs.job import Job, finished
+from pipelines.training.dataset import run_job
 from pipelines.training.launch import Launch
-from pipelines.training.loop import run_job
 from pipelines.training.progress import show
 from pipelines.training.session import Session
 from pipelines.training.stream import local_rows
@@ -18,9 +18,13 @@ __all__ = ["train_local"]
 
 
 def train_local(jobs: Sequence[Job], launch: Launch) -> None:
-    """Trains in this process: the same loop with one rank."""
+    """Trains the jobs one after the other in this process: the same loop as on a cluster, with one rank.
+
+    Raises:
+        ValueError: several workers, a GPU that is not there, or what a training refuses.
+    """
     if launch.workers > 1:
-        raise ValueError(f"workers={launch.workers}: --local is one process; leave --local away for several")
+        raise ValueError(f"workers={launch.workers}: --local is one process; several workers train without --local")
     if launch.threads:
         torch.set_num_threads(launch.threads)
     use_gpu = torch.cuda.is_available() and launch.gpu != "false"
@@ -30,22 +34,21 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
         rank=0,
         world=1,
         device=torch.device("cuda" if use_gpu else "cpu"),
-        rows=local_rows,
         average=lambda vector: vector,
         agree=lambda value: value,
         wrap=lambda model: model,
-        publish=lambda job, record: show(job, record),
-        publish_picture=lambda job, file: None,
-        checkpointed=lambda job, place, record: None,
+        publish=show,
+        publish_picture=lambda training, file: None,
+        checkpointed=lambda training, place, record: None,
     )
     for job in jobs:
-        if finished(job):
+        if finished(job.training):
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-        run_job(_drawable(job), session)
+        run_job(_drawable(job), local_rows, session)
 
 
 def _drawable(job: Job) -> Job:
-    """The job, without sample pictures where what draws them is not installed."""
+    """The job; without sample pictures where the packages that draw them are not installed."""
     if job.run.train.sample_every:
         try:
             import pipelines.runs.pictures  # noqa: F401

@@ -1,4 +1,7 @@
-"""Training by Ray Train workers: the driver's side."""
+"""Training by Ray Train workers: the driver's side.
+
+`build_trainer` makes the group of workers, `fit` runs it. A parameter search takes the first with callbacks of its own.
+"""
 
 from __future__ import annotations
 
@@ -11,20 +14,20 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import ray
-from ray.train import FailureConfig, ScalingConfig
+from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.cluster.session import Refusals, check_resources, connect
+from pipelines.cluster.session import check_resources, connect
 from pipelines.runs import tracking
 from pipelines.runs.job import Job, finished
 from pipelines.training.launch import Launch
 from pipelines.training.progress import Ticker
 from pipelines.training.ray_stream import READ_CPUS
-from pipelines.training.worker import train_worker
+from pipelines.training.worker import Assignment, Outcome, Refusals, train_worker
 
-__all__ = ["train_on_ray"]
+__all__ = ["build_trainer", "fit", "train_on_ray"]
 
 
 def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
@@ -33,7 +36,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
     Raises:
         ValueError: what a worker refused, or more workers than the cluster can give.
     """
-    if all(finished(job) for job in jobs):
+    if all(finished(job.training) for job in jobs):
         for job in jobs:
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
         return
@@ -43,20 +46,41 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
         opened = aside.submit(lambda: [tracking.open_run(job, root) for job in jobs])
         print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
-    use_gpu = launch.gpu == "true" or (launch.gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers)
-    check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, use_gpu)
-    with Ticker(jobs):
-        _fit(jobs, launch, root, use_gpu)
+    check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
+    trainer = build_trainer(jobs, launch, root)
+    with Ticker([job.training for job in jobs]):
+        outcome = fit(trainer)
+    if outcome.refusal and launch.traceback:
+        print(outcome.refusal.trace, file=sys.stderr)
+    if outcome.refusal:
+        raise ValueError(outcome.refusal.reason)
 
 
-def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None:
-    refusals = ray.remote(num_cpus=0)(Refusals).remote()
-    variables = tracking.environment(root)
+def build_trainer(
+    jobs: Sequence[Job],
+    launch: Launch,
+    root: Path,
+    *,
+    callbacks: Sequence[UserCallback] = (),
+    name: str | None = None,
+) -> TorchTrainer:
+    """A group of workers that trains the jobs one after the other, in the Ray session that is there.
+
+    Args:
+        jobs: Checked by `jobs_for`; each has its MLflow run (`tracking.open_run`).
+        launch: How many workers, and what each is given.
+        root: The output directory; what Ray keeps of the group lies in root/ray.
+        callbacks: Of Ray Train: what is told of the group's start, its reports and its end.
+        name: Of the group, used once; the first job's name and the time where it is None.
+    """
+    use_gpu, variables = _uses_gpus(launch), tracking.environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
-    trainer = TorchTrainer(
+    refusals = ray.remote(num_cpus=0)(Refusals).remote()
+    assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, refusals=refusals)
+    return TorchTrainer(
         train_worker,
-        train_loop_config={"jobs": list(jobs), "threads": launch.threads, "refusals": refusals},
+        train_loop_config={"assignment": assignment},
         torch_config=TorchConfig(backend="nccl" if use_gpu else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=(launch.min_workers, launch.workers) if launch.min_workers else launch.workers,
@@ -64,20 +88,30 @@ def _fit(jobs: Sequence[Job], launch: Launch, root: Path, use_gpu: bool) -> None
             resources_per_worker={"CPU": launch.cpus_per_worker} | ({"GPU": 1} if use_gpu else {}),
         ),
         run_config=RayRunConfig(
-            name=f"{jobs[0].directory.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
+            name=name or f"{jobs[0].directory.name}-{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}",
             storage_path=str(root / "ray"),
             failure_config=FailureConfig(max_failures=launch.max_failures),
+            callbacks=list(callbacks),
             worker_runtime_env={"env_vars": variables},
         ),
     )
+
+
+def fit(trainer: TorchTrainer) -> Outcome:
+    """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows.
+
+    Raises:
+        ValueError: workers failed more often than that; the message has the cause.
+    """
     try:
-        refused = trainer.fit().return_value or {}
+        return trainer.fit().return_value or Outcome()
     except TrainingFailedError as error:
         raise ValueError(f"training stopped: {_cause(error)}; the same command goes on") from error
-    if refused and launch.traceback:
-        print(refused["trace"], file=sys.stderr)
-    if refused:
-        raise ValueError(refused["reason"])
+
+
+def _uses_gpus(launch: Launch) -> bool:
+    """Whether each worker gets a GPU: as `launch` says, or, for auto, where the cluster has enough of them."""
+    return launch.gpu == "true" or (launch.gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers)
 
 
 def _cause(error: BaseException) -> str:

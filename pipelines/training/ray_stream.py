@@ -18,8 +18,7 @@ import ray
 from ray.exceptions import RayError
 
 from pipelines.runs.job import Job
-from pipelines.training.session import Rows
-from pipelines.training.stream import read_task, tasks
+from pipelines.training.stream import Rows, read_task, tasks
 
 __all__ = ["READ_CPUS", "ray_rows"]
 

@@ -1,23 +1,47 @@
-"""What the surroundings give to the training loop."""
+"""What the training loop is given: by its surroundings (`Session`), and by what is trained (`Work`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from indm_core.model import GenerativeModel
-from pipelines.runs.job import Job
+from indm_core.model import Trainable
+from pipelines.runs.job import Training
+from pipelines.runs.record import Record, Unit
 
-__all__ = ["Rows", "Session"]
+__all__ = ["Batch", "Session", "Work"]
+
+T = TypeVar("T", bound=Trainable)
+Batch = Callable[[torch.Generator], Sequence[tuple[Any, Tensor | None]]]
+"""A step's batch: given the step's noise, this rank's micro-batches (x, y) on its device."""
 
 
-Rows = dict[str, np.ndarray]
+@dataclass(frozen=True, kw_only=True)
+class Work(Generic[T]):
+    """What is trained: a model on a data set, or a sampler that needs none.
+
+    Args:
+        training: The directory, and how it is trained.
+        build: Makes what is trained. The loop seeds the global generator before, so that the weights follow from the seed.
+        batches: batches(step) -> the batches of that step and of the steps after it.
+        unit: Of the terms of the losses.
+        write_config: Writes what the run's model is rebuilt from.
+        draw: draw(averaged model, file): a picture of what it has learned.
+        shared_steps: Steps at the start after which the networks are kept in RUN/pretrained; 0 for none.
+    """
+
+    training: Training
+    build: Callable[[], T]
+    batches: Callable[[int], Iterator[Batch]]
+    unit: Unit
+    write_config: Callable[[], None]
+    draw: Callable[[T, Path], None]
+    shared_steps: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,22 +51,20 @@ class Session:
     Args:
         rank, world: Of this worker.
         device: That it computes on.
-        rows: rows(job, first_row) -> this rank's rows {x, label} in chunks of its share of a batch, from a row of the run on.
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
         wrap: Wraps the model for gradient averaging.
-        publish: Called on rank 0 with (job, record) for every record.
-        publish_picture: Called on rank 0 with (job, file) for every picture.
-        checkpointed: Called on every rank with (job, directory, record) after each checkpoint.
+        publish: Called on rank 0 with (training, record) for every record.
+        publish_picture: Called on rank 0 with (training, file) for every picture.
+        checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
     """
 
     rank: int
     world: int
     device: torch.device
-    rows: Callable[[Job, int], Iterator[Rows]]
     average: Callable[[Tensor], Tensor]
     agree: Callable[[Any], Any]
-    wrap: Callable[[GenerativeModel], nn.Module]
-    publish: Callable[[Job, dict[str, Any]], None]
-    publish_picture: Callable[[Job, Path], None]
-    checkpointed: Callable[[Job, Path, dict[str, Any]], None]
+    wrap: Callable[[Trainable], nn.Module]
+    publish: Callable[[Training, Record], None]
+    publish_picture: Callable[[Training, Path], None]
+    checkpointed: Callable[[Training, Path, Record], None]

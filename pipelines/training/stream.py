@@ -8,7 +8,7 @@ what the rank trains on.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,10 +18,13 @@ from pipelines.data.card import Card, load_card
 from pipelines.data.order import EpochPlan, Window, fitting_window
 from pipelines.data.shards import read_window
 from pipelines.runs.job import Job
-from pipelines.training.session import Rows
 
-__all__ = ["in_shares", "local_rows", "read_task", "tasks"]
+__all__ = ["RowStream", "Rows", "in_shares", "local_rows", "read_task", "tasks"]
 
+Rows = dict[str, np.ndarray]
+"""Columns x, label and row of some rows of a data set."""
+RowStream = Callable[[Job, int], Iterator[Rows]]
+"""rows(job, first_row) -> this rank's rows from a row of the run on, in chunks of its share of a batch."""
 TASK_ROWS, TASK_BYTES = 32_768, 1 << 26
 
 

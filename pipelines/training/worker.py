@@ -1,10 +1,17 @@
-"""What every Ray Train worker runs."""
+"""What every Ray Train worker runs: the jobs, one after the other, each from its newest checkpoint.
+
+Ray starts a failed group of workers again, which is right for a machine that was lost and useless for input that was refused.
+A refusal is therefore returned, not raised, and is kept by an actor that outlives the group.
+"""
 
 from __future__ import annotations
 
 import os
 import time
 import traceback
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -14,52 +21,115 @@ import torch
 from ray.train.collective import broadcast_from_rank_zero
 
 from pipelines.runs import tracking
+from pipelines.runs.job import Job, Training
+from pipelines.runs.record import Record
+from pipelines.training.dataset import run_job
 from pipelines.training.launch import REFUSED
-from pipelines.training.loop import run_job
 from pipelines.training.ray_stream import ray_rows
 from pipelines.training.session import Session
 
-__all__ = ["train_worker"]
+__all__ = ["Assignment", "Outcome", "Refusal", "Refusals", "train_worker"]
 
 
 REFUSAL_SECONDS = 10.0
 
 
-def train_worker(config: dict[str, Any]) -> dict[str, str]:
-    """What every Ray Train worker runs; a refusal comes back as {reason, trace}, so that it is not tried again."""
-    refusals, context = config["refusals"], ray.train.get_context()
+@dataclass(frozen=True)
+class Refusal:
+    """What a worker does not try again.
+
+    Args:
+        reason: One line that names the culprit and the remedy.
+        trace: Where it came from.
+    """
+
+    reason: str
+    trace: str
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the workers ended: without a refusal every job has taken its last step."""
+
+    refusal: Refusal | None = None
+
+
+class Refusals:
+    """An actor's work: what workers refused, kept beyond the end of their group."""
+
+    def __init__(self) -> None:
+        self.refusals: list[Refusal] = []
+
+    def add(self, refusal: Refusal) -> None:
+        self.refusals.append(refusal)
+
+    def all(self) -> list[Refusal]:
+        return self.refusals
+
+
+@dataclass(frozen=True, kw_only=True)
+class Assignment:
+    """What a worker is told; it is pickled.
+
+    Args:
+        jobs: Trained one after the other.
+        threads: Of a worker; 0 shares the machine's cores among its workers.
+        refusals: Handle of the actor `Refusals`.
+    """
+
+    jobs: Sequence[Job]
+    threads: int
+    refusals: Any
+
+
+def train_worker(config: dict[str, Assignment]) -> Outcome:
+    """What every Ray Train worker runs.
+
+    Args:
+        config: The assignment, under the name "assignment": Ray passes nothing but a dict.
+    """
+    assignment, context = config["assignment"], ray.train.get_context()
+    refusals = assignment.refusals
     if refused := ray.get(refusals.all.remote()):  # by one of the workers before this one
-        return refused[0]
+        return Outcome(refused[0])
     rank, world = context.get_world_rank(), context.get_world_size()
-    torch.set_num_threads(config["threads"] or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
+    torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     with tracking.OpenLogs(os.environ["MLFLOW_TRACKING_URI"]) as logs:
         session = Session(
             rank=rank,
             world=world,
             device=device,
-            rows=lambda job, first_row: ray_rows(job, first_row, rank, world),
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
             wrap=lambda model: _wrapped(model, device, world),
-            publish=lambda job, record: logs.write(job, lambda log: log.record(record, record["step"])),
-            publish_picture=lambda job, file: logs.write(job, lambda log: log.artifact(file, "samples")),
-            checkpointed=lambda job, place, record: ray.train.report({"run": job.directory.name, **record}),
+            publish=lambda training, record: logs.write(training.directory, lambda log: log.record(record)),
+            publish_picture=lambda training, file: logs.write(
+                training.directory, lambda log: log.artifact(file, "samples")
+            ),
+            checkpointed=_report,
         )
         try:
-            for job in config["jobs"]:
-                run_job(job, session)
+            for job in assignment.jobs:
+                run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
         except REFUSED as error:
-            return _refused(refusals, world, error)
-    return {}
+            return Outcome(_refused(refusals, world, error))
+    return Outcome()
 
 
-def _refused(refusals: Any, world: int, error: Exception) -> dict[str, str]:
-    """A refusal that all workers share; one of this worker alone, for which the others wait, ends their group instead.
+def _report(training: Training, place: Path, record: Record) -> None:
+    """Tells Ray of a checkpoint, with the latest figures; the checkpoint's files stay where they are."""
+    ray.train.report({"run": training.directory.name, "step": record.step, "phase": record.phase, **record.figures()})
 
-    The group is started again, finds what was refused, and returns it.
+
+def _refused(refusals: Any, world: int, error: Exception) -> Refusal:
+    """Hands a refusal to the actor, and returns it if all workers have the same one.
+
+    Raises:
+        Exception: the error, where it is this worker's alone and the others wait for it. That ends the group; the group that
+            Ray starts in its place finds the refusal with the actor, and returns it.
     """
-    refusal = {"reason": " ".join(str(error).split()), "trace": "".join(traceback.format_exception(error))}
+    refusal = Refusal(" ".join(str(error).split()), "".join(traceback.format_exception(error)))
     ray.get(refusals.add.remote(refusal))
     deadline = time.monotonic() + REFUSAL_SECONDS
     while time.monotonic() < deadline:

@@ -1,0 +1,207 @@
+"""The records of a training: what each logging interval measured, and how metrics.jsonl keeps it.
+
+RUN/metrics.jsonl has one record a line, a flat JSON object:
+
+    step, phase     the interval's last optimiser step, and its training phase
+    nelbo, ...      the mean loss terms in `unit`, under their own names; absent where no step of the interval was finite
+    unit            bits/dim for dequantised data, nats/dim for continuous data
+    images_per_s, data_wait, eta_s, skipped
+    gradient_norm/NETWORK
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from indm_core.training import StepReport, Trainer
+
+__all__ = ["Meter", "Record", "RecordReader", "Unit"]
+
+WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "eta_s", "skipped")
+NORM = "gradient_norm/"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What a logging interval measured.
+
+    Args:
+        step: Its last optimiser step.
+        phase: Training phase.
+        terms: Mean loss terms by name, in `unit`; progress is read from the first. Empty where no step was finite.
+        unit: Of the terms; empty where there are none.
+        images_per_s: Rows (of a sampler: draws) per second, over all workers.
+        data_wait: Share of the time that steps waited for their batch, in [0, 1].
+        eta_s: Seconds to the last step, at this speed.
+        skipped: Steps skipped since the run began.
+        gradient_norms: Mean gradient norm of each trained network before clipping.
+    """
+
+    step: int
+    phase: str = ""
+    terms: Mapping[str, float] = field(default_factory=dict)
+    unit: str = ""
+    images_per_s: float = 0.0
+    data_wait: float = 0.0
+    eta_s: float = 0.0
+    skipped: int = 0
+    gradient_norms: Mapping[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """Every number but the step, under its name in metrics.jsonl."""
+        numbers = {name: getattr(self, name) for name in NUMBERS}
+        return {**self.terms, **numbers, **{NORM + name: norm for name, norm in self.gradient_norms.items()}}
+
+    def to_json(self) -> str:
+        """The record as a line of metrics.jsonl, without the end of the line."""
+        unit = {"unit": self.unit} if self.unit else {}
+        return json.dumps({"step": self.step, "phase": self.phase, **unit, **self.figures()})
+
+    @staticmethod
+    def from_json(line: str) -> Record:
+        """The inverse of `to_json`.
+
+        Raises:
+            ValueError: no record.
+        """
+        found = json.loads(line)
+        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+            raise ValueError(f"no record of a training: {line[:80]!r}")
+        own = {name: found.pop(name) for name in (*WORDS, *NUMBERS) if name in found}
+        norms = {name.removeprefix(NORM): found.pop(name) for name in list(found) if name.startswith(NORM)}
+        return Record(**own, terms=found, gradient_norms=norms)
+
+
+class RecordReader:
+    """Reads the records that a metrics.jsonl gains; a call costs what has been added since the call before.
+
+    A training that goes on from an earlier checkpoint writes the file anew. The reader notices that the line which it read last
+    is no longer in its place, and then begins at the file's start.
+
+    Args:
+        file: May be missing, and may be written at the same time.
+    """
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+        self._begin()
+
+    def _begin(self) -> None:
+        self.offset, self.line, self.last_step = 0, b"", 0
+
+    def read(self) -> list[Record]:
+        """The records after the ones that were read before, or all of them where the file was written anew.
+
+        `last_step` is then the step of the last record in the file, 0 where there is none. A last line without an end is still
+        being written, or was cut short by a kill: it is left for the next call.
+        """
+        try:
+            with self.file.open("rb") as stream:
+                stream.seek(self.offset - len(self.line))
+                if stream.read(len(self.line)) != self.line:
+                    self._begin()
+                    stream.seek(0)
+                added = stream.read()
+        except (FileNotFoundError, NotADirectoryError):
+            self._begin()
+            return []
+        lines = added[: added.rfind(b"\n") + 1].splitlines(keepends=True)
+        self.offset += sum(map(len, lines))
+        self.line = lines[-1] if lines else self.line
+        records = []
+        for line in lines:
+            try:
+                records.append(Record.from_json(line.decode("utf-8")))
+            except ValueError:  # cut short by a kill
+                continue
+        self.last_step = records[-1].step if records else self.last_step
+        return records
+
+
+@dataclass(frozen=True)
+class Unit:
+    """How the terms of the losses are shown.
+
+    Args:
+        name: Such as bits/dim.
+        of: of(name of a term, nats) -> its value in the unit.
+    """
+
+    name: str
+    of: Callable[[str, Tensor], float]
+
+
+class Meter:
+    """Sums over a logging interval; it does not wait for the device before the interval's end.
+
+    Args:
+        batch_size: Rows of a step over all workers.
+        steps: Of the whole run.
+        unit: Of the terms.
+        average: The mean of a vector over the ranks.
+        begun: Steps that were taken before.
+    """
+
+    def __init__(
+        self, *, batch_size: int, steps: int, unit: Unit, average: Callable[[Tensor], Tensor], begun: int
+    ) -> None:
+        self.batch_size, self.all_steps, self.unit, self.average = batch_size, steps, unit, average
+        self.latest = Record(step=begun)
+        self._reset()
+
+    def _reset(self) -> None:
+        self.terms: dict[str, Tensor] = {}
+        self.norms: dict[str, float] = {}
+        self.steps, self.wait, self.began = 0, 0.0, time.monotonic()
+
+    def waiting(self) -> _Stopwatch:
+        """A context whose time is taken for waiting."""
+        return _Stopwatch(self)
+
+    def add(self, report: StepReport) -> None:
+        """Adds a step's figures, unless it was skipped."""
+        if report.skipped:
+            return
+        for name, term in report.terms.items():
+            self.terms[name] = self.terms.get(name, 0.0) + term
+        for name, norm in report.gradient_norms.items():
+            self.norms[name] = self.norms.get(name, 0.0) + norm
+        self.steps += 1
+
+    def record(self, trainer: Trainer) -> Record:
+        """The interval's record; every rank calls it, because the terms are averaged over ranks."""
+        seconds, steps = time.monotonic() - self.began, max(1, trainer.step_count - self.latest.step)
+        means = torch.empty(0)
+        if self.steps:
+            means = self.average(torch.stack(list(self.terms.values())) / self.steps).double().cpu()
+        self.latest = Record(
+            step=trainer.step_count,
+            phase=trainer.model.phase(trainer.step_count - 1),
+            terms={name: self.unit.of(name, mean) for name, mean in zip(self.terms, means, strict=True)},
+            unit=self.unit.name if self.steps else "",
+            images_per_s=steps * self.batch_size / seconds,
+            data_wait=self.wait / seconds,
+            eta_s=(self.all_steps - trainer.step_count) * seconds / steps,
+            skipped=trainer.skipped,
+            gradient_norms={name: total / max(1, self.steps) for name, total in self.norms.items()},
+        )
+        self._reset()
+        return self.latest
+
+
+class _Stopwatch:
+    def __init__(self, meter: Meter) -> None:
+        self.meter = meter
+
+    def __enter__(self) -> None:
+        self.began = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self.meter.wait += time.monotonic() - self.began

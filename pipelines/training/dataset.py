@@ -1,0 +1,115 @@
+"""Training on a data set: what the loop is given of a model, its rows and its samples.
+
+Rows come as they are stored (`stream`, `ray_stream`). On the training device they become data by the noise of the step,
+
+    x = low + (high - low) (k + uniform) / levels,
+
+are mirrored at random where the run says so, and are cut into micro-batches. For a bridge the rows of the second data set come
+with them as y.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from itertools import repeat
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from indm_core.draw import draw, start_times
+from indm_core.likelihood import dequantise
+from indm_core.model import GenerativeModel
+from indm_core.noise import seeded
+from indm_core.sample import sample_ode
+from pipelines.config.store import write_run
+from pipelines.data.spec import DataSpec
+from pipelines.runs.job import Job
+from pipelines.runs.record import Unit
+from pipelines.training.loop import run
+from pipelines.training.session import Batch, Session, Work
+from pipelines.training.stream import Rows, RowStream
+
+__all__ = ["run_job"]
+
+
+def run_job(job: Job, rows: RowStream, session: Session) -> None:
+    """Trains a model on its data set to the last step; does nothing where the run is complete.
+
+    Args:
+        job: The run.
+        rows: Where its rows come from.
+        session: What the surroundings give.
+
+    Raises:
+        NonFiniteLossError: the loss was not finite too many steps in a row.
+        ValueError: a checkpoint of another architecture, or rows that are not there.
+    """
+    work = Work(
+        training=job.training,
+        build=partial(job.run.model.build, job.spec),
+        batches=partial(_batches, job, rows, session),
+        unit=Unit(job.spec.unit, partial(_in_unit, job.spec)),
+        write_config=partial(write_run, job.directory / "config.json", job.run, job.spec),
+        draw=partial(_draw_samples, job.spec, session.device),
+        shared_steps=job.run.model.shared_steps,
+    )
+    run(work, session)
+
+
+def _batches(job: Job, rows: RowStream, session: Session, step: int) -> Iterator[Batch]:
+    """This rank's batches from a step on, in pairs with those of the second data set where there is one."""
+    train = job.run.train
+    share, first = train.batch_size // session.world, step * train.batch_size
+    stream = rows(job, first)
+    partners = rows(job.of_partner(), first) if job.partner else repeat(None)
+    for pair in zip(stream, partners, strict=False):
+        for part in filter(None, pair):
+            if len(part["x"]) != share:
+                raise ValueError(
+                    f"the data stream gave {len(part['x'])} rows where a step needs {share}; prepare it again"
+                )
+        yield partial(_micro_batches, job, *pair, share // train.accumulate, session.device)
+
+
+def _micro_batches(
+    job: Job, rows: Rows, others: Rows | None, size: int, device: torch.device, generator: torch.Generator
+) -> list[tuple[Tensor, Tensor | None]]:
+    xs = _on_device(rows, job, device, generator).split(size)
+    ys = _on_device(others, job, device, generator).split(size) if others else [None] * len(xs)
+    return list(zip(xs, ys, strict=True))
+
+
+def _on_device(rows: Rows, job: Job, device: torch.device, generator: torch.Generator) -> Tensor:
+    """Rows on the training device, dequantised, scaled and flipped there."""
+    spec = job.spec
+    k = torch.from_numpy(rows["x"].astype(np.int32) if rows["x"].dtype == np.uint16 else rows["x"])
+    x = dequantise(k.to(device, non_blocking=True), spec.levels, spec.low, spec.high, generator)
+    if job.run.data.flip:
+        flipped = torch.rand(len(x), 1, 1, 1, device=device, generator=generator) < 0.5
+        x = torch.where(flipped, x.flip(-1), x)
+    return x
+
+
+def _in_unit(spec: DataSpec, term: str, nats: Tensor) -> float:
+    """A term in the data's unit. The scale of the levels is a part of the NLL of a data set, and of none of its parts."""
+    shown = spec.in_unit(nats)
+    return float(shown if term in ("nelbo", "partner") else shown - spec.in_unit(torch.zeros_like(nats)))
+
+
+def _draw_samples(spec: DataSpec, device: torch.device, model: GenerativeModel, file: Path) -> None:
+    """A grid of 64 samples (1,000 points of a vector set) by the probability-flow ODE."""
+    from pipelines.runs.pictures import save_samples
+
+    num = 64 if len(spec.shape) == 3 else 1000
+    x = draw(
+        model,
+        lambda sde, score, u, ts, generator: sample_ode(sde, score, u, ts, rtol=1e-3, atol=1e-3),
+        start_times(model),
+        torch.zeros((), device=device),
+        num,
+        generator=seeded(range(num)),
+    )
+    save_samples(x, spec, file)
