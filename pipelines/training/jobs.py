@@ -122,9 +122,6 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
     """A baseline with the run's data and training; what the two recipes have in common stays so after the overrides."""
     if run.train.frozen:
         frozen = ",".join(run.train.frozen)
-        raise ValueError(f"frozen={frozen}: a baseline trains all its networks; freeze none, or take no baseline")
-    if run.train.frozen:
-        frozen = ",".join(run.train.frozen)
         raise ValueError(f'frozen={frozen}: a baseline trains all its networks; give --baseline "", or freeze none')
     other = replace(RECIPES[name](), data=run.data, train=run.train)
     theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, RECIPES[run.recipe]()))

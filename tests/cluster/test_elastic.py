@@ -48,7 +48,7 @@ def test_a_killed_driver_goes_on_to_the_end_of_a_local_run(tmp_path):
     done = run_script("train", *words)
     assert done.returncode == 0, done.stderr
     assert "goes on after step" in done.stdout
-    assert [record["step"] for record in read_metrics(run)] == list(range(1, 401))
+    assert [record.step for record in read_metrics(run)] == list(range(1, 401))
     mine, theirs = (load_file(place / "model.safetensors") for place in (run, tmp_path / "local" / "digits_vp_nll"))
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
 
@@ -96,7 +96,7 @@ def test_workers_leave_and_come_back(cluster, tmp_path, monkeypatch):
 
     def last_step() -> int:
         records = read_metrics(run)
-        return records[-1]["step"] if records else 0
+        return records[-1].step if records else 0
 
     wait_for(training_with(2, 20))
     cluster.remove_node(second, allow_graceful=False)
@@ -108,5 +108,5 @@ def test_workers_leave_and_come_back(cluster, tmp_path, monkeypatch):
     assert last_step() < 900, "it ended before it grew"
     thread.join(timeout=400)
     assert statuses == [0]
-    assert [record["step"] for record in read_metrics(run)] == list(range(1, 901))
+    assert [record.step for record in read_metrics(run)] == list(range(1, 901))
     assert (run / "model.safetensors").is_file()

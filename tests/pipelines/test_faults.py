@@ -168,7 +168,7 @@ def test_a_loss_that_is_not_finite(tmp_path, capsys):
     one_line(shown.err, "error: ", "not finite 10 steps in a row", "lower lr or look at the data")
     assert "no finite step" in shown.out
     assert "skipped" in shown.out
-    assert read_metrics(tmp_path / "hot")[-1]["skipped"] > 0
+    assert read_metrics(tmp_path / "hot")[-1].skipped > 0
     assert not (tmp_path / "hot" / "model.safetensors").exists()
     for kept in checkpoint.checkpoints(tmp_path / "hot"):
         assert checkpoint.read(kept)[1]["skipped"] == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import itertools
 import os
 import signal
 import subprocess
@@ -18,24 +18,28 @@ import pytest
 import torch
 from ray_session import ROOT, SCHEDULE, TINY, TINY_2D, command, environment, later_wins, one_line, train
 from safetensors.torch import load_file
+from torch import nn
 
-from indm_core.training import NonFiniteLossError
+from indm_core.model import Losses, Trainable
+from indm_core.noise import Noise, randn_like
+from indm_core.training import AdamW, NonFiniteLossError
 from pipelines.config import load
 from pipelines.config.cli import override, split_arguments
+from pipelines.config.run import Train
 from pipelines.config.store import read_run
 from pipelines.data.card import load_card
 from pipelines.data.ingest import ensure
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
 from pipelines.runs import checkpoint
-from pipelines.runs.job import Job, finished, read_metrics
+from pipelines.runs.job import Job, Training, finished, read_metrics
+from pipelines.runs.record import Record, Unit
 from pipelines.training import jobs as module
-from pipelines.training import stream
-from pipelines.training.loop import run_job
-from pipelines.training.session import Rows, Session
-from pipelines.training.stream import local_rows
-
-TIMES = ("images_per_s", "data_wait", "eta_s")
+from pipelines.training import loop, stream
+from pipelines.training.dataset import run_job
+from pipelines.training.progress import line
+from pipelines.training.session import Session, Work
+from pipelines.training.stream import Rows, RowStream, local_rows
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -53,9 +57,9 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert figures(run) == figures(other)
 
 
-def figures(run: Path) -> list[dict[str, Any]]:
+def figures(run: Path) -> list[Record]:
     """The records without what a clock gave."""
-    return [{key: value for key, value in record.items() if key not in TIMES} for record in read_metrics(run)]
+    return [replace(record, images_per_s=0, data_wait=0, eta_s=0) for record in read_metrics(run)]
 
 
 def tiny_job(root: Path, *words: str, recipe: str = "toy2d_spiral") -> Job:
@@ -65,21 +69,17 @@ def tiny_job(root: Path, *words: str, recipe: str = "toy2d_spiral") -> Job:
     return Job(run=run, spec=DataSpec.of(load_card(data)), directory=root / recipe, data=data)
 
 
-def session(
-    rows: Callable[[Job, int], Iterator[Rows]] = local_rows,
-    publish: Callable[[Job, dict[str, Any]], None] = lambda job, record: None,
-) -> Session:
+def session(publish: Callable[[Training, Record], None] = lambda training, record: None) -> Session:
     return Session(
         rank=0,
         world=1,
         device=torch.device("cpu"),
-        rows=rows,
         average=lambda vector: vector,
         agree=lambda value: value,
         wrap=lambda model: model,
         publish=publish,
-        publish_picture=lambda job, file: None,
-        checkpointed=lambda job, place, record: None,
+        publish_picture=lambda training, file: None,
+        checkpointed=lambda training, place, record: None,
     )
 
 
@@ -98,17 +98,17 @@ def test_a_run_leaves_what_it_promises(whole):
     config, spec = read_run(run / "config.json")
     assert (config.recipe, spec.name, spec.num_classes) == ("digits_vp_nll", "digits", 10)
     records = read_metrics(run)
-    assert [record["step"] for record in records] == list(range(5, 41, 5))
-    assert [record["phase"] for record in records] == ["pretraining"] * 3 + ["joint"] * 5
+    assert [record.step for record in records] == list(range(5, 41, 5))
+    assert [record.phase for record in records] == ["pretraining"] * 3 + ["joint"] * 5
     for record in records:
-        assert record["unit"] == "bits/dim"
-        assert record["skipped"] == 0
-        assert record["images_per_s"] > 0
-        assert 0 <= record["data_wait"] <= 1
-        assert record["eta_s"] >= 0
-        assert record["gradient_norm/score"] > 0
-    assert records[-1]["eta_s"] == 0
-    assert records[-1]["gradient_norm/flow"] > 0
+        assert record.unit == "bits/dim"
+        assert record.skipped == 0
+        assert record.images_per_s > 0
+        assert 0 <= record.data_wait <= 1
+        assert record.eta_s >= 0
+        assert record.gradient_norms["score"] > 0
+    assert records[-1].eta_s == 0
+    assert records[-1].gradient_norms["flow"] > 0
     assert (run / "pretrained" / "state.json").is_file()
     load(run)
 
@@ -119,8 +119,8 @@ def test_the_loss_terms_sum_to_the_bound(whole):
     _, spec = read_run(run / "config.json")
     scale = np.log2(spec.levels / (spec.high - spec.low))
     for record in read_metrics(run):
-        parts = record["denoising"] + record["prior"] - record["log_det"]
-        assert record["nelbo"] == pytest.approx(parts + scale, abs=1e-4)
+        parts = record.terms["denoising"] + record.terms["prior"] - record.terms["log_det"]
+        assert record.terms["nelbo"] == pytest.approx(parts + scale, abs=1e-4)
 
 
 def test_a_run_is_deterministic(whole, tmp_path):
@@ -131,9 +131,9 @@ def test_a_run_is_deterministic(whole, tmp_path):
 
 def test_another_seed_is_another_run(tmp_path):
     first, second = (tiny_job(tmp_path / seed, "--train.seed", seed) for seed in "01")
-    run_job(first, session())
-    run_job(second, session())
-    assert figures(first.directory)[0]["nelbo"] != figures(second.directory)[0]["nelbo"]
+    run_job(first, local_rows, session())
+    run_job(second, local_rows, session())
+    assert figures(first.directory)[0].terms != figures(second.directory)[0].terms
 
 
 @pytest.mark.parametrize("step", [pytest.param(10, marks=pytest.mark.slow), 20])
@@ -161,9 +161,9 @@ class Stop(Exception):
     """Ends a run where a test wants it to."""
 
 
-def stop_at(step: int) -> Callable[[Job, dict[str, Any]], None]:
-    def publish(job: Job, record: dict[str, Any]) -> None:
-        if record["step"] == step:
+def stop_at(step: int) -> Callable[[Training, Record], None]:
+    def publish(training: Training, record: Record) -> None:
+        if record.step == step:
             raise Stop
 
     return publish
@@ -180,13 +180,13 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_rows_that_it_would_have_seen
             yield chunk
 
     job = tiny_job(tmp_path / "whole")
-    run_job(job, session(rows))
+    run_job(job, rows, session())
     expected = list(seen)
     seen.clear()
     again = tiny_job(tmp_path / "again")
     with pytest.raises(Stop):
-        run_job(again, session(rows, stop_at(stop)))
-    run_job(again, session(rows))
+        run_job(again, rows, session(stop_at(stop)))
+    run_job(again, rows, session())
     assert len(expected) == 6
     assert all(np.array_equal(mine, theirs) for mine, theirs in zip(seen, expected, strict=True))
     assert_same_run(job.directory, again.directory)
@@ -194,11 +194,11 @@ def test_a_run_stopped_at_any_step_goes_on_with_the_rows_that_it_would_have_seen
 
 def test_a_kill_between_the_last_checkpoint_and_the_weights(tmp_path):
     job = tiny_job(tmp_path)
-    run_job(job, session())
+    run_job(job, local_rows, session())
     before = (job.directory / "model.safetensors").read_bytes()
     (job.directory / "model.safetensors").unlink()
-    assert not finished(job)
-    run_job(job, session())
+    assert not finished(job.training)
+    run_job(job, local_rows, session())
     assert (job.directory / "model.safetensors").read_bytes() == before
 
 
@@ -216,30 +216,30 @@ def test_a_kill_while_the_pre_training_is_set_aside(tmp_path, monkeypatch):
     real = checkpoint.write
     monkeypatch.setattr(checkpoint, "write", write)
     with pytest.raises(Stop):
-        run_job(job, session())
+        run_job(job, local_rows, session())
     monkeypatch.undo()
-    run_job(job, session())
+    run_job(job, local_rows, session())
     assert checkpoint.read(job.directory / "pretrained")[1]["step"] == 3
 
 
 def test_an_incomplete_checkpoint_is_none(tmp_path):
     job = tiny_job(tmp_path)
     with pytest.raises(Stop):
-        run_job(job, session(publish=stop_at(5)))
+        run_job(job, local_rows, session(stop_at(5)))
     assert checkpoint.latest(job.directory).name == "step-00000004"
     (job.directory / "checkpoints" / "step-00000004" / "state.json").unlink()
     assert checkpoint.latest(job.directory).name == "step-00000003"
-    run_job(job, session())
+    run_job(job, local_rows, session())
     other = tiny_job(tmp_path / "other")
-    run_job(other, session())
+    run_job(other, local_rows, session())
     assert_same_run(job.directory, other.directory)
 
 
 @pytest.mark.parametrize("keep", [1, 3])
 def test_the_best_checkpoints_and_the_last_are_kept(keep, tmp_path):
     job = tiny_job(tmp_path, "--steps", "14", "--checkpoint-every", "1", "--keep", str(keep))
-    run_job(job, session())
-    nelbo = {record["step"]: record["nelbo"] for record in read_metrics(job.directory)}
+    run_job(job, local_rows, session())
+    nelbo = {record.step: record.terms["nelbo"] for record in read_metrics(job.directory)}
     expected = {*sorted(nelbo, key=nelbo.__getitem__)[:keep], 14}
     kept = checkpoint.checkpoints(job.directory)
     assert {int(path.name.removeprefix("step-")) for path in kept} == expected
@@ -254,12 +254,12 @@ def test_the_baseline_goes_on_from_the_pre_training(tmp_path, capsys):
     train("digits_vp_nll", *words, "--pretrain-steps", "24", "--baseline", "digits_linear_nll", out=tmp_path)
     train("digits_vp_nll", *words, "--pretrain-steps", "30", out=tmp_path / "on")
     joint, linear = (read_metrics(tmp_path / name) for name in ("digits_vp_nll", "digits_linear_nll"))
-    assert [record["step"] for record in linear] == list(range(25, 31))
-    on = {record["step"]: record["nelbo"] for record in read_metrics(tmp_path / "on" / "digits_vp_nll")}
+    assert [record.step for record in linear] == list(range(25, 31))
+    on = {record.step: record.terms["nelbo"] for record in read_metrics(tmp_path / "on" / "digits_vp_nll")}
     for record in linear:
-        assert record["nelbo"] == pytest.approx(on[record["step"]], abs=1e-4)
-    last = next(record for record in joint if record["step"] == 24)
-    assert linear[0]["nelbo"] == pytest.approx(last["nelbo"], abs=1.5)
+        assert record.terms["nelbo"] == pytest.approx(on[record.step], abs=1e-4)
+    last = next(record for record in joint if record.step == 24)
+    assert linear[0].terms["nelbo"] == pytest.approx(last.terms["nelbo"], abs=1.5)
     assert set(load(tmp_path / "digits_linear_nll").networks()) == {"score"}
     assert "digits_linear_nll" in capsys.readouterr().out
 
@@ -278,8 +278,8 @@ def test_a_run_starts_from_another_one(tmp_path):
     start = str(tmp_path / "digits_vp_nll" / "pretrained")
     train("digits_vp_nll", *words, "--pretrain-steps", "4", "--name", "b", "--start-from", start, out=tmp_path)
     first, second = (figures(tmp_path / name) for name in ("digits_vp_nll", "b"))
-    assert [record["step"] for record in second] == [5, 6, 7, 8]
-    assert second[0]["nelbo"] == pytest.approx(first[4]["nelbo"], abs=1e-4)
+    assert [record.step for record in second] == [5, 6, 7, 8]
+    assert second[0].terms["nelbo"] == pytest.approx(first[4].terms["nelbo"], abs=1e-4)
 
 
 REFUSALS = {
@@ -323,15 +323,15 @@ def test_more_steps_go_on_and_how_often_it_logs_may_change(spiral, tmp_path, cap
 
 def test_weights_of_a_shorter_run_are_not_taken_for_the_end(tmp_path):
     job = tiny_job(tmp_path)
-    run_job(job, session())
+    run_job(job, local_rows, session())
     longer = replace(job, run=replace(job.run, train=replace(job.run.train, steps=8)))
     old = (job.directory / "model.safetensors").read_bytes()
-    run_job(longer, session())
+    run_job(longer, local_rows, session())
     new = (job.directory / "model.safetensors").read_bytes()
     (job.directory / "model.safetensors").write_bytes(old)
     os.utime(job.directory / "model.safetensors", (1e9, 1e9))  # as if killed before the last weights were written
-    assert not finished(longer)
-    run_job(longer, session())
+    assert not finished(longer.training)
+    run_job(longer, local_rows, session())
     assert (job.directory / "model.safetensors").read_bytes() == new != old
 
 
@@ -341,8 +341,8 @@ def test_accumulation_leads_to_a_close_result(tmp_path):
     for accumulate in ("1", "2"):
         words = ["--steps", "80", "--batch-size", "64", "--accumulate", accumulate, "--log-every", "1"]
         job = tiny_job(tmp_path / accumulate, *words, "--checkpoint-every", "1000", "--pretrain-steps", "80")
-        run_job(job, session())
-        values = np.array([record["nelbo"] for record in read_metrics(job.directory)])[40:]
+        run_job(job, local_rows, session())
+        values = np.array([record.terms["nelbo"] for record in read_metrics(job.directory)])[40:]
         means.append(values.mean())
         errors.append(values.std(ddof=1) / np.sqrt(len(values)))
     assert means[0] != means[1]
@@ -352,11 +352,11 @@ def test_accumulation_leads_to_a_close_result(tmp_path):
 def test_bf16_autocast_trains(tmp_path):
     for precision in ("fp32", "bf16"):
         train(*later_wins(["digits_vp_nll", *TINY, "--precision", precision, "--name", precision]), out=tmp_path)
-    exact, rounded = (read_metrics(tmp_path / name) for name in ("fp32", "bf16"))
-    assert exact[0]["nelbo"] == rounded[0]["nelbo"]  # the networks start at zero
+    exact, rounded = ([r.terms["nelbo"] for r in read_metrics(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert exact[0] == rounded[0]  # the networks start at zero
     for one, other in zip(exact[1:], rounded[1:], strict=True):
-        assert one["nelbo"] != other["nelbo"]
-        assert other["nelbo"] == pytest.approx(one["nelbo"], rel=0.05)
+        assert one != other
+        assert other == pytest.approx(one, rel=0.05)
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "bf16").values())
 
 
@@ -367,7 +367,7 @@ def test_data_without_labels(tmp_path):
     train("toy2d_moons", *job_words, "--source", str(file), out=tmp_path)
     _, spec = read_run(tmp_path / "toy2d_moons" / "config.json")
     assert (spec.shape, spec.levels, spec.num_classes) == ((3,), 0, 0)
-    assert read_metrics(tmp_path / "toy2d_moons")[-1]["unit"] == "nats/dim"
+    assert read_metrics(tmp_path / "toy2d_moons")[-1].unit == "nats/dim"
 
 
 def test_pictures_are_drawn_when_due_and_change_nothing(tmp_path):
@@ -381,7 +381,7 @@ def test_pictures_are_drawn_when_due_and_change_nothing(tmp_path):
     assert_same_run(tmp_path / "plain" / "digits_vp_nll", tmp_path / "drawn" / "digits_vp_nll")
 
 
-def spoiled(first: int, last: int) -> Callable[[Job, int], Iterator[Rows]]:
+def spoiled(first: int, last: int) -> RowStream:
     """The rows of a run, not a number from step `first` to `last`."""
 
     def rows(job: Job, first_row: int) -> Iterator[Rows]:
@@ -393,26 +393,26 @@ def spoiled(first: int, last: int) -> Callable[[Job, int], Iterator[Rows]]:
 
 def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
     job = tiny_job(tmp_path, "--steps", "20")
-    run_job(job, session(spoiled(5, 13)))
-    records = {record["step"]: record for record in read_metrics(job.directory)}
-    assert records[4]["skipped"] == 0
-    assert "nelbo" not in records[5]
-    assert records[13]["skipped"] == records[20]["skipped"] == 9
-    assert np.isfinite(records[14]["nelbo"])
+    run_job(job, spoiled(5, 13), session())
+    records = {record.step: record for record in read_metrics(job.directory)}
+    assert records[4].skipped == 0
+    assert "nelbo" not in records[5].terms
+    assert records[13].skipped == records[20].skipped == 9
+    assert np.isfinite(records[14].terms["nelbo"])
     assert all(tensor.isfinite().all() for tensor in weights(job.directory).values())
 
 
 def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
     job = tiny_job(tmp_path, "--steps", "40")
     with pytest.raises(NonFiniteLossError, match=r"10 steps in a row \(steps 7 to 16\); lower lr or look at the data"):
-        run_job(job, session(spoiled(8, 40)))
+        run_job(job, spoiled(8, 40), session())
     assert checkpoint.latest(job.directory).name == "step-00000006"
     tensors, numbers = checkpoint.read(checkpoint.latest(job.directory))
     assert numbers["skipped"] == 0
     assert all(tensor.isfinite().all() for tensor in tensors.values())
-    run_job(job, session())  # the data are mended: the same command goes on
+    run_job(job, local_rows, session())  # the data are mended: the same command goes on
     other = tiny_job(tmp_path / "other", "--steps", "40")
-    run_job(other, session())
+    run_job(other, local_rows, session())
     assert_same_run(job.directory, other.directory)
 
 
@@ -478,8 +478,9 @@ def test_a_bridge_trains_on_pairs_and_goes_on_after_a_stop(tmp_path):
     words = later_wins([*BRIDGE, "--pretrain-steps", "2"])
     train(*words, out=tmp_path / "a")
     records = read_metrics(tmp_path / "a" / "digits_bridge")
-    assert ["partner" in record for record in records] == [False] * 2 + [True] * 4
-    assert records[-1]["partner"] == pytest.approx(records[-1]["prior"] + np.log2(17 / 2), abs=0.5)  # near the identity
+    assert ["partner" in record.terms for record in records] == [False] * 2 + [True] * 4
+    last = records[-1].terms
+    assert last["partner"] == pytest.approx(last["prior"] + np.log2(17 / 2), abs=0.5)  # near the identity
     train(*later_wins([*words, "--steps", "4"]), out=tmp_path / "b")
     train(*words, out=tmp_path / "b")
     mine, theirs = (weights(tmp_path / name / "digits_bridge") for name in "ab")
@@ -506,6 +507,95 @@ def test_pairs_that_do_not_fit_are_refused(words, parts, tmp_path, capsys):
     one_line(capsys.readouterr().err, "error: ", *parts)
 
 
-def test_metrics_cut_short_by_a_kill_are_read(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text(json.dumps({"step": 1}) + "\n" + '{"step": 2, "nel')
-    assert read_metrics(tmp_path) == [{"step": 1}]
+TARGET = torch.tensor([3.0, -2.0])
+
+
+class OwnDraws(Trainable):
+    """N(mu, I) fitted to N(m, I) by draws of its own: x = mu + eps, and log q(x) - log p(x) is an unbiased draw of their KL."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.mean = nn.Linear(1, 2, bias=False)
+
+    def forward(self, x: int, y: torch.Tensor | None = None, generator: Noise = None) -> Losses:
+        eps = randn_like(self.mean.weight.new_zeros(x, 2), generator)
+        kl = 0.5 * ((self.mean(eps.new_ones(x, 1)) + eps - TARGET).square() - eps.square()).sum(1)
+        return Losses(kl, {"kl": kl.detach()})
+
+    def networks(self) -> dict[str, nn.Module]:
+        return {"mean": self.mean}
+
+    def evaluations(self) -> dict[str, int]:
+        return {"mean": 1}
+
+    def phase(self, step: int) -> str:
+        return "fit"
+
+    def begin_phase(self, phase: str) -> None:
+        pass
+
+
+def own_draws(directory: Path) -> Work[OwnDraws]:
+    """Trained without a data set: a batch is a number of draws."""
+    settings = {"mean": AdamW(lr=0.1, weight_decay=0.0)}
+    schedule = {"steps": 90, "log_every": 5, "checkpoint_every": 15, "sample_every": 45}
+    train = Train(**schedule, batch_size=64, accumulate=2, optimisers=settings, ema_decay=0.9)
+    return Work(
+        training=Training(recipe="own-draws", directory=directory, train=train),
+        build=OwnDraws,
+        batches=lambda step: itertools.repeat(lambda generator: [(32, None)] * 2),
+        unit=Unit("nats", lambda term, nats: float(nats)),
+        write_config=lambda: (directory / "config.json").write_text("{}"),
+        draw=lambda model, file: file.write_text(f"{model.mean.weight.T}"),
+    )
+
+
+def test_what_has_no_data_set_trains_by_the_same_loop(tmp_path):
+    """It learns, logs, draws, and after a stop between two checkpoints goes on to the same end, bit for bit."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    loop.run(own_draws(whole), session())
+    with pytest.raises(Stop):
+        loop.run(own_draws(stopped), session(stop_at(50)))
+    assert checkpoint.latest(stopped).name == "step-00000045"
+    loop.run(own_draws(stopped), session())
+    assert_same_run(whole, stopped)
+    records = read_metrics(whole)
+    assert [record.step for record in records] == list(range(5, 91, 5))
+    assert {(record.unit, *record.terms, *record.gradient_norms) for record in records} == {("nats", "kl", "mean")}
+    assert f"kl {records[0].terms['kl']:.3f} nats  " in line(own_draws(whole).training, records[0])
+    mean = weights(whole)["mean.weight"].squeeze(1)
+    assert (mean - TARGET).square().sum() < 0.01 * TARGET.square().sum()
+    assert sorted(path.name for path in (whole / "samples").iterdir()) == ["step-00000045.png", "step-00000090.png"]
+    assert [path.name for path in checkpoint.checkpoints(whole)] == ["step-00000075", "step-00000090"]  # the newest
+
+
+def test_a_flow_is_trained_alone_against_a_fixed_score(tmp_path):
+    words = later_wins(["toy2d_spiral", *TINY_2D, "--steps", "12"])
+    train(*words, out=tmp_path)
+    start = tmp_path / "toy2d_spiral" / "checkpoints" / "step-00000012"
+    alone = later_wins(
+        [*words, "--train.frozen", "score", "--start-from", str(start), "--steps", "20", "--name", "alone"]
+    )
+    train(*later_wins([*alone, "--steps", "16"]), out=tmp_path)
+    train(*alone, out=tmp_path)
+    train(*later_wins([*alone, "--name", "whole"]), out=tmp_path)
+    assert_same_run(tmp_path / "alone", tmp_path / "whole")
+    given, found = checkpoint.read(start)[0], weights(tmp_path / "alone")
+    averages = {key.removeprefix("ema."): value for key, value in given.items() if key.startswith("ema.")}
+    assert found.keys() == averages.keys()
+    assert {key.split(".")[0] for key in found if not torch.equal(found[key], averages[key])} == {"flow"}
+    assert {*read_metrics(tmp_path / "alone")[-1].gradient_norms} == {"flow"}
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--frozen", "scor"], ["frozen", "no network 'scor'", "score, flow"]),
+        (["--frozen", "score,flow"], ["frozen", "score, flow are all the networks"]),
+        (["--frozen", "score"], ["frozen", "the phase 'pretraining' trains no network but score"]),
+        (["--frozen", "flow", "--baseline", "toy2d_rings"], ["frozen=flow", "a baseline trains all its networks"]),
+    ],
+)
+def test_what_cannot_be_frozen_is_refused(words, parts, tmp_path, capsys):
+    train(*later_wins(["toy2d_spiral", *TINY_2D, *words]), out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", *parts)

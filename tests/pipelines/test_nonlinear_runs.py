@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch.distributed as dist
 from ray_session import train
 from safetensors.torch import load_file
 
+from indm_core.training import Trainer, network_tensors
 from pipelines.config import load
 from pipelines.config.models import network_shape
 from pipelines.config.sampling import Sampling
@@ -67,8 +69,8 @@ def test_a_stopped_run_goes_on_to_the_same_end(trained):
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     records = read_metrics(trained[0])
-    assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
-    assert all(torch.isfinite(torch.tensor(record["nelbo"])) for record in records)
+    assert [record.step for record in records] == [1, 2, 3, 4, 5, 6]
+    assert all(torch.isfinite(torch.tensor(record.terms["nelbo"])) for record in records)
     assert not (trained[0] / "pretrained").exists()
 
 
@@ -234,3 +236,42 @@ def _differentiate(rank: int, rendezvous: str, names: tuple[str, ...]) -> None:
 def test_two_workers_train_on_the_mean_of_their_gradients(tmp_path: Path):
     names = ("toy2d_rings_diffflow", "toy2d_dinof")
     torch.multiprocessing.spawn(_differentiate, args=(str(tmp_path / "rendezvous"), names), nprocs=2)
+
+
+def _train_with_a_fixed_score(rank: int, rendezvous: str, out: str) -> None:
+    """One of two workers."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
+    spec = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
+    run = RECIPES["toy2d_spiral"]()
+    torch.manual_seed(0)
+    model = replace(run.model, pretrain_steps=0).build(spec).double()
+    wrapped: list[torch.nn.Module] = []
+
+    def wrap(model: torch.nn.Module) -> torch.nn.Module:
+        wrapped.append(_wrapped(model, torch.device("cpu"), 2))
+        return wrapped[-1]
+
+    trainer = Trainer(model, run.train.optimisers, frozen=["score"], wrap=wrap)
+    before = {key: value.clone() for key, value in network_tensors(model).items()}
+    for step in range(3):
+        x = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(step), dtype=torch.float64)[rank]
+        trainer.step([(x[:4], None), (x[4:], None)], torch.Generator().manual_seed(rank))
+    assert isinstance(wrapped[0], torch.nn.parallel.DistributedDataParallel)
+    after = network_tensors(model)
+    for key, value in after.items():
+        everywhere = [torch.empty_like(value) for _ in range(2)]
+        dist.all_gather(everywhere, value)
+        assert torch.equal(*everywhere), key
+    moved = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
+    assert moved == {"flow"}
+    if rank == 0:
+        Path(out).write_text("done")
+    dist.destroy_process_group()
+
+
+def test_two_workers_train_a_flow_against_a_fixed_score(tmp_path: Path):
+    """The networks that are frozen take no part in what the workers exchange, and both end with the same flow."""
+    out = tmp_path / "out"
+    torch.multiprocessing.spawn(_train_with_a_fixed_score, args=(str(tmp_path / "rendezvous"), str(out)), nprocs=2)
+    assert out.read_text() == "done"

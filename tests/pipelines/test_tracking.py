@@ -38,6 +38,6 @@ def test_a_store_that_does_not_answer_is_refused_before_training(job, tmp_path, 
 def test_a_store_that_stops_answering_is_said_once(job, tmp_path, capsys):
     with tracking.OpenLogs(NOWHERE) as logs:
         for record in read_metrics(tmp_path / "toy2d_spiral"):
-            logs.write(job, lambda log, record=record: log.record(record, record["step"]))
+            logs.write(job.directory, lambda log, record=record: log.record(record))
     shown = capsys.readouterr().out
     assert shown.count(f"not logged to {NOWHERE}") == 1
