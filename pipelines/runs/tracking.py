@@ -30,7 +30,6 @@ from pipelines.data.card import load_card
 from pipelines.runs.catalogue import Kept, inputs, run_id, source_tags
 from pipelines.runs.job import Job
 from pipelines.runs.record import Record
-from pipelines.storage.files import write_text
 
 __all__ = ["EXPERIMENT", "OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
 

@@ -238,8 +238,8 @@ def test_two_workers_train_on_the_mean_of_their_gradients(tmp_path: Path):
     torch.multiprocessing.spawn(_differentiate, args=(str(tmp_path / "rendezvous"), names), nprocs=2)
 
 
-def _train_with_a_fixed_score(rank: int, rendezvous: str, out: str) -> None:
-    """One of two workers."""
+def _train_with_a_fixed_score(rank: int, rendezvous: str) -> None:
+    """One of two workers: the flow alone moves, and it is the same on both."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
     spec = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
@@ -263,15 +263,10 @@ def _train_with_a_fixed_score(rank: int, rendezvous: str, out: str) -> None:
         everywhere = [torch.empty_like(value) for _ in range(2)]
         dist.all_gather(everywhere, value)
         assert torch.equal(*everywhere), key
-    moved = {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])}
-    assert moved == {"flow"}
-    if rank == 0:
-        Path(out).write_text("done")
+    assert {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])} == {"flow"}
     dist.destroy_process_group()
 
 
 def test_two_workers_train_a_flow_against_a_fixed_score(tmp_path: Path):
-    """The networks that are frozen take no part in what the workers exchange, and both end with the same flow."""
-    out = tmp_path / "out"
-    torch.multiprocessing.spawn(_train_with_a_fixed_score, args=(str(tmp_path / "rendezvous"), str(out)), nprocs=2)
-    assert out.read_text() == "done"
+    """A frozen network takes no part in what the workers exchange."""
+    torch.multiprocessing.spawn(_train_with_a_fixed_score, args=(str(tmp_path / "rendezvous"),), nprocs=2)
