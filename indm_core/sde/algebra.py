@@ -72,7 +72,7 @@ def gaussian_log_prob(u: Float[Tensor, "b *event k"], cov: Float[Tensor, "*t k k
 
 
 @lru_cache
-def gauss_legendre() -> tuple[np.ndarray, np.ndarray]:
-    """`NODES` Gauss-Legendre nodes and weights on [0, 1]."""
-    x, w = np.polynomial.legendre.leggauss(NODES)
+def gauss_legendre(num_nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
+    """Gauss-Legendre nodes and weights on [0, 1]."""
+    x, w = np.polynomial.legendre.leggauss(num_nodes)
     return (x + 1) / 2, w / 2
