@@ -17,7 +17,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.config.cli import describe, override, run_command
-from pipelines.reporting.page import ReportOptions, report
+from pipelines.reporting.summary import ReportOptions, report
 from pipelines.storage.outputs import RULE, find_run
 
 

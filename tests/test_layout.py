@@ -20,7 +20,8 @@ LEVELS = [
     {"times"},
     {"model"},
     {"sample", "likelihood", "training"},
-    {"draw", "exponential", "diagnostics"},
+    {"draw", "exponential"},
+    {"diagnostics"},
     {"checks"},
 ]
 """The folders and files of indm_core, from the bottom: one imports those of lower levels, and what is in its own folder."""

@@ -23,7 +23,7 @@ from pipelines.evaluation.measure import subjects_of
 from pipelines.evaluation.sampling import check, draw_by
 from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
-from pipelines.reporting.page import ReportOptions, report
+from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs.job import read_metrics
 from pipelines.training.worker import _wrapped
 

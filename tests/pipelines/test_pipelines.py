@@ -27,7 +27,7 @@ from pipelines.evaluation.results import table
 from pipelines.evaluation.sampling import draw_by
 from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
-from pipelines.reporting.page import ReportOptions, report
+from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, read_metrics
 from pipelines.training import stream

@@ -1,0 +1,35 @@
+"""Why samples are what they are: `python pipelines/diagnose.py RUN [RUN ...] [--images 32] [--out DIR]`.
+
+Draws the figures of the papers that say where a sampler's error comes from, of each run, and of all runs in one where that
+compares them: smoothness, straightness and sensitivity (INDM, Figures 1, 2, 4, 6 and 7), the error of N steps, of holding the
+score or eps constant and of extrapolating it (Zhang's thesis, Figures 6.2 to 6.4), the basis of a Langevin diffusion (Figures
+7.1 and 7.2), and measures the three errors of Theorem 4 of the INDM paper apart. The ablation of Figure 6.5 is
+`pipelines/compare.py RUN --rows ablation`.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
+    sys.path[0] = str(Path(__file__).resolve().parents[1])
+
+from collections.abc import Sequence
+
+from pipelines.config.cli import describe, override, run_command
+from pipelines.reporting.diagnosis import DiagnoseOptions, diagnose_runs
+from pipelines.storage.outputs import RULE, find_run
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    return run_command(argv, f"{__doc__}\nOptions:\n{describe(DiagnoseOptions())}\n\n{RULE}.", _diagnose)
+
+
+def _diagnose(words: list[str], given: dict[str, str]) -> None:
+    print(diagnose_runs([find_run(word) for word in words], override(DiagnoseOptions(), given)))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""The report of runs: measurements beside those of the papers, samples, learning curves and diagnostics."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from indm_core.likelihood import dequantise
+from pipelines.config.store import load
+from pipelines.data.card import load_card
+from pipelines.data.ingest import ensure
+from pipelines.data.shards import read_all
+from pipelines.reporting.diagnose import Drawing, diagnose, norms
+from pipelines.reporting.page import write_pages
+from pipelines.reporting.tables import Run, Table, difference_tables, environment, main_table, sampler_tables
+from pipelines.runs.job import read_metrics
+from pipelines.runs.pictures import learning_curve
+from pipelines.storage.outputs import output_root
+
+__all__ = ["ReportOptions", "read_runs", "report", "test_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportOptions:
+    """What is reported.
+
+    Args:
+        images: Test images that the diagnostics are taken on; 0 leaves them out.
+        out: Directory of the report; RUN/report of the first run where it is empty.
+        traceback: Show where an error came from.
+    """
+
+    images: int = 64
+    out: str = ""
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.images < 0 or self.images == 1:
+            raise ValueError(f"images={self.images} must be 0 or at least 2")
+
+
+def report(directories: Sequence[Path], wanted: ReportOptions) -> Path:
+    """Writes the report of runs; returns the page.
+
+    Raises:
+        ValueError: a directory that holds no run.
+    """
+    runs = read_runs(directories)
+    out = output_root(wanted.out or str(directories[0] / "report"))
+    drawings = _drawings(runs, out, wanted.images)
+    tables = [("Likelihood and distance", *main_table(runs)), *difference_tables(runs), *sampler_tables(runs)]
+    if wanted.images:
+        tables.append(_norm_table(runs, wanted.images))
+    tables.append(("Environment", ("what", "value"), environment()))
+    return write_pages("report", tables, drawings, runs, out)
+
+
+def read_runs(directories: Sequence[Path]) -> list[Run]:
+    """The runs of directories, which must be on the same data.
+
+    Raises:
+        ValueError: a directory that holds no run, or runs on other data.
+    """
+    runs = [Run.read(directory) for directory in directories]
+    for run in runs[1:]:
+        if run.spec != runs[0].spec or run.config.data.source != runs[0].config.data.source:
+            names = f"{run.spec.name} and {runs[0].spec.name}"
+            raise ValueError(f"{run.directory} and {directories[0]} are on other data ({names}): report them apart")
+    return runs
+
+
+def _norm_table(runs: Sequence[Run], images: int) -> Table:
+    models = [(run.name, load(run.directory)) for run in runs]
+    found = norms(models, test_data(runs[0], images))
+    rows = [(name, *(f"{m:.2f} ± {e:.2f}" for m, e in row.values())) for name, row in found.items()]
+    return ("Mean squared norms (Table 2)", ("model", "data", "latent", "prior"), rows)
+
+
+def test_data(run: Run, images: int) -> torch.Tensor:
+    """Test data, dequantised."""
+    place = ensure(run.config.data.source, output_root(None) / "data", run.config.data.options)
+    k = torch.from_numpy(read_all(place, load_card(place), "test", images)["x"].astype("float32"))
+    return dequantise(k, run.spec.levels, run.spec.low, run.spec.high, torch.Generator().manual_seed(0))
+
+
+def _drawings(runs: Sequence[Run], out: Path, images: int) -> list[Drawing]:
+    """Samples and learning curves that are there, and the diagnostics."""
+    found = []
+    for run in runs:
+        for file, title in (("samples.png", "Samples"), ("compare.png", "Samplers")):
+            if (run.directory / file).is_file():
+                found.append(Drawing(run.directory / file, f"{title} of {run.name}", ""))
+    series = {run.name: [r for r in read_metrics(run.directory) if "nelbo" in r.terms] for run in runs}
+    unit = next((r.unit for records in series.values() for r in records), "")
+    if any(series.values()):
+        learning_curve(series, unit, out / "learning_curve.png")
+        found.append(
+            Drawing(out / "learning_curve.png", "Learning curves", "Training NELBO; dotted: end of pre-training.")
+        )
+    if images:
+        models = [(run.name, load(run.directory)) for run in runs]
+        found += diagnose(models, test_data(runs[0], images), runs[0].spec, out)
+    return found
