@@ -1,17 +1,19 @@
-"""What the tests of `prepare` and of its readers share: random pixels, and how a refusal must look."""
+"""What the tests of prepared data share: random pixels, data sets written directly, and how a refusal must look."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.data.card import load_card, verify
+from pipelines.data.card import Card, load_card, verify
 from pipelines.data.ingest import prepare
-from pipelines.data.shards import read_all
+from pipelines.data.shards import ShardWriter, read_all
 from pipelines.data.source import Options
 
 WHOLE = Options(test_fraction=0)
@@ -26,6 +28,34 @@ def stored(out: Path, split: str = "train") -> tuple[np.ndarray, np.ndarray]:
     verify(card, out)
     rows = read_all(out, card, split)
     return rows["x"], rows["label"]
+
+
+def prepared(tmp_path: Path, source: str | Path, **options: object) -> dict[str, np.ndarray]:
+    """The splits of a source of vectors, prepared and read back."""
+    out = tmp_path / "out"
+    card = prepare(source, out, Options(**options))  # pyright: ignore[reportArgumentType]
+    assert card.kind == "vector"
+    return {name: read_all(out, load_card(out), name)["x"] for name in card.splits}
+
+
+def assert_normal(x: np.ndarray) -> None:
+    """Mean 0 and variance 1, but for the rounding to float32."""
+    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-6)
+    np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-5)
+
+
+def write_shards(
+    directory: Path,
+    card: Card,
+    split: str,
+    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
+    rows_per_shard: int = 16_384,
+) -> Card:
+    """Writes a split from chunks (x, label); returns the card with the split added. `write_card` comes last."""
+    with ShardWriter(directory, card, split, rows_per_shard) as writer:
+        for x, label in chunks:
+            writer.add(x, label)
+        return replace(card, splits={**card.splits, split: writer.close()})
 
 
 def png(x: np.ndarray) -> bytes:

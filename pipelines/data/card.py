@@ -15,7 +15,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+
+from pipelines.storage.files import write_text
 
 __all__ = ["CARD", "VERSION", "Card", "Shard", "Split", "load_card", "one_line", "verify", "write_card"]
 
@@ -131,10 +132,8 @@ def one_line(error: BaseException) -> str:
 
 
 def write_card(directory: Path, card: Card) -> None:
-    """Write `card.json` by a rename, after all shards: it is what makes the directory a data set."""
-    partial = directory / f".{CARD}.{os.getpid()}.partial"
-    partial.write_text(json.dumps(asdict(card), indent=1) + "\n", encoding="utf-8")
-    partial.replace(directory / CARD)
+    """Write `card.json`, whole and after all shards: it is what makes the directory a data set."""
+    write_text(directory / CARD, json.dumps(asdict(card), indent=1) + "\n")
 
 
 def load_card(path: str | Path) -> Card:

@@ -97,11 +97,6 @@ class EpochPlan:
         """E = floor(n / B) B, the rows that one epoch uses."""
         return self.card.split(self.split).count // self.batch_size * self.batch_size
 
-    @property
-    def epoch_steps(self) -> int:
-        """Steps of one epoch."""
-        return self.epoch_rows // self.batch_size
-
     def epoch_windows(self, epoch: int) -> tuple[Window, ...]:
         """The windows that cover positions 0, ..., E - 1 of an epoch."""
         sizes = np.diff(group_bounds(self.card, self.split))

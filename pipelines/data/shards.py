@@ -4,59 +4,27 @@ A shard's columns: `x` (fixed-size binary: the C-order, little-endian bytes of o
 `row` (int64, the index within the split); its row groups have `card.group_rows` rows, the last one perhaps fewer, so
 that reading costs the memory of the rows asked for plus one row group. Every page carries its checksum.
 
-A shard is written under a temporary name and renamed when whole; `card.json` (card.py) comes last. order.py says which
-rows make a window and in which order; a rank reads a window's row groups and keeps its own rows.
+A shard takes its name when it is whole; `card.json` (card.py) comes last. order.py says which rows make a window and
+in which order; a rank reads a window's row groups and keeps its own rows.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.data.card import (
-    CARD,
-    Card,
-    Shard,
-    Split,
-    load_card,
-    one_line,
-    verify,
-    write_card,
-)
-from pipelines.data.order import (
-    EpochPlan,
-    Window,
-    fitting_window,
-    group_bounds,
-    permutation,
-    window_order,
-)
+from pipelines.data.card import CARD, Card, Shard, Split, one_line
+from pipelines.data.order import Window, group_bounds, window_order
+from pipelines.storage.files import replaced
 
-__all__ = [
-    "Card",
-    "EpochPlan",
-    "Shard",
-    "ShardWriter",
-    "Split",
-    "Window",
-    "fitting_window",
-    "load_card",
-    "permutation",
-    "read_all",
-    "read_split",
-    "read_window",
-    "verify",
-    "window_order",
-    "write_card",
-    "write_shards",
-]
+__all__ = ["ShardWriter", "read_all", "read_split", "read_window"]
 
 Rows = dict[str, np.ndarray]
 
@@ -104,9 +72,10 @@ def read_all(directory: str | Path, card: Card, split: str, limit: int | None = 
 
 
 class ShardWriter:
-    """Writes one split of a data set, shard by shard, each under a temporary name until it is whole.
+    """Writes one split of a data set, shard by shard, each whole or not at all.
 
-    Opening one removes the directory's `card.json`: until `write_card` puts it back, the directory is no data set.
+    Opening one removes the directory's `card.json`: until `write_card` puts it back, the directory is no data set. It is
+    a context: a block that raises leaves no shard that is half written.
 
     Args:
         directory: made when absent; leftovers of the same names are overwritten.
@@ -124,8 +93,16 @@ class ShardWriter:
         self._pending: list[tuple[np.ndarray, np.ndarray]] = []
         self._num_pending = self._num_rows = 0
         self._schema = pa.schema([("x", pa.binary(card.row_bytes)), ("label", pa.int32()), ("row", pa.int64())])
+        self._shard = ExitStack()  # closes the open shard and puts it in its place, or removes it
+        self._partial = directory
         self._parquet: pq.ParquetWriter | None = None
         self._groups = 0
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._shard.__exit__(*exception)
 
     def add(self, x: np.ndarray, label: np.ndarray) -> None:
         """Append rows: x (m, *shape), already within the card's levels, and label (m,)."""
@@ -146,56 +123,46 @@ class ShardWriter:
     def _write_group(self, rows: int) -> None:
         x, label = (np.concatenate(column) for column in zip(*self._pending, strict=True))
         self._pending, self._num_pending = [(x[rows:], label[rows:])], len(x) - rows
-        if self._parquet is None:
-            self._parquet = pq.ParquetWriter(
-                self._partial(),
-                self._schema,
-                compression="zstd",
-                use_dictionary=False,
-                write_statistics=False,
-                write_page_checksum=True,
-            )
+        parquet = self._parquet or self._open_shard()
         packed = np.ascontiguousarray(x[:rows])
         columns = [
             pa.FixedSizeBinaryArray.from_buffers(self._schema.field("x").type, rows, [None, pa.py_buffer(packed)]),
             pa.array(label[:rows]),
             pa.array(np.arange(self._num_rows, self._num_rows + rows)),
         ]
-        self._parquet.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
+        parquet.write_table(pa.Table.from_arrays(columns, schema=self._schema), row_group_size=rows)
         self._num_rows += rows
         self._groups += 1
         if self._groups == self._groups_per_shard:
             self._finish_shard()
 
-    def _partial(self) -> Path:
-        return self._directory / f".{self._split}-{len(self._shards):05d}.{os.getpid()}.partial"
+    def _file(self) -> Path:
+        return self._directory / f"{self._split}-{len(self._shards):05d}.parquet"
+
+    def _open_shard(self) -> pq.ParquetWriter:
+        self._partial = self._shard.enter_context(replaced(self._file()))
+        parquet = pq.ParquetWriter(
+            self._partial,
+            self._schema,
+            compression="zstd",
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
+        )
+        self._parquet = self._shard.enter_context(parquet)
+        return parquet
 
     def _finish_shard(self) -> None:
         if self._parquet is None:
             return
-        self._parquet.close()
-        partial = self._partial()
-        file = self._directory / f"{self._split}-{len(self._shards):05d}.parquet"
-        with partial.open("rb") as stream:
+        self._parquet.close()  # its last bytes are written here
+        with self._partial.open("rb") as stream:
             sha256 = hashlib.file_digest(stream, "sha256").hexdigest()
-        rows = self._num_rows - sum(shard.rows for shard in self._shards)
-        self._shards.append(Shard(file=file.name, rows=rows, size=partial.stat().st_size, sha256=sha256))
-        partial.replace(file)
+        rows, size = self._num_rows - sum(shard.rows for shard in self._shards), self._partial.stat().st_size
+        file = self._file()
+        self._shard.close()
+        self._shards.append(Shard(file=file.name, rows=rows, size=size, sha256=sha256))
         self._parquet, self._groups = None, 0
-
-
-def write_shards(
-    directory: str | Path,
-    card: Card,
-    split: str,
-    chunks: Iterable[tuple[np.ndarray, np.ndarray]],
-    rows_per_shard: int = 16_384,
-) -> Card:
-    """Write a split from chunks (x, label); returns the card with the split added. `write_card` comes last."""
-    writer = ShardWriter(Path(directory), card, split, rows_per_shard)
-    for x, label in chunks:
-        writer.add(x, label)
-    return replace(card, splits={**card.splits, split: writer.close()})
 
 
 def _read_groups(directory: Path, card: Card, split: str, groups: list[int]) -> Iterator[tuple[int, Rows]]:

@@ -12,16 +12,15 @@ checkpoint is read by any number of workers. The directory must be visible to ev
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.storage.files import write_text
+from pipelines.storage.files import new_directory, write_tensors, write_text
 
 __all__ = ["checkpoints", "latest", "prune", "read", "save_tensors", "write"]
 
@@ -30,23 +29,14 @@ STATE, TENSORS = "state.json", "training.safetensors"
 
 def write(directory: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Writes a checkpoint beside its place and renames it there: a kill leaves a complete one or none, never half of one."""
-    partial = directory.with_name(f".{directory.name}.{os.getpid()}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_tensors(partial / TENSORS, tensors)
-    write_text(partial / STATE, json.dumps(numbers, indent=1) + "\n")
-    (directory / STATE).unlink(missing_ok=True)  # from here on the old one does not count
-    shutil.rmtree(directory, ignore_errors=True)
-    partial.rename(directory)
+    with new_directory(directory) as partial:
+        save_tensors(partial / TENSORS, tensors)
+        write_text(partial / STATE, json.dumps(numbers, indent=1) + "\n")
 
 
 def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file by a rename."""
-    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, partial)
-    with partial.open("rb") as stream:
-        os.fsync(stream.fileno())
-    partial.replace(file)
+    """Writes a safetensors file, whole or not at all."""
+    write_tensors(file, tensors)
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
