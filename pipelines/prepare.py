@@ -13,8 +13,9 @@ import argparse
 from dataclasses import fields
 
 from pipelines.data.card import one_line
-from pipelines.data.ingest import FORMATS, prepare
-from pipelines.data.readers.tables import TABLES
+from pipelines.data.ingest import prepare
+from pipelines.data.readers import FORMATS
+from pipelines.data.readers.density import TABLES
 from pipelines.data.source import Options
 
 

@@ -27,8 +27,8 @@ from indm_core.model import GenerativeModel
 from pipelines.config.cli import describe, override, run_command
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import load, read_run
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.data.shards import read_all
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.sampling import Drawn, Sampler, check, draw_by

@@ -1,91 +1,35 @@
-"""Any known format -> Parquet shards and a card: `prepare`, and once for all: `ensure`.
+"""Any known format -> Parquet shards and a card: `prepare`.
 
-A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first reader of READERS that recognises
-it streams its splits. Each row is checked on the way: an integer k must satisfy 0 <= k < L, a vector must be finite, a
+A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first of the readers that recognises it
+streams its splits. Each row is checked on the way: an integer k must satisfy 0 <= k < L, a vector must be finite, a
 label must be -1 or more. Rows that do not decode are skipped and counted, up to the share `max_skip` of a split. A
 source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a permutation that
 depends on (seed, n) only become `test`. The card is written last.
-
-`ensure` prepares into a directory whose name follows from the source and the options, once: a preparation happens in a
-directory of its own that is renamed when whole, under a lock, so that of two processes at once the later one discards
-its copy.
 """
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
-import json
-import os
 import shutil
 import sys
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from pipelines.data.card import (
-    CARD,
-    Card,
-    Split,
-    load_card,
-    write_card,
-)
+from pipelines.data.card import CARD, Card, Split, load_card, write_card
 from pipelines.data.order import permutation
-from pipelines.data.readers.arrays import (
-    read_csv,
-    read_digits,
-    read_numpy,
-    read_toy2d,
-)
-from pipelines.data.readers.binary import read_cifar, read_idx
-from pipelines.data.readers.images import read_folder, read_image_parquet
-from pipelines.data.readers.tables import (
-    SKLEARN,
-    TABLES,
-    read_hdf5,
-    read_sklearn,
-    read_table,
-)
-from pipelines.data.readers.toy2d import TOY2D
+from pipelines.data.origin import canonical, fingerprint, label
+from pipelines.data.readers import FORMATS, READERS
+from pipelines.data.readers.embedded import embedded
 from pipelines.data.shards import ShardWriter
-from pipelines.data.source import (
-    Chunk,
-    Options,
-    Source,
-    SourceSplit,
-    chunk_rows,
-)
+from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.storage.files import flush
 
-__all__ = ["READERS", "Options", "data_directory", "embedded", "ensure", "prepare"]
-
-READERS = (
-    read_table,
-    read_digits,
-    read_toy2d,
-    read_sklearn,
-    read_idx,
-    read_cifar,
-    read_image_parquet,
-    read_numpy,
-    read_csv,
-    read_hdf5,
-    read_folder,
-)
-FORMATS = (
-    "IDX files (MNIST), CIFAR-10 batches, Hugging Face image Parquet, a folder of images, .npy or .npz, .csv, .h5, "
-    f"digits, {', '.join(['toy2d:' + name for name in TOY2D] + ['sklearn:' + name for name in SKLEARN])}; with --table the "
-    f"published tables {', '.join(TABLES)}"
-)
-
-
-def embedded(source: str) -> bool:
-    """Whether a source needs no path: digits, a generated set or a bundled table."""
-    return source == "digits" or source.startswith(("toy2d:", "sklearn:"))
+__all__ = ["prepare"]
 
 
 def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
@@ -99,7 +43,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     Raises:
         ValueError: an unknown format, or bad content; the message names file, row and remedy.
     """
-    directory, origin = Path(out).expanduser(), _origin(source)
+    directory, origin = Path(out).expanduser(), canonical(source)
     found = _open_source(origin, options)
     if not embedded(origin) and directory.resolve() == Path(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
@@ -108,7 +52,10 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
         card = _build(building, origin, found, options)
         _clear(directory, building)
         for file in sorted(building.iterdir(), key=lambda file: file.name == CARD):  # the card last
+            if file.name == CARD:
+                flush(directory)  # no loss of power leaves a card without the shards that it names
             file.rename(directory / file.name)
+        flush(directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
     return card
@@ -118,7 +65,7 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     """Writes shards and card of an opened source into a new directory."""
     directory.mkdir(parents=True)
     card = Card(
-        name=options.name or _label(origin),
+        name=options.name or label(origin),
         source=origin,
         kind=found.kind,
         shape=found.shape,
@@ -126,7 +73,7 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
         low=options.low,
         high=options.high,
         options=options.to_json(),
-        fingerprint=_fingerprint(origin),
+        fingerprint=fingerprint(origin),
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
@@ -140,107 +87,6 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     return card
 
 
-def data_directory(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
-    """Where `ensure` keeps a source: root/digits, root/toy2d-spiral, or root/<base name>-<hash of path and options>."""
-    origin = _origin(source)
-    if embedded(origin) and options == Options():
-        return Path(root) / _label(origin)
-    key = hashlib.sha256(f"{origin}\n{options.to_json()}".encode()).hexdigest()[:8]
-    return Path(root) / f"{_label(origin)}-{key}"
-
-
-def ensure(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
-    """The directory of a prepared source, preparing it when absent, incomplete or made from something else.
-
-    A source that is a prepared data set already (it holds a card.json) is used where it lies.
-    """
-    if (Path(source) / CARD).is_file():
-        _check_prepared(load_card(source), source, options)
-        return Path(source).resolve()
-    directory = data_directory(source, root, options)
-    if _current(directory, _origin(source), options):
-        return directory
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    building = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}")
-    try:
-        prepare(source, building, options)
-        with _locked(directory.parent):
-            if not _current(directory, _origin(source), options):
-                _place(building, directory)
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
-    return directory
-
-
-def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
-    """Refuses a prepared data set that was made otherwise than the options ask."""
-    try:
-        made = json.loads(card.options)
-        made = made if isinstance(made, dict) else {}
-    except (ValueError, RecursionError):
-        made = {}
-    default = Options()
-    for name in ("table", "crop", "size", "levels", "low", "high"):
-        wanted, there = getattr(options, name), made.get(name, getattr(default, name))
-        if wanted not in (getattr(default, name), there):
-            raise ValueError(
-                f"{name}={wanted}: {source} was prepared with {name}={there}; prepare it again with --{name} {wanted}, or give "
-                f"--{name} {there or repr('')}"
-            )
-
-
-def _current(directory: Path, origin: str, options: Options) -> bool:
-    try:
-        card = load_card(directory)
-    except (OSError, ValueError):  # OSError: another process is putting a newer one in its place
-        return False
-    there = embedded(origin) or not Path(origin).exists()  # a source that was taken away cannot have changed
-    return (card.source, card.options) == (origin, options.to_json()) and (
-        there or card.fingerprint == _fingerprint(origin)
-    )
-
-
-def _fingerprint(origin: str) -> str:
-    """A hash of the names, lengths and times of a source's files; '' for an embedded set."""
-    if embedded(origin):
-        return ""
-    path, sha = Path(origin), hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-        if file.is_file():
-            stat = file.stat()
-            sha.update(f"{file.relative_to(path.parent)}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())
-    return sha.hexdigest()[:16]
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process at a time; where the file system has no locks, renaming alone has to do."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
-
-
-def _place(building: Path, directory: Path) -> None:
-    """Put a finished directory in its place; what was there is moved out of the way first."""
-    stale = directory.with_name(f".{directory.name}.{uuid.uuid4().hex}.stale")
-    with suppress(FileNotFoundError):
-        directory.rename(stale)
-    building.rename(directory)
-    shutil.rmtree(stale, ignore_errors=True)
-
-
-def _origin(source: str | Path) -> str:
-    return str(source) if embedded(str(source)) else str(Path(source).expanduser().resolve())
-
-
-def _label(origin: str) -> str:
-    return origin.replace(":", "-") if embedded(origin) else Path(origin).stem or "data"
-
-
 def _open_source(origin: str, options: Options) -> Source:
     """The answer of the first reader that recognises the source."""
     path = Path(origin)
@@ -248,7 +94,7 @@ def _open_source(origin: str, options: Options) -> Source:
         raise ValueError(f"source={origin!r}: no such file or directory; known: {FORMATS}")
     if (path / CARD).is_file():
         raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
-    found = next((answer for reader in READERS if (answer := reader(origin, options))), None)
+    found = next((answer for reader in READERS if (answer := reader.read(origin, options))), None)
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
         raise ValueError(f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {FORMATS}")
@@ -266,6 +112,7 @@ def _clear(directory: Path, building: Path) -> None:
         except ValueError:
             shards = []
         (directory / CARD).unlink()
+        flush(directory)  # before its shards go
     for name in shards:
         (directory / name).unlink(missing_ok=True)
     for left in directory.glob(".*.preparing"):
@@ -296,8 +143,52 @@ def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _R
     available = {*found.splits, *names}
     for wanted in options.splits:
         if wanted not in available:
-            raise ValueError(f"splits={' '.join(options.splits)}: the source has {', '.join(sorted(available))}")
+            raise ValueError(f"splits={','.join(options.splits)}: the source has {', '.join(sorted(available))}")
     return _Routes(names=names, target=target)
+
+
+class _Bad:
+    """The rows of a source's split that did not decode: how many in each split of the result, and the first of them."""
+
+    def __init__(self, part: SourceSplit, routes: _Routes, max_skip: float) -> None:
+        self._part, self._routes, self._max_skip = part, routes, max_skip
+        self.counts = np.zeros(len(routes.names), np.int64)
+        self._first = ""
+
+    def add(self, chunk: Chunk) -> None:
+        """Counts those of a chunk.
+
+        Raises:
+            ValueError: they are more than `max_skip` of the split; the message names the first.
+        """
+        for row, reason in chunk.bad:
+            self.counts[self._routes.target[row]] += 1
+            self._first = self._first or f"{self._part.locate(row)}: {reason}"
+        if self.counts.sum() > self._max_skip * self._part.count:
+            raise ValueError(
+                f"{self._first}; {self.counts.sum()} of {self._part.count} rows are bad, more than "
+                f"max_skip={self._max_skip}; repair them or raise --max-skip"
+            )
+
+
+class _Range:
+    """The least and the greatest value of each coordinate in rows."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
+
+    def add(self, x: np.ndarray) -> None:
+        self._low = np.minimum(self._low, x.min(axis=0, initial=np.inf))
+        self._high = np.maximum(self._high, x.max(axis=0, initial=-np.inf))
+
+    def check(self, source: str, found: Source) -> None:
+        """Refuses a column that is constant."""
+        if (self._low == self._high).any():
+            column = int(np.argmax(self._low == self._high))
+            raise ValueError(
+                f"{source} column {found.column(column)}: the constant {self._low[column]:g} in every row of train "
+                "(float32) has no density; remove it"
+            )
 
 
 def _write(
@@ -307,38 +198,28 @@ def _write(
     keep = {name: index for index, name in enumerate(routes.names) if not options.splits or name in options.splits}
     if not keep:
         return {}, 0
-    writers = {name: ShardWriter(directory, card, name, 16 * card.group_rows) for name in keep}
-    skipped, classes, bad = np.zeros(len(routes.names), np.int64), 0, []
-    low, high = np.full(found.shape, np.inf), np.full(found.shape, -np.inf)  # of the training rows
-    for chunk in _progress(part, " + ".join(keep)):
-        skipped += np.bincount(routes.target[[row for row, _ in chunk.bad]], minlength=len(skipped))
-        bad = bad or list(chunk.bad[:1])
-        if skipped.sum() > options.max_skip * part.count:
-            row, reason = bad[0]
-            raise ValueError(
-                f"{part.locate(row)}: {reason}; {skipped.sum()} of {part.count} rows are bad, more than "
-                f"max_skip={options.max_skip}; repair them or raise --max-skip"
-            )
-        _check(chunk, card, found, part)
-        classes = max(classes, int(chunk.label.max(initial=-1)) + 1)
-        for name, index in keep.items():
-            rows = routes.target[chunk.row] == index
-            writers[name].add(chunk.x[rows], chunk.label[rows])
-            if found.kind == "vector" and name == "train":
-                low = np.minimum(low, chunk.x[rows].min(axis=0, initial=np.inf))
-                high = np.maximum(high, chunk.x[rows].max(axis=0, initial=-np.inf))
-    splits = {name: writer.close(int(skipped[keep[name]])) for name, writer in writers.items()}
+    bad, trained, classes = _Bad(part, routes, options.max_skip), _Range(found.shape), 0
+    with ExitStack() as opened:
+        writers = {
+            name: opened.enter_context(ShardWriter(directory, card, name, 16 * card.group_rows)) for name in keep
+        }
+        for chunk in _progress(part, " + ".join(keep)):
+            bad.add(chunk)
+            _check(chunk, card, found, part)
+            classes = max(classes, int(chunk.label.max(initial=-1)) + 1)
+            for name, index in keep.items():
+                rows = routes.target[chunk.row] == index
+                writers[name].add(chunk.x[rows], chunk.label[rows])
+                if found.kind == "vector" and name == "train":
+                    trained.add(chunk.x[rows])
+        splits = {name: writer.close(int(bad.counts[keep[name]])) for name, writer in writers.items()}
     for name, split in splits.items():
         if split.count == 0:
             raise ValueError(
                 f"split {name!r} of {card.source} has no readable rows; repair it or leave it out: --splits"
             )
-    if found.kind == "vector" and "train" in keep and (low == high).any():
-        column = int(np.argmax(low == high))
-        raise ValueError(
-            f"{card.source} column {found.column(column)}: the constant {low[column]:g} in every row of train (float32) has no "
-            "density; remove it"
-        )
+    if found.kind == "vector" and "train" in keep:
+        trained.check(card.source, found)
     return splits, classes
 
 

@@ -3,19 +3,35 @@
 A reader is a function (source, options) -> Source | None, None when the source is not of its format. It opens files
 lazily: a Source says how many rows each split has, and `chunks()` streams them in stored order with bounded memory.
 A row that cannot be decoded is not in a chunk's `x` but in its `bad`, with the reason; how many are too many is decided
-in prepare.py, once. `locate(row)` names a row for people: file and row within it.
+in ingest.py, once. `locate(row)` names a row for people: file and row within it. What several readers need stands below:
+splits that are in memory, records of equal size, rows that lie in several files, numbers that are checked.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-__all__ = ["Chunk", "Options", "Source", "SourceSplit", "array_chunks", "chunk_rows", "records"]
+__all__ = [
+    "Chunk",
+    "Options",
+    "Source",
+    "SourceSplit",
+    "array_chunks",
+    "checked_table",
+    "chunk_rows",
+    "in_memory",
+    "locate_among",
+    "records",
+    "vectors",
+]
+
+BLOCK = 1 << 16
+"""Rows that are checked at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,17 +39,17 @@ class Options:
     """How to prepare a source.
 
     Args:
-        name: of the data set; "" takes it from the source.
-        size: side that image files are resized to (bicubic, antialiased, rounded to 8 bits again); 0 leaves them.
-        crop: side of the centre crop before that; 0 takes the whole image, or with `size` its largest centred square.
+        name: Of the data set; "" takes it from the source.
+        size: Side that image files are resized to (bicubic, antialiased, rounded to 8 bits again); 0 leaves them.
+        crop: Side of the centre crop before that; 0 takes the whole image, or with `size` its largest centred square.
         levels: L of integer images; 0 takes the format's (256 for 8 bits).
-        low, high: interval that the model sees.
-        max_skip: share of a split's rows that may be corrupt.
-        test_fraction: share held out as `test` when the source has one split; 0 holds none out.
-        seed: of the hold-out and of generated sets.
-        splits: which splits to keep; () keeps all.
-        rows: training rows of a generated set; it gets rows // 5 test rows.
-        table: which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
+        low, high: Interval that the model sees.
+        max_skip: Share of a split's rows that may be corrupt.
+        test_fraction: Share held out as `test` when the source has one split; 0 holds none out.
+        seed: Of the hold-out and of generated sets.
+        splits: Which splits to keep; () keeps all.
+        rows: Training rows of a generated set; it gets rows // 5 test rows.
+        table: Which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
     """
 
     name: str = ""
@@ -129,3 +145,56 @@ def records(stream: BinaryIO, size: int, count: int, file: str) -> Iterator[tupl
         yield first, np.frombuffer(block, np.uint8).reshape(wanted, size)
     if stream.read(1):
         raise ValueError(f"{file}: more bytes than the {count} rows that it declares; download it again")
+
+
+def in_memory(x: np.ndarray, file: str, label: np.ndarray | None = None) -> SourceSplit:
+    """A split that is in memory; without labels where none are given."""
+    label = np.full(len(x), -1) if label is None else label
+    return SourceSplit(count=len(x), chunks=lambda: array_chunks(x, label), locate=lambda row: f"{file} row {row}")
+
+
+def vectors(parts: dict[str, tuple[np.ndarray, str]]) -> Source:
+    """Splits of vectors (n, d), each with the name of its file, as float32.
+
+    Raises:
+        ValueError: they differ in their number of columns.
+    """
+    width, first = next((x.shape[1], file) for x, file in parts.values())
+    for x, file in parts.values():
+        if x.shape[1] != width:
+            raise ValueError(f"{file}: {x.shape[1]} columns, but {width} in {first}; all splits have the same")
+    splits = {name: in_memory(x.astype(np.float32), file) for name, (x, file) in parts.items()}
+    return Source(kind="vector", shape=(width,), levels=0, splits=splits)
+
+
+def locate_among(files: Sequence[object], counts: Sequence[int]) -> Callable[[int], str]:
+    """Names a row of a split that lies in several files, of so many rows each."""
+    bounds = np.cumsum([0, *counts])
+
+    def locate(row: int) -> str:
+        index = int(np.searchsorted(bounds, row, side="right")) - 1
+        return f"{files[index]} row {row - bounds[index]}"
+
+    return locate
+
+
+def checked_table(x: np.ndarray, file: str, names: Sequence[str] = ()) -> np.ndarray:
+    """A table (n, d) as float64.
+
+    Raises:
+        ValueError: it has another shape or type, or a number that is not finite in float32; `names` are those of its columns.
+    """
+    if x.ndim != 2 or x.dtype.kind not in "iuf":
+        raise ValueError(f"{file}: {x.dtype} of shape {x.shape}; a table is numbers of shape (rows, columns)")
+    if 0 in x.shape:
+        raise ValueError(f"{file}: shape {x.shape} has no numbers; a table has rows and columns")
+    x = x.astype(np.float64)
+    for first in range(0, len(x), BLOCK):
+        wrong = ~(np.abs(x[first : first + BLOCK]) <= np.finfo(np.float32).max)
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise ValueError(
+                f"{file} row {first + row} column {names[column] if names else column}: {x[first + row, column]} is missing or "
+                "not finite (float32); remove the row"
+            )
+    return x

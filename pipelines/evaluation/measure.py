@@ -26,8 +26,8 @@ from torch import Tensor
 from indm_core.training import network_tensors, step_seed
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import digest, load, read_run
+from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
-from pipelines.data.ingest import ensure
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.baselines import baselines
 from pipelines.evaluation.estimates import Estimate, differences, distances, gap

@@ -28,8 +28,8 @@ from pipelines.cluster.pool import Pool, places
 from pipelines.config.cli import override
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import identity
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.evaluation.estimates import distances
 from pipelines.evaluation.evaluator import Evaluator, SampleBatch
 from pipelines.evaluation.measure import subjects_of

@@ -10,8 +10,8 @@ import torch
 
 from indm_core.likelihood import dequantise
 from pipelines.config.store import load
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.data.shards import read_all
 from pipelines.reporting.diagnose import Drawing, diagnose, norms
 from pipelines.reporting.page import write_pages

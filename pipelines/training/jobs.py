@@ -12,8 +12,8 @@ from pipelines.config.cli import nearest, options, with_values
 from pipelines.config.models import BridgeConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run
+from pipelines.data.cache import embedded, ensure
 from pipelines.data.card import Card, load_card
-from pipelines.data.ingest import embedded, ensure
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
 from pipelines.runs import checkpoint

@@ -13,8 +13,8 @@ from ray_session import TINY_2D, train
 from indm_core.training import network_tensors
 from pipelines.config import load
 from pipelines.config.store import read_run
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.runs import catalogue, checkpoint, tracking
 from pipelines.runs.job import Job
 

@@ -27,8 +27,8 @@ from pipelines.config import load
 from pipelines.config.cli import override, split_arguments
 from pipelines.config.run import Train
 from pipelines.config.store import read_run
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
 from pipelines.runs import checkpoint

@@ -19,8 +19,8 @@ from pipelines.config import load
 from pipelines.config.cli import options, override
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
+from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.ingest import ensure
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.results import table

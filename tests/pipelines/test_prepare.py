@@ -13,14 +13,10 @@ import pytest
 from ray_session import ROOT, command, main_of
 from sources import pixels, refused, stored
 
-from pipelines.data import ingest as module
+from pipelines.data import cache, ingest
+from pipelines.data.cache import data_directory, embedded, ensure
 from pipelines.data.card import Card, load_card, verify
-from pipelines.data.ingest import (
-    data_directory,
-    embedded,
-    ensure,
-    prepare,
-)
+from pipelines.data.ingest import prepare
 from pipelines.data.source import Options
 
 
@@ -106,10 +102,11 @@ def test_a_damaged_card_is_named(tmp_path: Path, text: str) -> None:
 def test_killed_preparation_leaves_nothing_that_looks_complete(tmp_path: Path) -> None:
     """The process is killed as it would write the card, the last thing it does."""
     code = (
-        "import os, signal, pipelines.data.ingest as p; p.write_card = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
-        f"p.{{}}('toy2d:rings', {str(tmp_path)!r})"
+        "import os, signal; from pipelines.data import cache, ingest; "
+        "ingest.write_card = lambda *a: os.kill(os.getpid(), signal.SIGKILL); "
+        f"{{}}('toy2d:rings', {str(tmp_path)!r})"
     )
-    for call in ("prepare", "ensure"):
+    for call in ("ingest.prepare", "cache.ensure"):
         done = subprocess.run([sys.executable, "-c", code.format(call)], cwd=ROOT, check=False)
         assert done.returncode == -9
     assert not list(tmp_path.rglob("card.json"))
@@ -166,7 +163,7 @@ def test_two_at_once_share_one_result(tmp_path: Path, monkeypatch: pytest.Monkey
         together.wait(timeout=20)
         return card
 
-    monkeypatch.setattr(module, "prepare", finish_together)
+    monkeypatch.setattr(cache, "prepare", finish_together)
     with ThreadPoolExecutor(4) as pool:
         found = list(pool.map(lambda _: ensure("toy2d:rings", tmp_path, options), range(4)))
     assert len(set(found)) == 1
@@ -203,6 +200,6 @@ def test_long_preparations_say_where_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     clock = iter(range(0, 10_000, 6))
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(ingest.time, "monotonic", lambda: next(clock))
     prepare("toy2d:rings", tmp_path, Options(rows=2048))
     assert "train: 1,024/2,048 rows, 171 rows/s" in capsys.readouterr().err

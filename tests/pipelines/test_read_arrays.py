@@ -1,4 +1,4 @@
-"""Embedded sets, NumPy files and tables come back value by value, or are refused with file, row and column."""
+"""NumPy files come back value by value, or are refused with file, row and column."""
 
 from __future__ import annotations
 
@@ -12,61 +12,7 @@ from sources import WHOLE, pixels, refused, stored
 
 from pipelines.data.ingest import prepare
 from pipelines.data.order import permutation
-from pipelines.data.readers.toy2d import TOY2D
 from pipelines.data.source import Options
-
-
-def test_digits_are_split_and_keep_their_levels(tmp_path: Path) -> None:
-    from sklearn.datasets import load_digits
-
-    card = prepare("digits", tmp_path)
-    assert (card.shape, card.levels, card.num_classes, card.kind) == ((1, 8, 8), 17, 10, "image")
-    train, test = stored(tmp_path), stored(tmp_path, "test")
-    assert (len(train[0]), len(test[0])) == (1438, 359)
-    both = np.concatenate([train[0], test[0]]).reshape(-1, 64), np.concatenate([train[1], test[1]])
-    found = np.column_stack(both)
-    x, label = load_digits(return_X_y=True)
-    expected = np.column_stack([x, label]).astype(int)
-    np.testing.assert_array_equal(found[np.lexsort(found.T)], expected[np.lexsort(expected.T)])
-    assert train[0].max() == 16
-
-
-@pytest.mark.parametrize("shape", TOY2D)
-def test_generated_sets_have_roughly_unit_variance(tmp_path: Path, shape: str) -> None:
-    card = prepare(f"toy2d:{shape}", tmp_path, Options(rows=5000))
-    assert (card.kind, card.shape, card.levels, card.num_classes) == ("vector", (2,), 0, 0)
-    (train, label), (test, _) = stored(tmp_path), stored(tmp_path, "test")
-    assert (len(train), len(test)) == (5000, 1000)
-    assert (label == -1).all()
-    assert 0.5 < train.var(axis=0).mean() < 1.3
-    assert np.abs(train.mean(axis=0)).max() < 0.5
-    assert not set(map(tuple, test.tolist())) & set(map(tuple, train.tolist()))
-    spread = train.std(axis=0)
-    assert (np.abs(train.mean(axis=0) - test.mean(axis=0)) < 5 * spread * np.sqrt(1 / 5000 + 1 / 1000)).all()
-
-
-def test_generated_laws_have_their_closed_form_moments() -> None:
-    """E |x|^2 = 2 (and the noise) where the docstring says so, within five standard errors."""
-    for shape, noise in (
-        ("spiral", 0.03),
-        ("eight_gaussians", 0.1),
-        ("checkerboard", 0),
-        ("rings", 0.03),
-        ("sierpinski", 0),
-    ):
-        square = (TOY2D[shape](100_000, np.random.default_rng(1)) ** 2).sum(axis=1)
-        assert abs(square.mean() - 2 - 2 * noise**2) < 5 * square.std() / np.sqrt(len(square)), shape
-
-
-def test_checkerboard_fills_exactly_the_dark_squares() -> None:
-    x = TOY2D["checkerboard"](10_000, np.random.default_rng(0)) * 4 / np.sqrt(12) + 2
-    cells = np.floor(x).astype(int)
-    assert ((cells.sum(axis=1)) % 2 == 0).all()
-    assert len(np.unique(cells, axis=0)) == 8
-
-
-def test_unknown_generated_set(tmp_path: Path) -> None:
-    refused("toy2d:sprial", tmp_path, "toy2d:sprial", "toy2d:spiral")
 
 
 @pytest.mark.parametrize(
@@ -178,41 +124,3 @@ def test_a_column_that_is_constant_in_training_is_refused(tmp_path: Path) -> Non
     x[permutation(0, 0, 0, 100)[0], 1] = 4  # a row that is held out
     np.save(tmp_path / "rows.npy", x)
     refused(tmp_path / "rows.npy", tmp_path / "out", "rows.npy column 1", "constant 3", options=Options())
-
-
-@pytest.mark.parametrize("header", ["", "a,b,c\n"])
-def test_csv_round_trip(tmp_path: Path, header: str) -> None:
-    x = np.random.default_rng(0).standard_normal((2500, 3)).astype(np.float32)
-    file = tmp_path / "table.csv"
-    file.write_text(header + "\n".join(",".join(map(repr, row)) for row in x.tolist()) + "\n\n")
-    card = prepare(file, tmp_path / "out", WHOLE)
-    assert (card.kind, card.shape, card.levels) == ("vector", (3,), 0)
-    np.testing.assert_array_equal(stored(tmp_path / "out")[0], x)
-    split = prepare(file, tmp_path / "split")
-    assert (split.split("train").count, split.split("test").count) == (2000, 500)
-
-
-@pytest.mark.parametrize(
-    ("text", "parts"),
-    [
-        ("a,b\n1,2\n3,x\n", ["line 3 column b", "'x' is not a number"]),
-        ("a,b\n1,2\n,4\n", ["line 3 column a", "missing value"]),
-        ("a,b\n1,\n2,\n", ["line 2 column b", "missing value"]),
-        ("1,2\n3,4\n5\n", ["line 3", "1 columns", "2"]),
-        ("a,b\n1,2\n3,2\n", ["column b", "constant 2"]),
-        ("1,2\n3,nan\n", ["line 2 column 1", "'nan' is not finite"]),
-        ("1,2\n3,1e99\n", ["line 2 column 1", "'1e99' is not finite"]),
-        ("a,b\n", ["0 rows"]),
-        ("", ["0 rows"]),
-        ("1,2\n3,\x00\n", ["line 2"]),
-        ("1,2\n3,\xff\n", ["table.csv"]),
-        (",,\n1,2,3\n4,5,6\n", ["line 1 column 0", "no name in the header, or a missing value"]),
-        ("a,b,a\n1,2,3\n4,5,6\n", ["line 1 column 2", "a second column is called 'a'"]),
-        ("1,2\n1_000,4\n", ["line 2 column 0", "'1_000' is not a number"]),
-        ("1,2\n3,4\n5," + "x" * 5000 + "\n", ["line 3 column 1", f"'{'x' * 40}...' is not a number"]),
-    ],
-)
-def test_bad_tables_are_refused(tmp_path: Path, text: str, parts: list[str]) -> None:
-    file = tmp_path / "table.csv"
-    file.write_bytes(text.encode("latin1"))
-    refused(file, tmp_path / "out", str(file), *parts)

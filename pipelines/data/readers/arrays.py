@@ -1,16 +1,15 @@
-"""Readers of arrays: embedded sets, NumPy files, CSV tables.
+"""Reader of NumPy files: one .npy array, or the arrays of an .npz archive.
 
-digits         scikit-learn's 1,797 images of 8 x 8 pixels with levels 0, ..., 16 (L = 17) and 10 classes
-toy2d:NAME     a generated set on the plane (toy2d.py): `rows` training rows and a fifth as many test rows
-.npy, .npz     images as integers (n, h, w), (n, h, w, c) or (n, c, h, w); vectors as floats (n, d). In an .npz the
-               rows are called x, images, data or arr_0, the labels y, label or labels; x_train, y_train, x_test and
-               y_test make two splits. Nothing is unpickled; rows are streamed, also out of a compressed archive.
-.csv           one vector per line, all numbers, with or without a header; read twice: to check it, then to copy it
+    rows        images are integers (n, h, w), (n, h, w, c) or (n, c, h, w), c <= 4; vectors are floats (n, d)
+    .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; x_train, y_train, x_test, y_test,
+                x_valid and y_valid make splits
+
+Nothing is unpickled. Rows are streamed, also out of a compressed archive; a header that claims more than the file can
+hold is refused before anything of that size is made.
 """
 
 from __future__ import annotations
 
-import csv
 import lzma
 import math
 import zipfile
@@ -24,49 +23,12 @@ from typing import BinaryIO
 import numpy as np
 
 from pipelines.data.card import one_line
-from pipelines.data.readers.toy2d import TOY2D
-from pipelines.data.source import (
-    Chunk,
-    Options,
-    Source,
-    SourceSplit,
-    array_chunks,
-    chunk_rows,
-    records,
-)
+from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
 
-__all__ = ["read_array", "read_csv", "read_digits", "read_numpy", "read_rows", "read_toy2d"]
+__all__ = ["read_array", "read_numpy"]
 
 DEFLATE = 1100
 """No archive of numpy.savez_compressed is smaller by more than this factor."""
-
-
-def read_digits(source: str, options: Options) -> Source | None:
-    """scikit-learn's digits."""
-    if source != "digits":
-        return None
-    try:
-        from sklearn.datasets import load_digits
-    except ImportError:
-        raise ValueError("source='digits' comes with scikit-learn: pip install scikit-learn") from None
-    pixels, label = load_digits(return_X_y=True)
-    part = _in_memory(pixels.astype(np.uint8).reshape(-1, 1, 8, 8), np.asarray(label, np.int64), "digits")
-    return Source(kind="image", shape=(1, 8, 8), levels=17, num_classes=10, splits={"train": part})
-
-
-def read_toy2d(source: str, options: Options) -> Source | None:
-    """A generated set on the plane."""
-    prefix, _, shape = source.partition(":")
-    if prefix != "toy2d":
-        return None
-    if shape not in TOY2D:
-        raise ValueError(f"source={source!r}: the generated sets are {', '.join('toy2d:' + name for name in TOY2D)}")
-    streams = np.random.SeedSequence(options.seed).spawn(2)
-    splits = {}
-    for split, rows, stream in zip(("train", "test"), (options.rows, options.rows // 5), streams, strict=True):
-        x = TOY2D[shape](rows, np.random.default_rng(stream)).astype(np.float32)
-        splits[split] = _in_memory(x, np.full(rows, -1), f"{source} {split}")
-    return Source(kind="vector", shape=(2,), levels=0, splits=splits)
 
 
 def read_numpy(source: str, options: Options) -> Source | None:
@@ -94,25 +56,6 @@ def read_numpy(source: str, options: Options) -> Source | None:
     return _numpy_source(splits, options)
 
 
-def read_csv(source: str, options: Options) -> Source | None:
-    """A table of numbers, one vector per line."""
-    file = Path(source)
-    if file.suffix != ".csv" or not file.is_file():
-        return None
-    names, lines = [], 0
-    for header, first, block in _csv_blocks(file):
-        names, lines = header, first + len(block)
-    if lines < 2:
-        raise ValueError(f"{file}: {lines} rows of numbers; a data set has at least 2")
-
-    def chunks() -> Iterator[Chunk]:
-        for _, first, block in _csv_blocks(file):
-            yield Chunk(block, np.full(len(block), -1), np.arange(first, first + len(block)))
-
-    part = SourceSplit(count=lines, chunks=chunks, locate=lambda row: f"{file} row {row}")
-    return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part}, columns=tuple(names))
-
-
 def read_array(file: Path) -> np.ndarray:
     """All of a .npy file, in either order of its axes."""
     array = _open_array(file, "", whole=True)
@@ -120,21 +63,6 @@ def read_array(file: Path) -> np.ndarray:
         return np.load(file, allow_pickle=False)
     except (OSError, ValueError) as error:
         raise ValueError(f"{array}: cannot read it ({one_line(error)}); save it again") from None
-
-
-def read_rows(file: Path, *, spare: bool = False) -> tuple[list[str], np.ndarray]:
-    """Column names and all numbers of a .csv file, float64 (n, d); `spare`: rows may have one cell more than the header."""
-    names, blocks = [], []
-    for header, _, block in _csv_blocks(file, np.float64, spare=spare):
-        names = header
-        blocks.append(block)
-    if not blocks:
-        raise ValueError(f"{file}: no rows of numbers")
-    return names, np.concatenate(blocks)
-
-
-def _in_memory(x: np.ndarray, label: np.ndarray, file: str) -> SourceSplit:
-    return SourceSplit(count=len(x), chunks=lambda: array_chunks(x, label), locate=lambda row: f"{file} row {row}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,78 +186,3 @@ def _bytes(file: Path, member: str) -> int:
     if size > DEFLATE * file.stat().st_size:
         raise ValueError(f"{file}:{member}: {size:,} bytes are more than the archive can hold; save it again")
     return size
-
-
-def _csv_blocks(
-    file: Path, dtype: type = np.float32, *, spare: bool = False
-) -> Iterator[tuple[list[str], int, np.ndarray]]:
-    """(column names, first row, (m, d) of a dtype) of a table; rows are numbered from 0, after the header."""
-    names: list[str] = []
-    lines: list[tuple[int, list[str]]] = []
-    first, line = 0, 0
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            reader = csv.reader(stream)
-            for cells in reader:
-                line = reader.line_num
-                if not names:
-                    header = not any(_is_number(cell) for cell in cells)
-                    names = [cell.strip() if header else str(index) for index, cell in enumerate(cells)]
-                    if header:
-                        _check_header(file, line, names)
-                        continue
-                if spare and not lines and first == 0 and len(cells) == len(names) + 1:
-                    names.append(str(len(names)))
-                if cells:
-                    lines.append((line, cells))
-                if len(lines) == chunk_rows(8 * len(names)):
-                    yield names, first, _numbers(file, names, lines, dtype)
-                    first, lines = first + len(lines), []
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(
-            f"{file}: not a readable text table after line {line} ({one_line(error)}); save it as UTF-8 CSV"
-        ) from None
-    if lines:
-        yield names, first, _numbers(file, names, lines, dtype)
-
-
-def _check_header(file: Path, line: int, names: list[str]) -> None:
-    for index, name in enumerate(names):
-        if not name:
-            raise ValueError(
-                f"{file} line {line} column {index}: no name in the header, or a missing value in the first row; "
-                "name the column or remove it"
-            )
-        if name in names[:index]:
-            raise ValueError(f"{file} line {line} column {index}: a second column is called {_brief(name)}; rename it")
-
-
-def _is_number(cell: str) -> bool:
-    try:
-        float(cell)
-    except ValueError:
-        return False
-    return "_" not in cell  # Python's 1_000
-
-
-def _brief(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else f"{cell[:40]}...")
-
-
-def _numbers(file: Path, names: list[str], lines: list[tuple[int, list[str]]], dtype: type) -> np.ndarray:
-    for line, cells in lines:
-        if len(cells) != len(names):
-            raise ValueError(
-                f"{file} line {line}: {len(cells)} columns where the first line has {len(names)}; repair it"
-            )
-        for name, cell in zip(names, cells, strict=True):
-            if not _is_number(cell):
-                found = f"{_brief(cell)} is not a number" if cell.strip() else "a missing value"
-                raise ValueError(f"{file} line {line} column {name}: {found}; remove the row or the column")
-    with np.errstate(over="ignore"):
-        block = np.array([[float(cell) for cell in cells] for _, cells in lines]).astype(dtype)
-    if not np.isfinite(block).all():
-        row, column = np.argwhere(~np.isfinite(block))[0]
-        found = _brief(lines[row][1][column])
-        raise ValueError(f"{file} line {lines[row][0]} column {names[column]}: {found} is not finite; remove the row")
-    return block

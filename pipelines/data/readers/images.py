@@ -34,6 +34,7 @@ from pipelines.data.source import (
     Source,
     SourceSplit,
     chunk_rows,
+    locate_among,
 )
 
 if TYPE_CHECKING:
@@ -282,7 +283,7 @@ class _Table:
 
 
 def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
-    bounds = np.cumsum([0, *(table.count for table in tables)])
+    counts = [table.count for table in tables]
 
     def chunks() -> Iterator[Chunk]:
         first = 0
@@ -293,11 +294,7 @@ def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
                 yield _decode(pool, fit, first, images, label, [""] * len(images))
                 first += len(cells)
 
-    def locate(row: int) -> str:
-        index = int(np.searchsorted(bounds, row, side="right")) - 1
-        return f"{tables[index].file} row {row - bounds[index]}"
-
-    return SourceSplit(count=int(bounds[-1]), chunks=chunks, locate=locate)
+    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among([table.file for table in tables], counts))
 
 
 def _images(folder: Path) -> list[tuple[str, Path]]:

@@ -1,38 +1,13 @@
-"""Tables: the published cleaning, split and normalisation, on files of their formats."""
+"""The tables of density estimation: the published cleaning, split and normalisation, on files of their formats."""
 
 from __future__ import annotations
 
 import h5py
 import numpy as np
 import pytest
-
-from pipelines.data.card import load_card
-from pipelines.data.ingest import prepare
-from pipelines.data.shards import read_all
-from pipelines.data.source import Options
+from sources import assert_normal, prepared
 
 RNG = np.random.default_rng(0)
-
-
-def prepared(tmp_path, source, **options) -> dict[str, np.ndarray]:
-    out = tmp_path / "out"
-    card = prepare(source, out, Options(**options))
-    assert card.kind == "vector"
-    return {name: read_all(out, load_card(out), name)["x"] for name in card.splits}
-
-
-def assert_normal(x: np.ndarray) -> None:
-    np.testing.assert_allclose(x.mean(axis=0), 0, atol=1e-6)
-    np.testing.assert_allclose(x.std(axis=0), 1, atol=1e-5)
-
-
-@pytest.mark.parametrize(("name", "shape"), [("wine", (178, 13)), ("iris", (150, 4)), ("diabetes", (442, 10))])
-def test_bundled_tables_are_standardised_by_their_training_rows(tmp_path, name, shape):
-    parts = prepared(tmp_path, f"sklearn:{name}")
-    assert len(parts["train"]) + len(parts["test"]) == shape[0]
-    assert len(parts["test"]) == round(0.2 * shape[0])
-    assert parts["train"].shape[1] == shape[1]
-    assert_normal(parts["train"])
 
 
 def test_power(tmp_path):
@@ -97,12 +72,6 @@ def test_hepmass(tmp_path):
     np.testing.assert_allclose(np.concatenate([parts["train"], parts["validation"]]), (train - mean) / std, atol=1e-5)
     np.testing.assert_allclose(parts["test"], (features["test"][:, :3] - mean) / std, atol=1e-5)
     assert len(parts["validation"]) == len(train) // 10
-
-
-def test_bundled_tables_have_no_atoms(tmp_path):
-    """diabetes holds sex as two values: dequantised it is a density again."""
-    x = prepared(tmp_path, "sklearn:diabetes")["train"]
-    assert all(len(np.unique(column)) == len(column) for column in x.T)
 
 
 def test_miniboone(tmp_path):
@@ -200,18 +169,6 @@ def test_columns_are_named_as_in_the_file(tmp_path):
         prepared(tmp_path, tmp_path / "x.npz")
 
 
-def test_hdf5_files_that_do_not_fit_are_named(tmp_path):
-    file = tmp_path / "x.h5"
-    with h5py.File(file, "w") as archive:
-        archive["train"], archive["test"] = RNG.normal(size=(30, 3)), RNG.normal(size=(5, 4))
-    with pytest.raises(ValueError, match=r"x.h5:test: 4 columns, but 3 in .*x.h5:train; all splits have the same"):
-        prepared(tmp_path, file)
-    with h5py.File(file, "w") as archive:
-        archive["cube"] = RNG.normal(size=(30, 3, 2))
-    with pytest.raises(ValueError, match=r"x.h5: holds cube \(30, 3, 2\); a table is numbers of shape"):
-        prepared(tmp_path, file)
-
-
 def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
     file = tmp_path / "x.npy"
     with file.open("wb") as stream:
@@ -228,41 +185,6 @@ def test_a_file_that_claims_more_than_it_holds_is_refused(tmp_path):
         prepared(tmp_path, tmp_path / "x.h5")
 
 
-def test_hdf5_is_judged_before_it_is_read(tmp_path):
-    """Small files that unpack to much, and types that NumPy does not have."""
-    file = tmp_path / "x.h5"
-    with h5py.File(file, "w") as archive:
-        for name in ("a", "b"):
-            archive.create_dataset(name, data=np.zeros((1000, 30), "u1"), compression="gzip")
-    with pytest.raises(ValueError, match=r"x.h5: holds a, b; call the rows train, test, validation"):
-        prepared(tmp_path, file)
-    with h5py.File(file, "w") as archive:
-        for name in ("train", "test"):
-            archive.create_dataset(name, shape=(10**6, 100), chunks=(1000, 100), dtype="u1", compression="gzip")
-    with pytest.raises(ValueError, match=r"x.h5:test: \(1000000, 100\) are more numbers than the file can hold"):
-        prepared(tmp_path, file)
-    with h5py.File(file, "w") as archive:
-        h5py.h5d.create(archive.id, b"train", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3, 2)))
-    with pytest.raises(ValueError, match=r"x.h5: not a readable HDF5 file"):
-        prepared(tmp_path, file)
-    with h5py.File(file, "w") as archive:
-        archive["train"] = np.zeros((0, 3))
-    with pytest.raises(ValueError, match=r"x.h5:train: shape \(0, 3\) has no numbers"):
-        prepared(tmp_path, file)
-
-
 def test_sensors_that_are_all_the_same_leave_one(tmp_path):
     np.save(tmp_path / "gas.npy", RNG.normal(size=(100, 1)) + 1e-3 * RNG.normal(size=(100, 16)))
     assert prepared(tmp_path, tmp_path / "gas.npy", table="gas")["train"].shape[1] == 1
-
-
-def test_an_hdf5_file_does_not_read_other_files(tmp_path):
-    (tmp_path / "secret").write_bytes(bytes(range(256)) * 4)
-    with h5py.File(tmp_path / "other.h5", "w") as archive:
-        archive["train"] = RNG.normal(size=(30, 3))
-    file = tmp_path / "x.h5"
-    with h5py.File(file, "w") as archive:
-        archive["linked"] = h5py.ExternalLink("other.h5", "train")
-        archive.create_dataset("train", shape=(128, 8), dtype="u1", external=[(str(tmp_path / "secret"), 0, 1024)])
-    with pytest.raises(ValueError, match=r"x.h5: holds train; a table is numbers of shape"):
-        prepared(tmp_path, file)
