@@ -35,7 +35,7 @@ READERS = (
     Reader(read_digits, "digits"),
     Reader(read_toy2d, ", ".join(f"toy2d:{name}" for name in TOY2D)),
     Reader(read_sklearn, ", ".join(f"sklearn:{name}" for name in SKLEARN)),
-    Reader(read_idx, "IDX files (MNIST)"),
+    Reader(read_idx, "IDX files (MNIST, EMNIST)"),
     Reader(read_cifar, "CIFAR-10 batches"),
     Reader(read_image_parquet, "Hugging Face image Parquet"),
     Reader(read_numpy, ".npy or .npz"),

@@ -1,8 +1,18 @@
-"""Reader of a directory of IDX files: MNIST, Fashion-MNIST.
+"""Reader of a directory of IDX files: MNIST, Fashion-MNIST, EMNIST.
 
-Big-endian: bytes 0, 0, type 8 (unsigned byte), number of dimensions m, then m sizes of four bytes, then the values;
-`train-images-idx3-ubyte` (n, h, w) goes with `train-labels-idx1-ubyte` (n,), t10k is the test split, and either may be
-gzipped.
+An IDX file, big-endian: bytes 0, 0, type 8 (unsigned byte), the number m of dimensions, m sizes of four bytes, then the
+values. Images (n, h, w) go with labels (n,), where there are any; each file may be gzipped (.gz). The directory holds
+one set, by its file names:
+
+    MNIST     train-images-idx3-ubyte, train-labels-idx1-ubyte; t10k-... is the test split
+    EMNIST    emnist-SUBSET-train-images-idx3-ubyte, ...; emnist-SUBSET-test-... is the test split; SUBSET is one of CLASSES
+
+EMNIST's files hold every image with its rows and columns exchanged. It is read upright, (n, w, h) as (n, h, w), so that
+its digits look as MNIST's do. The labels of its subset letters are 1, ..., 26; they become the classes 0, ..., 25, as
+everywhere else.
+
+References:
+    Cohen, Afshar, Tapson, van Schaik 2017, "EMNIST: an extension of MNIST to handwritten letters" (the subsets).
 """
 
 from __future__ import annotations
@@ -12,47 +22,131 @@ import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
 from pipelines.data.card import one_line
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
 
-__all__ = ["read_idx"]
+__all__ = ["CLASSES", "read_idx"]
 
+CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
+"""EMNIST's subsets: how many classes each has."""
 GZIP_RATIO = 1032
 """What a byte of a gzip file can become at most."""
 
 
+class _Files(NamedTuple):
+    """The files of a split; labels: None where there are none."""
+
+    images: Path
+    labels: Path | None
+
+
 def read_idx(source: str, options: Options) -> Source | None:
-    """A directory of IDX files with MNIST's names."""
-    splits, shapes = {}, {}
-    for split, prefix in (("train", "train"), ("test", "t10k")):
-        images = _idx_file(Path(source), prefix, "images", 3)
-        labels = _idx_file(Path(source), prefix, "labels", 1)
-        if images:
-            splits[split], shapes[images[0]] = _idx_split(images[0], labels)
-    if not splits:
+    """A directory of IDX files with the names of MNIST or of one subset of EMNIST."""
+    found = {subset: files for subset in ("", *CLASSES) if (files := _files(Path(source), subset))}
+    if not found:
         return None
-    shape = next(iter(shapes.values()))
+    if len(found) > 1:
+        names = [f"emnist-{subset}" if subset else "MNIST" for subset in found]
+        raise ValueError(
+            f"{source}: holds several sets, {', '.join(names)}; give a directory with one of them, made there by: "
+            f"mkdir {names[-1]}; mv {names[-1]}-* {names[-1]}"
+        )
+    ((subset, files),) = found.items()
+    shapes = {pair.images: _shape(pair.images, subset) for pair in files.values()}
     if len(set(shapes.values())) > 1:
-        found = ", ".join(f"{file}: {other}" for file, other in shapes.items())
-        raise ValueError(f"{source}: its splits differ in shape ({found}); prepare them apart")
-    return Source(kind="image", shape=shape, levels=256, splits=splits)
+        listed = ", ".join(f"{file}: {shape}" for file, shape in shapes.items())
+        raise ValueError(f"{source}: its splits differ in shape ({listed}); prepare them apart")
+    return Source(
+        kind="image",
+        shape=next(iter(shapes.values())),
+        levels=256,
+        splits={split: _split(pair, subset) for split, pair in files.items()},
+        num_classes=CLASSES.get(subset, 0) if any(pair.labels for pair in files.values()) else 0,
+    )
 
 
-def _idx_file(directory: Path, prefix: str, content: str, rank: int) -> list[Path]:
-    names = (f"{prefix}-{content}-idx{rank}-ubyte", f"{prefix}-{content}.idx{rank}-ubyte")
-    candidates = [directory / f"{name}{suffix}" for name in names for suffix in ("", ".gz")]
-    return [file for file in candidates if file.is_file()]
+def _files(directory: Path, subset: str) -> dict[str, _Files]:
+    """The files of EMNIST's subset, or of MNIST ('')."""
+    prefixes = (f"emnist-{subset}-train", f"emnist-{subset}-test") if subset else ("train", "t10k")
+    found = {}
+    for split, prefix in zip(("train", "test"), prefixes, strict=True):
+        images = _file(directory, f"{prefix}-images", 3)
+        if images:
+            found[split] = _Files(images, _file(directory, f"{prefix}-labels", 1))
+    return found
 
 
-def _open_idx(file: Path) -> BinaryIO:
+def _file(directory: Path, name: str, rank: int) -> Path | None:
+    names = (f"{name}-idx{rank}-ubyte", f"{name}.idx{rank}-ubyte")
+    candidates = (directory / f"{name}{suffix}" for name in names for suffix in ("", ".gz"))
+    return next((file for file in candidates if file.is_file()), None)
+
+
+def _split(files: _Files, subset: str) -> SourceSplit:
+    count = _sizes(files.images, 3)[0]
+    label = _labels(files.labels, files.images, count, subset) if files.labels else np.full(count, -1)
+    shape = _shape(files.images, subset)
+
+    def chunks() -> Iterator[Chunk]:
+        for first, block in _records(files.images, 3):
+            stop = first + len(block)
+            upright = block.reshape(-1, shape[2], shape[1]).swapaxes(1, 2) if subset else block
+            yield Chunk(upright.reshape(-1, *shape), label[first:stop], np.arange(first, stop))
+
+    return SourceSplit(count=count, chunks=chunks, locate=lambda row: f"{files.images} row {row}")
+
+
+def _shape(images: Path, subset: str) -> tuple[int, int, int]:
+    """(1, h, w) of an image, upright."""
+    _, rows, columns = _sizes(images, 3)
+    return (1, columns, rows) if subset else (1, rows, columns)
+
+
+def _labels(file: Path, images: Path, count: int, subset: str) -> np.ndarray:
+    """The classes of a split, 0, 1, ..."""
+    (num_labels,) = _sizes(file, 1)
+    if num_labels != count:
+        raise ValueError(f"{file}: {num_labels} labels for the {count} images of {images}; download both again")
+    label = np.concatenate([block[:, 0] for _, block in _records(file, 1)]).astype(np.int64)
+    if not subset:
+        return label
+    least = 1 if subset == "letters" else 0
+    wrong = (label < least) | (label >= least + CLASSES[subset])
+    if wrong.any():
+        row = int(np.flatnonzero(wrong)[0])
+        raise ValueError(
+            f"{file} row {row}: the label {label[row]} is not one of EMNIST's {subset}, {least} to "
+            f"{least + CLASSES[subset] - 1}; download it again"
+        )
+    return label - least
+
+
+def _sizes(file: Path, rank: int) -> tuple[int, ...]:
+    try:
+        with _open(file) as stream:
+            return _header(stream, file, rank)
+    except (EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
+
+
+def _records(file: Path, rank: int) -> Iterator[tuple[int, np.ndarray]]:
+    try:
+        with _open(file) as stream:
+            count, *row = _header(stream, file, rank)
+            yield from records(stream, math.prod(row), count, str(file))
+    except (EOFError, zlib.error, OSError) as error:
+        raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
+
+
+def _open(file: Path) -> BinaryIO:
     return gzip.open(file, "rb") if file.suffix == ".gz" else file.open("rb")  # pyright: ignore[reportReturnType]
 
 
-def _idx_header(stream: BinaryIO, file: Path, rank: int) -> tuple[int, ...]:
+def _header(stream: BinaryIO, file: Path, rank: int) -> tuple[int, ...]:
     head = stream.read(4 + 4 * rank)
     if len(head) < 4 + 4 * rank or head[:4] != bytes((0, 0, 8, rank)):
         raise ValueError(f"{file}: starts with {head[:4].hex()}, not with IDX's 000008{rank:02x}; download it again")
@@ -62,39 +156,3 @@ def _idx_header(stream: BinaryIO, file: Path, rank: int) -> tuple[int, ...]:
     if math.prod(sizes) > GZIP_RATIO * file.stat().st_size:  # before anything of that size is allocated
         raise ValueError(f"{file}: declares the sizes {sizes}, more than its bytes can hold; download it again")
     return sizes
-
-
-def _idx_records(file: Path, rank: int) -> Iterator[tuple[int, np.ndarray]]:
-    try:
-        with _open_idx(file) as stream:
-            count, *row = _idx_header(stream, file, rank)
-            yield from records(stream, math.prod(row), count, str(file))
-    except (EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
-
-
-def _idx_sizes(file: Path, rank: int) -> tuple[int, ...]:
-    try:
-        with _open_idx(file) as stream:
-            return _idx_header(stream, file, rank)
-    except (EOFError, zlib.error, OSError) as error:
-        raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
-
-
-def _idx_split(images: Path, labels: list[Path]) -> tuple[SourceSplit, tuple[int, int, int]]:
-    count, height, width = _idx_sizes(images, 3)
-    label = np.full(count, -1)
-    if labels:
-        (num_labels,) = _idx_sizes(labels[0], 1)
-        if num_labels != count:
-            raise ValueError(
-                f"{labels[0]}: {num_labels} labels for the {count} images of {images}; download both again"
-            )
-        label = np.concatenate([block[:, 0] for _, block in _idx_records(labels[0], 1)]).astype(np.int64)
-
-    def chunks() -> Iterator[Chunk]:
-        for first, block in _idx_records(images, 3):
-            stop = first + len(block)
-            yield Chunk(block.reshape(-1, 1, height, width), label[first:stop], np.arange(first, stop))
-
-    return SourceSplit(count=count, chunks=chunks, locate=lambda row: f"{images} row {row}"), (1, height, width)
