@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields, replace
 from pathlib import Path
 from threading import Barrier
 
@@ -17,6 +18,7 @@ from pipelines.data import cache, ingest
 from pipelines.data.cache import data_directory, embedded, ensure
 from pipelines.data.card import Card, load_card, verify
 from pipelines.data.ingest import prepare
+from pipelines.data.readers import READERS
 from pipelines.data.source import Options
 
 
@@ -180,20 +182,72 @@ def test_the_command_line_prepares(tmp_path: Path) -> None:
     assert load_card(tmp_path / "out").split("test").count == 20
 
 
-def test_the_command_line_reports_errors_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main = main_of("prepare")
-    assert main([str(tmp_path / "none"), "--out", str(tmp_path / "out")]) == 2
+def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By its name with a hyphen or an underscore; splits are divided by commas."""
+    np.save(tmp_path / "rows.npy", pixels(40, 6, 5) % 16)
+    words = [
+        "--name",
+        "small",
+        "--levels",
+        "16",
+        "--low",
+        "0",
+        "--high=2",
+        "--max-skip",
+        "0",
+        "--test_fraction",
+        "0.25",
+    ]
+    words += ["--seed", "3", "--splits", "test,train", "--rows", "50", "--size", "0", "--crop", "0", "--table", ""]
+    assert main_of("prepare")([str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), *words]) == 0
+    assert "small: image (1, 6, 5), levels 16, 0 classes" in capsys.readouterr().out
+    card = load_card(tmp_path / "out")
+    assert (card.name, card.levels, card.low, card.high) == ("small", 16, 0.0, 2.0)
+    assert {name: split.count for name, split in card.splits.items()} == {"train": 30, "test": 10}
+    wanted = Options(name="small", levels=16, low=0.0, high=2.0, max_skip=0.0, test_fraction=0.25, seed=3, rows=50)
+    assert card.options == replace(wanted, splits=("test", "train")).to_json()
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["digits"], ["--out DIR is missing"]),
+        (["digits", "--max-skip", "2"], ["max_skip=2.0"]),
+        (["digits", "--max-skip", "some"], ["--max_skip: 'some' does not fit", "a number"]),
+        (["digits", "--max-skips", "0"], ["unknown option --max_skips", "did you mean max_skip"]),
+        (["digits", "--splits", "train", "test"], ["digits test", "--splits train,test"]),
+        (["digits", "--table", "gass"], ["table='gass'", "power, gas"]),
+        (["digits", "--seed", "1", "--seed", "2"], ["--seed is given twice"]),
+    ],
+)
+def test_the_command_line_reports_errors_in_one_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], parts: list[str]
+) -> None:
+    out = [] if words == ["digits"] else ["--out", str(tmp_path / "out")]
+    assert main_of("prepare")([*words, *out]) == 2
     shown = capsys.readouterr().err
-    assert shown.startswith("error: source=")
+    assert shown.startswith("error: ")
     assert shown.count("\n") == 1
-    assert main(["digits", "--out", str(tmp_path / "out"), "--max-skip", "2"]) == 2
-    assert "max_skip=2.0" in capsys.readouterr().err
-    with pytest.raises(ValueError, match="no such file"):
-        main([str(tmp_path / "none"), "--out", str(tmp_path / "out"), "--traceback"])
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
-    assert caught.value.code == 0
-    assert "toy2d:spiral" in capsys.readouterr().out
+    assert all(part in shown for part in parts), shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_line_shows_where_an_error_came_from(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = [str(tmp_path / "none"), "--out", str(tmp_path / "out")]
+    assert main_of("prepare")(words) == 2
+    assert capsys.readouterr().err.startswith("error: source=")
+    assert main_of("prepare")([*words, "--traceback"]) == 2
+    assert "in _open_source" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("words", "status"), [(["--help"], 0), (["-h"], 0), ([], 2)])
+def test_help_names_every_option_and_format(words: list[str], status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main_of("prepare")(words) == status
+    shown = capsys.readouterr().out
+    for option in [*fields(Options), "out", "traceback"]:
+        assert f"  --{getattr(option, 'name', option)} " in shown
+    for reader in READERS:
+        assert reader.name in shown
 
 
 def test_long_preparations_say_where_they_are(
