@@ -154,7 +154,7 @@ def smoothness(
     rates = along_times(model, x, ts, score_rate, generator=generator).amax(1).to(tau) / pace
     alpha = torch.logspace(-2, 2, 801).to(tau)
     log_L = (rates.log() + alpha[:, None] * tau).amax(1)
-    best = int((log_L + torch.log1p(1 / (200 * alpha))).argmin())
+    best = int((log_L + torch.log1p(1 / (2 * alpha).sqrt())).argmin())
     fourth = squared_norms(model, x, generator=generator).latent.square().mean()
     return Smoothness(K=float(K), L=float(log_L[best].exp()), alpha=float(alpha[best]), moment=float(fourth) ** 0.25)
 
@@ -182,7 +182,7 @@ def prior_divergence(model: LinearModel, x: Float[Tensor, " b *event"], *, gener
 
     mixed, others = log_p.logsumexp(1) - math.log(len(x)), log_p.clone().fill_diagonal_(-math.inf).logsumexp(1)
     share = (log_pi - mixed).exp()  # pi/p_i: 1 on average, the u_i being draws of the mixture
-    c = -torch.cov(torch.stack([mixed - log_pi, share]))[0, 1] / share.var()  # tends to 1 where KL is small
+    c = -torch.cov(torch.stack([mixed - log_pi, share]))[0, 1] / share.var().clamp(min=1e-300)  # 1 where KL is small
     pull = log_p.softmax(1).T @ (1 - c * share)  # of x_j on the mixture
 
     def estimate(ratio: Tensor) -> MeanAndError:
