@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -211,62 +212,57 @@ def test_glow_is_a_flow_of_indm_too(tmp_path):
     torch.testing.assert_close(model.flow.inverse(z), x, rtol=0, atol=1e-4)
 
 
-def _differentiate(rank: int, rendezvous: str, names: tuple[str, ...]) -> None:
-    """One rank's gradients, as two workers train, against the mean of the gradients without them."""
+PLANE = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
+
+
+def _work_of_a_worker(rank: int, rendezvous: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    spec = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
-    x = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)[rank]
-    for name in names:
-        torch.manual_seed(0)
-        model = RECIPES[name]().model.build(spec).double().train()
-        model(x, None, torch.Generator().manual_seed(rank))  # the first batch sets the actnorms
-        gradients = []
-        for wrapped in (model, _wrapped(model, torch.device("cpu"), 2)):
-            model.zero_grad()
-            wrapped(x, None, torch.Generator().manual_seed(2 + rank)).objective.mean().backward()
-            gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-        alone, together = gradients[0].clone(), gradients[1]
-        dist.all_reduce(alone)
-        torch.testing.assert_close(together, alone / 2, rtol=1e-12, atol=1e-14)
-        assert alone.any()
+    for name in ("toy2d_rings_diffflow", "toy2d_dinof"):
+        _differentiate(rank, name)
+    _train_a_flow_alone(rank)
     dist.destroy_process_group()
 
 
-def test_two_workers_train_on_the_mean_of_their_gradients(tmp_path: Path):
-    names = ("toy2d_rings_diffflow", "toy2d_dinof")
-    torch.multiprocessing.spawn(_differentiate, args=(str(tmp_path / "rendezvous"), names), nprocs=2)
+def _rows(rank: int, seed: int) -> torch.Tensor:
+    return torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)[rank]
 
 
-def _train_with_a_fixed_score(rank: int, rendezvous: str) -> None:
-    """One of two workers: the flow alone moves, and it is the same on both."""
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-    spec = DataSpec(name="plane", shape=(2,), levels=0, low=-1.0, high=1.0, num_classes=0)
-    run = RECIPES["toy2d_spiral"]()
+def _differentiate(rank: int, name: str) -> None:
+    """One rank's gradients, as two workers train, against the mean of the gradients without them."""
+    x = _rows(rank, 1)
     torch.manual_seed(0)
-    model = replace(run.model, pretrain_steps=0).build(spec).double()
-    wrapped: list[torch.nn.Module] = []
+    model = RECIPES[name]().model.build(PLANE).double().train()
+    model(x, None, torch.Generator().manual_seed(rank))  # the first batch sets the actnorms
+    gradients = []
+    for wrapped in (model, _wrapped(model, torch.device("cpu"), 2)):
+        model.zero_grad()
+        wrapped(x, None, torch.Generator().manual_seed(2 + rank)).objective.mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    alone, together = gradients[0].clone(), gradients[1]
+    dist.all_reduce(alone)
+    torch.testing.assert_close(together, alone / 2, rtol=1e-12, atol=1e-14)
+    assert alone.any()
 
-    def wrap(model: torch.nn.Module) -> torch.nn.Module:
-        wrapped.append(_wrapped(model, torch.device("cpu"), 2))
-        return wrapped[-1]
 
-    trainer = Trainer(model, run.train.optimisers, frozen=["score"], wrap=wrap)
+def _train_a_flow_alone(rank: int) -> None:
+    """A frozen network takes no part in what the workers exchange; the flow alone moves, and it is the same on both."""
+    recipe = RECIPES["toy2d_spiral"]()
+    torch.manual_seed(0)
+    model = replace(recipe.model, pretrain_steps=0).build(PLANE).double()
+    wrap = partial(_wrapped, device=torch.device("cpu"), world=2)
+    trainer = Trainer(model, recipe.train.optimisers, frozen=["score"], wrap=wrap)
     before = {key: value.clone() for key, value in network_tensors(model).items()}
     for step in range(3):
-        x = torch.randn(2, 8, 2, generator=torch.Generator().manual_seed(step), dtype=torch.float64)[rank]
-        trainer.step([(x[:4], None), (x[4:], None)], torch.Generator().manual_seed(rank))
-    assert isinstance(wrapped[0], torch.nn.parallel.DistributedDataParallel)
+        halves = [(half, None) for half in _rows(rank, step).split(4)]
+        trainer.step(halves, torch.Generator().manual_seed(rank))
     after = network_tensors(model)
+    assert {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])} == {"flow"}
     for key, value in after.items():
         everywhere = [torch.empty_like(value) for _ in range(2)]
         dist.all_gather(everywhere, value)
         assert torch.equal(*everywhere), key
-    assert {key.split(".")[0] for key in after if not torch.equal(before[key], after[key])} == {"flow"}
-    dist.destroy_process_group()
 
 
-def test_two_workers_train_a_flow_against_a_fixed_score(tmp_path: Path):
-    """A frozen network takes no part in what the workers exchange."""
-    torch.multiprocessing.spawn(_train_with_a_fixed_score, args=(str(tmp_path / "rendezvous"),), nprocs=2)
+def test_two_workers_train_on_the_mean_of_their_gradients_and_leave_a_fixed_score_alone(tmp_path: Path):
+    torch.multiprocessing.spawn(_work_of_a_worker, args=(str(tmp_path / "rendezvous"),), nprocs=2)
