@@ -22,13 +22,18 @@ from torch import Tensor
 
 __all__ = ["at_least", "equal", "finite", "holds", "like", "seeded", "unbiased", "verify"]
 
-Case = TypeVar("Case")
+Checked = TypeVar("Checked")
 NUM_ERRORS = 5.0
 """Standard errors that a mean may be off."""
 
 
-def verify(subject: str, identities: Mapping[str, Callable[[Case], object]], case: Case) -> None:
+def verify(subject: str, identities: Mapping[str, Callable[[Checked], object]], case: Checked) -> None:
     """Runs the identities in their order, each from the same state of torch's random generator and with gradients on.
+
+    Args:
+        subject: The name of what is checked.
+        identities: Names, and functions that make claims about the case.
+        case: What is checked, and on what.
 
     Raises:
         AssertionError: the first identity that does not hold, or in which the object raised an error.
@@ -39,10 +44,10 @@ def verify(subject: str, identities: Mapping[str, Callable[[Case], object]], cas
             try:
                 check(case)
             except AssertionError as failure:
-                raise AssertionError(f"{subject}: {identity}: {failure}") from None
+                raise AssertionError(f"{subject}: {identity}: {_first_line(failure)}") from None
             except Exception as error:
-                first = next(iter(str(error).splitlines()), "")
-                raise AssertionError(f"{subject}: {identity}: it raises {type(error).__name__}: {first}") from error
+                said = f"it raises {type(error).__name__}: {_first_line(error)}"
+                raise AssertionError(f"{subject}: {identity}: {said}") from error
 
 
 def equal(
@@ -110,6 +115,10 @@ def unbiased(draws: Tensor, expected: Tensor, limit: Tensor | float, *, of: str)
 def seeded(seed: int) -> torch.Generator:
     """A generator of the check's own."""
     return torch.Generator().manual_seed(seed)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), "")
 
 
 def _largest(value: Tensor) -> tuple[int, ...]:

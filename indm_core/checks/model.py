@@ -113,18 +113,17 @@ def _trains_every_network(case: _Case) -> None:
     holds(shared == 0, f"{shared} parameters belong to two of the networks {sorted(networks)}")
     orphans = [name for name, p in model.named_parameters() if id(p) not in owners]
     holds(not orphans, f"{len(orphans)} parameters belong to none of {sorted(networks)}, as {next(iter(orphans), '')}")
-    learned: set[str] = set()
+    learned, zero = set[str](), torch.zeros(1)
     model.train()
     for phase in case.phases():
-        counts = model.evaluations()
-        holds(
-            counts.keys() == networks.keys(),
-            f"evaluations of {sorted(counts)} in phase {phase!r}, of {sorted(networks)}",
-        )
+        counted = sorted(model.evaluations())
+        holds(counted == sorted(networks), f"evaluations of {counted} in phase {phase!r}, of {sorted(networks)}")
         model.zero_grad()
         case.forward().objective.mean().backward()
-        learned |= {owners[id(p)] for p in model.parameters() if p.grad is not None and bool(p.grad.any())}
-        finite(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]), of="the gradient")
+        gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+        for name, gradient in gradients.items():
+            finite(gradient, of=f"the gradient of {name} in phase {phase!r}")
+        learned |= {owners[id(p)] for name, p in model.named_parameters() if bool(gradients.get(name, zero).any())}
     model.eval()
     still = sorted(networks.keys() - learned)
     holds(not still, f"no phase gives a gradient to {still}")
@@ -148,10 +147,8 @@ def _starts_from_its_seed(case: _Case) -> None:
     equal(u[1:2], case.start(1, [seeded(1)]), limit[1:2], of="a row by its own generator")
     like_u = model.state_like(3, case.x)
     with torch.no_grad():
-        equal(
-            model.sample_start(like_u, seeded(0), 1.0), model.sample_start(like_u, seeded(0)), limit, of="temperature 1"
-        )
-        cold = model.sample_start(like_u, seeded(0), 0.0)
+        warm, default, cold = (model.sample_start(like_u, seeded(0), *t) for t in ((1.0,), (), (0.0,)))
+    equal(warm, default, limit, of="temperature 1")
     equal(cold, cold[:1].expand_as(cold), 1e-4 * (1 + cold.abs()), of="rows at temperature 0")
 
 

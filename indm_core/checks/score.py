@@ -121,7 +121,7 @@ def check_score(score: Score, sde: SDE, shape: tuple[int, ...], *, log_prob: Log
     u = torch.randn(sde.embed(x).shape, generator=seeded(4), dtype=torch.float64)
     t = torch.tensor([max(sde.t_min, 1e-6 * sde.t_max), 0.1, 0.5, 1.0], dtype=torch.float64)
     t[1:] = sde.t_min + t[1:] * (sde.t_max - sde.t_min)
-    dtypes = tuple(dtype for dtype in (torch.float64, torch.float32) if _accepts(score, u.to(dtype), t[1]))
+    dtypes = tuple(dtype for dtype in (torch.float64, torch.float32) if _accepts(score, u.to(dtype, copy=True), t[1]))
     case = States(score=score, u=u.to(dtypes[0]) if dtypes else u, t=t, dtypes=dtypes, log_prob=log_prob)
     verify(getattr(score, "__qualname__", type(score).__name__), SCORE, case)
 
