@@ -7,23 +7,19 @@ the generated samples and b for the data,
     kernel distance    MMD^2 = E k(a, a') + E k(b, b') - 2 E k(a, b),    k(x, y) = (gamma x.y + c)^3,
     Inception Score    exp E_x KL(p(y|x) || p(y)),
 
-m the mean and C the covariance of the features. The Frechet distance is the squared 2-Wasserstein distance of
-N(m_a, C_a) and N(m_b, C_b). With any factors C_a = A A^T, C_b = B B^T its last term is a nuclear norm,
-
-    tr (C_a^1/2 C_b C_a^1/2)^1/2 = |A^T B|_* = sum of the singular values of A^T B,
-
-which is what is computed: real by construction, and exact to rounding for singular C, where the square roots of
-rounding errors in the eigenvalues of C_a C_b would cost half of the digits.
+m the mean and C the covariance of the features. The first is `indm_core.frechet`'s, given here under the same names.
 
 What is biased, and in which direction:
 
-    Frechet distance   with the moments of n samples put in for a it is too large, by O(1/n) times a number that depends
-                       on the law of a: compare values at equal n, never across different n.
+    Frechet distance   of the moments of n samples (`frechet_from_samples`): too large, by O(d^2/n) times a number that
+                       depends on the law of a: compare values at equal n, never across different n. At infinite n
+                       (`frechet_infinity`): unbiased but for O(1/n^2).
     kernel distance    unbiased at every n; hence slightly negative at times.
     Inception Score    too small (the entropy of an estimated p(y) is): compare at equal n / splits.
 
 References:
     Heusel et al. 2017, "GANs trained by a two time-scale update rule", Eq. 6 (the Frechet distance).
+    Chong and Forsyth 2020, "Effectively unbiased FID and Inception Score and where to find them" (infinite n).
     Binkowski et al. 2018, "Demystifying MMD GANs", Eq. 4 and section 4 (kernel distance; bias of the Frechet distance).
     Salimans et al. 2016, "Improved techniques for training GANs", section 4 (the Inception Score).
     Chan, Golub, LeVeque 1983, "Algorithms for computing the sample variance", Eq. 2.1 (pairwise update of moments).
@@ -31,13 +27,20 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
+from indm_core.frechet import (
+    FrechetDistance,
+    as_samples,
+    fewest_samples,
+    frechet_distance,
+    frechet_from_samples,
+    frechet_infinity,
+)
 from indm_core.shapes import Float
 
 __all__ = [
@@ -45,15 +48,13 @@ __all__ = [
     "InceptionScore",
     "KernelDistance",
     "Moments",
-    "frechet_bootstrap",
+    "fewest_samples",
     "frechet_distance",
+    "frechet_from_samples",
+    "frechet_infinity",
     "inception_score",
     "kernel_distance",
 ]
-
-# A covariance may be this far from symmetric and from non-negative, relative to its largest entry or eigenvalue: what
-# float32 statistics of other programs show. Anything beyond is a mistake of the caller.
-_TOLERANCE = 1e-5
 
 
 @final
@@ -96,7 +97,7 @@ class Moments:
 
         Raises: ValueError for values that are not finite (naming the row) and for another d.
         """
-        features = _as_samples("features", features, at_least=0)
+        features = as_samples("features", features, at_least=0)
         if len(features) == 0:
             return self
         mean = features.mean(dim=0)
@@ -126,116 +127,6 @@ class Moments:
         self._scatter = self._scatter + scatter.to(delta) + torch.outer(delta, delta) * (self.count * count / total)
         self.count = total
         return self
-
-    def to_dict(self) -> dict[str, Tensor]:
-        """The state as plain tensors: what is sent between workers or kept in a safetensors file."""
-        return {"count": torch.tensor(self.count), "mean": self._mean, "scatter": self._scatter}
-
-    @classmethod
-    def from_dict(cls, state: Mapping[str, Tensor]) -> Moments:
-        """The moments that `to_dict` wrote down."""
-        moments = cls()
-        moments.count = int(state["count"])
-        moments._mean, moments._scatter = state["mean"], state["scatter"]
-        return moments
-
-
-def frechet_distance(
-    mean_a: Float[Tensor, "*_"],
-    cov_a: Float[Tensor, "*_"],
-    mean_b: Float[Tensor, "*_"],
-    cov_b: Float[Tensor, "*_"],
-) -> Float[Tensor, ""]:
-    r"""Squared 2-Wasserstein distance of two Gaussian laws, in float64.
-
-        |m_a - m_b|^2 + tr C_a + tr C_b - 2 |C_a^1/2 C_b^1/2|_*
-
-    Symmetric in a and b. Covariances may be singular: eigenvalues below d * 2.2e-16 of the largest are rounding errors
-    and count as 0. The distance of equal laws comes out as +-1e-15 of the traces; a negative value is returned as 0.
-
-    Args:
-        mean_a, mean_b: Means (d,).
-        cov_a, cov_b: Covariances (d, d).
-
-    Returns: The distance, in units of the features squared; the published FID for the Inception-v3 pool features.
-
-    Raises: ValueError for mismatched sizes, values that are not finite, a covariance that is not symmetric or has a
-        negative eigenvalue.
-
-    References: Dowson and Landau 1982, Eq. 16; Heusel et al. 2017, Eq. 6.
-    """
-    mean_a, factor_a = _as_gaussian("a", mean_a, cov_a)
-    mean_b, factor_b = _as_gaussian("b", mean_b, cov_b)
-    if mean_a.shape != mean_b.shape:
-        raise ValueError(f"mean_b: {len(mean_b)} features, but mean_a has {len(mean_a)}")
-    return _distance(mean_a, factor_a, mean_b, factor_b)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class FrechetDistance:
-    """A Frechet distance put in for `num_samples` samples, and the standard error of that number."""
-
-    value: float
-    standard_error: float
-    num_samples: int
-
-
-def frechet_bootstrap(
-    features: Float[Tensor, "*_"],
-    mean_ref: Float[Tensor, "*_"],
-    cov_ref: Float[Tensor, "*_"],
-    *,
-    num_resamples: int = 100,
-    generator: torch.Generator | None = None,
-) -> FrechetDistance:
-    r"""Frechet distance of samples from a reference law, with its standard error by the bootstrap.
-
-    The n samples are drawn n times with replacement; the standard deviation of the distance over `num_resamples` such
-    sets is the standard error. A set is a vector of weights w (how often each sample was drawn); with C_ref = B B^T
-
-        tr (C_w^1/2 C_ref C_w^1/2)^1/2 = |diag(w/(n-1))^1/2 (X - 1 m_w^T) B|_*
-
-    needs one Gram matrix and one symmetric eigenvalue problem of size min(n, d) and no matrix root.
-
-    `value` is biased upward, by O(1/n) (see the module): compare values at equal n only. The resampled distances lie
-    higher still, by about the same bias once more, which is why their spread is used and not their position. The
-    reference is held fixed: its own sampling error is common to all models compared with it.
-
-    Args:
-        features: One sample per row (n, d), n >= 2.
-        mean_ref, cov_ref: The reference law, (d,) and (d, d).
-        num_resamples: R >= 2; the standard error is itself good to 1/sqrt(2 (R - 1)): 7 % for 100, 16 % for 20. A
-            resample takes 2 seconds on one core for n = 5000 and the 2048 features of Inception-v3: there use 20.
-        generator: Draws the resamples.
-
-    Raises: ValueError as `frechet_distance` and for fewer than 2 samples or resamples.
-    """
-    x = _as_samples("features", features, at_least=2)
-    mean_ref, factor_ref = _as_gaussian("ref", mean_ref.to(x.device), cov_ref.to(x.device))
-    num_samples, num_features = x.shape
-    if num_features != len(mean_ref):
-        raise ValueError(f"mean_ref: {len(mean_ref)} features, but the samples have {num_features}")
-    if num_resamples < 2:
-        raise ValueError(f"num_resamples={num_resamples}: a standard error needs at least 2")
-
-    moments = Moments().update(x)
-    value = _distance(*_as_gaussian("features", moments.mean, moments.cov), mean_ref, factor_ref)
-    projected, trace_ref = x @ factor_ref, factor_ref.square().sum()
-    resampled = []
-    for _ in range(num_resamples):
-        drawn = _randint(num_samples, generator).to(x.device)
-        counts = torch.bincount(drawn, minlength=num_samples)
-        rows = counts.nonzero().squeeze(1)
-        weights = counts[rows].to(x)
-        mean = weights @ x[rows] / num_samples
-        trace = weights @ (x[rows] - mean).square().sum(dim=1) / (num_samples - 1)
-        centred = projected[rows] - mean @ factor_ref
-        cross = _nuclear_norm(centred * (weights / (num_samples - 1)).sqrt().unsqueeze(1))
-        resampled.append((mean - mean_ref).square().sum() + trace + trace_ref - 2 * cross)
-    return FrechetDistance(
-        value=float(value), standard_error=float(torch.stack(resampled).std()), num_samples=num_samples
-    )
 
 
 @final
@@ -288,8 +179,8 @@ def kernel_distance(
 
     References: Gretton et al. 2012, Lemma 6; Binkowski et al. 2018, Eq. 4.
     """
-    a = _as_samples("features_a", features_a, at_least=2)
-    b = _as_samples("features_b", features_b, at_least=2).to(a.device)
+    a = as_samples("features_a", features_a, at_least=2)
+    b = as_samples("features_b", features_b, at_least=2).to(a.device)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features_b: {b.shape[1]} features a sample, but features_a has {a.shape[1]}")
     if num_subsets < 1:
@@ -347,7 +238,7 @@ def inception_score(logits: Float[Tensor, "*_"], *, splits: int = 10) -> Incepti
     """
     if splits < 2:
         raise ValueError(f"splits={splits}: a standard error needs at least 2")
-    log_p = _as_samples("logits", logits, at_least=2 * splits).log_softmax(dim=1)
+    log_p = as_samples("logits", logits, at_least=2 * splits).log_softmax(dim=1)
     scores = []
     for i in range(splits):
         part = log_p[i::splits]
@@ -357,60 +248,6 @@ def inception_score(logits: Float[Tensor, "*_"], *, splits: int = 10) -> Incepti
     return InceptionScore(
         mean=float(score.mean()), standard_error=float(score.std() / splits**0.5), num_samples=len(log_p)
     )
-
-
-def _as_samples(argument: str, features: Tensor, at_least: int) -> Tensor:
-    """Features as a float64 matrix (n, d) of finite numbers."""
-    if features.ndim != 2:
-        raise ValueError(f"{argument}: shape {tuple(features.shape)}, but one sample per row (n, d) is expected")
-    if len(features) < at_least:
-        raise ValueError(f"{argument}: {len(features)} samples, at least {at_least} are needed")
-    finite = features.isfinite().all(dim=1)
-    if not finite.all():
-        row = int((~finite).nonzero()[0])
-        raise ValueError(f"{argument}: row {row} is not finite (one of {int((~finite).sum())} such rows)")
-    return features.to(torch.float64)
-
-
-def _as_gaussian(label: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and a factor A (d, rank) with A A^T = cov, in float64."""
-    mean, cov = mean.to(torch.float64), cov.to(torch.float64)
-    if mean.ndim != 1 or not mean.isfinite().all():
-        raise ValueError(f"mean_{label}: a vector of finite numbers is expected, not {_describe(mean)}")
-    if cov.shape != (len(mean), len(mean)) or not cov.isfinite().all():
-        raise ValueError(f"cov_{label}: a finite {len(mean)}x{len(mean)} matrix is expected, not {_describe(cov)}")
-    skew = float((cov - cov.T).abs().max())
-    if skew > _TOLERANCE * float(cov.abs().max()):
-        raise ValueError(f"cov_{label}: not symmetric, entries differ from their mirror images by up to {skew:.3g}")
-    values, vectors = torch.linalg.eigh((cov + cov.T) / 2)
-    smallest, largest = float(values[0]), float(values.abs().max())
-    if smallest < -_TOLERANCE * largest:
-        raise ValueError(f"cov_{label}: eigenvalue {smallest:.3g} is negative, so this is no covariance")
-    keep = values > len(values) * torch.finfo(values.dtype).eps * largest
-    return mean, vectors[:, keep] * values[keep].sqrt()
-
-
-def _distance(mean_a: Tensor, factor_a: Tensor, mean_b: Tensor, factor_b: Tensor) -> Tensor:
-    """The Frechet distance of two laws given by mean and factor; rounding below 0 is clipped."""
-    cross = torch.linalg.svdvals(factor_a.T @ factor_b).sum()
-    distance = (mean_a - mean_b).square().sum() + factor_a.square().sum() + factor_b.square().sum() - 2 * cross
-    return distance.clamp(min=0)
-
-
-def _describe(x: Tensor) -> str:
-    return f"shape {tuple(x.shape)} with {int((~x.isfinite()).sum())} values that are not finite"
-
-
-def _nuclear_norm(A: Tensor) -> Tensor:
-    """Sum of singular values by the smaller Gram matrix: to 1e-8 of the largest, and three times as fast as the SVD."""
-    gram = A @ A.T if A.shape[0] < A.shape[1] else A.T @ A
-    return torch.linalg.eigvalsh(gram).clamp(min=0).sqrt().sum()
-
-
-def _randint(num: int, generator: torch.Generator | None) -> Tensor:
-    """`num` indices below `num`, with replacement, on the generator's device."""
-    device = "cpu" if generator is None else generator.device
-    return torch.randint(num, (num,), generator=generator, device=device)
 
 
 def _choice(num: int, size: int, generator: torch.Generator | None) -> Tensor:

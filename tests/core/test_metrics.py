@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 
+from benchmarks.frechet import Problem, problem
+from indm_core import frechet
 from indm_core.metrics import (
+    FrechetDistance,
     Moments,
-    frechet_bootstrap,
+    fewest_samples,
     frechet_distance,
+    frechet_from_samples,
+    frechet_infinity,
     inception_score,
     kernel_distance,
 )
 from pipelines.evaluation.features import torchvision_operators
 
 torchvision_operators()
+
+Estimate = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], FrechetDistance]
 
 
 def make(seed: int) -> torch.Generator:
@@ -66,17 +74,6 @@ def test_float32_features_far_from_zero_keep_their_covariance():
     x = (100 + randn(4000, 3, seed=3)).float()
     moments = Moments().update(x[:1500]).update(x[1500:])
     torch.testing.assert_close(moments.cov, torch.cov(x.double().T), rtol=1e-12, atol=1e-12)
-
-
-def test_moments_survive_a_plain_dict():
-    moments = Moments().update(randn(10, 4, seed=4))
-    state = moments.to_dict()
-    assert all(isinstance(value, torch.Tensor) for value in state.values())
-    again = Moments.from_dict(state).update(randn(5, 4, seed=5))
-    direct = moments.update(randn(5, 4, seed=5))
-    assert again.count == direct.count == 15
-    assert torch.equal(again.cov, direct.cov)
-    assert torch.equal(again.mean, direct.mean)
 
 
 def test_moments_refuse_what_is_no_sample():
@@ -179,36 +176,183 @@ def test_frechet_distance_refuses_what_is_no_gaussian():
         frechet_distance(torch.tensor([0, math.inf, 0]), cov, mean, cov)
 
 
-@pytest.mark.parametrize(("n", "d"), [(400, 3), (60, 100)])
-def test_bootstrap_resamples_are_distances_of_the_resampled_sets(n: int, d: int):
-    x, mean, cov = randn(n, d, seed=25), randn(d, seed=26), random_cov(d, d, seed=27)
-    result = frechet_bootstrap(x, mean, cov, num_resamples=4, generator=make(28))
-    generator, distances = make(28), []
-    for _ in range(4):
-        drawn = Moments().update(x[torch.randint(n, (n,), generator=generator)])
-        distances.append(frechet_distance(drawn.mean, drawn.cov, mean, cov))
-    moments = Moments().update(x)
+def left_out(x: torch.Tensor) -> list[torch.Tensor]:
+    return [torch.cat([x[:i], x[i + 1 :]]) for i in range(len(x))]
+
+
+def prepared(x: torch.Tensor, mean: torch.Tensor, cov: torch.Tensor) -> frechet._LeaveOneOut:
+    return frechet._leave_one_out(*frechet._as_samples_and_reference(x, mean, cov, at_least=3))
+
+
+@pytest.mark.parametrize(("n", "d", "rank"), [(30, 8, 8), (9, 8, 8), (8, 8, 8), (12, 20, 20), (12, 20, 5), (3, 4, 4)])
+def test_distances_without_one_sample_are_those_of_the_smaller_sets(n: int, d: int, rank: int):
+    x, mean, cov = randn(n, d, seed=25), randn(d, seed=26), random_cov(d, rank, seed=27)
+    sets = prepared(x, mean, cov)
+    values = sets.rest_i - 2 * frechet._roots_left_out(sets)
+    moments = [Moments().update(part) for part in left_out(x)]
+    exact = torch.stack([frechet_distance(m.mean, m.cov, mean, cov) for m in moments])
+    torch.testing.assert_close(values, exact, rtol=1e-6, atol=0)
+    whole = Moments().update(x)
+    result = frechet_from_samples(x, mean, cov)
     assert result.num_samples == n
-    assert result.value == pytest.approx(float(frechet_distance(moments.mean, moments.cov, mean, cov)), rel=1e-12)
-    assert result.standard_error == pytest.approx(float(torch.stack(distances).std()), rel=1e-6)
+    assert result.value == pytest.approx(float(frechet_distance(whole.mean, whole.cov, mean, cov)), rel=1e-12)
 
 
-def test_bootstrap_standard_error_of_a_shifted_gaussian():
-    # a = N(m, I) against N(0, I): d FD = 2 m.dm + tr((I - C_a^-1/2) dC) and C_a = I, so the variance is 4 |m|^2 / n.
-    n, d, shift = 800, 4, 1.5
+@pytest.mark.parametrize(("n", "d", "rank"), [(30, 8, 8), (13, 8, 8), (12, 20, 5)])
+def test_roots_at_infinity_without_one_sample_are_those_of_the_smaller_sets(n: int, d: int, rank: int):
+    x, mean, cov = randn(n, d, seed=28), randn(d, seed=29), random_cov(d, rank, seed=30)
+    _, roots, _ = frechet._roots_at_infinity(prepared(x, mean, cov))
+    exact = torch.stack([frechet._roots_at_infinity(prepared(part, mean, cov))[0] for part in left_out(x)])
+    torch.testing.assert_close(roots, exact, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("N", [9, 16, 80])
+def test_spectrum_of_the_law_from_that_of_many_samples(N: int):
+    # For n, d -> oo with d/n = 8/N, phi solves N phi = sum tau/(tau + u), u = t/(1 - phi); psi = phi + t phi'.
+    tau = torch.arange(1, 9, dtype=torch.float64).square()
+    t = (64 * torch.arange(-42, 38, dtype=torch.float64).exp()).requires_grad_()
+    low, high = torch.zeros_like(t), torch.ones_like(t)
+    for _ in range(200):  # bisection: the right-hand side falls with phi
+        phi = (low + high) / 2
+        above = phi > (tau.unsqueeze(1) * (1 - phi) / (tau.unsqueeze(1) * (1 - phi) + t)).sum(dim=0) / N
+        low, high = torch.where(above, low, phi), torch.where(above, phi, high)
+    phi = low.detach()
+    e = (1 - phi).requires_grad_()
+    residual = (1 - e) - (tau.unsqueeze(1) * e / (tau.unsqueeze(1) * e + t)).sum(dim=0) / N
+    by_t, by_e = torch.autograd.grad(residual.sum(), (t, e))
+    psi = phi + t.detach() * by_t / by_e
+    once, twice = (frechet._root_at_infinity(k * N, phi, psi, t.detach().sqrt()) for k in (1, 2))
+    # What grows with N is the root; the rest corrects the mean over Gaussian samples, d/(8 n) for one eigenvalue tau = 1.
+    assert float(twice - once) == pytest.approx(float(tau.sqrt().sum()), rel=1e-6)
+
+
+def test_mean_over_gaussian_samples_is_corrected_by_its_second_order():
+    # E s = 1 - (d + 1)/(8 n) in each of d directions of variance 1: d/(8 n) to leading order, 1/(8 n) by the correction.
+    t = torch.arange(-42, 38, dtype=torch.float64).exp()
+    N = 10**6
+    p = 1 / (1 + t)
+    once, twice = (frechet._root_at_infinity(k * N, p / N, p.square() / N, t.sqrt()) for k in (1, 2))
+    assert float(2 * once - twice) == pytest.approx(1 / (8 * N), rel=1e-4)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_one_dimension_against_exact_moments():
+    # D_n = (m - 0.4)^2 + (s - 1.3)^2 for x ~ N(0, 1), with E s^k = (2/N)^(k/2) Gamma((N + k)/2) / Gamma(N/2).
+    n, num_sets = 25, 800
+    N, mean, cov = n - 1, torch.tensor([0.4]).double(), torch.tensor([[1.69]]).double()
+
+    def moment(k: int) -> float:
+        return (2 / N) ** (k / 2) * math.exp(math.lgamma((N + k) / 2) - math.lgamma(N / 2))
+
+    var_of_mean = 4 * 0.4**2 / n + 2 / n**2
+    var_of_std = moment(4) - moment(2) ** 2 - 5.2 * (moment(3) - moment(2) * moment(1)) + 6.76 * (1 - moment(1) ** 2)
+    exact, plug_in = 0.4**2 + 0.3**2, 0.4**2 + 1 / n + 1 - 2.6 * moment(1) + 1.69
+    sets = [randn(n, 1, seed=3000 + i) for i in range(num_sets)]
+    results = [frechet_from_samples(x, mean, cov) for x in sets]
+    limits = [frechet_infinity(x, mean, cov) for x in sets]
+    values, of_limit = torch.tensor([r.value for r in results]), torch.tensor([r.value for r in limits])
+    squares = torch.tensor([r.standard_error**2 for r in results])
+    assert abs(float(values.mean()) - plug_in) < 5 * math.sqrt((var_of_mean + var_of_std) / num_sets)
+    assert abs(float(of_limit.mean()) - exact) < 5 * float(of_limit.std()) / math.sqrt(num_sets)
+    assert abs(float(squares.mean()) - var_of_mean - var_of_std) < 5 * float(squares.std()) / math.sqrt(num_sets)
+
+
+def test_standard_error_of_many_samples_is_that_of_the_gradient():
+    # D is smooth where C > 0: n Var D_n -> Var(g.x + x^T G x) = g^T C g + 2 tr (G C)^2 for a Gaussian law, with the
+    # gradient g = 2 (m - m_r), G = I - T, and T the map of optimal transport from N(m, C) to N(m_r, C_r): T C T = C_r.
+    n, law = 40_000, problem(5, power=0.5, change=0.7)
+    m, C = law.mean, law.factor @ law.factor.T
+    B = torch.linalg.cholesky(law.cov_ref)
+    values, vectors = torch.linalg.eigh(B.T @ C @ B)
+    T = B @ (vectors / values.sqrt() @ vectors.T) @ B.T
+    torch.testing.assert_close(T @ C @ T, law.cov_ref, rtol=1e-10, atol=1e-12)
+    g, G = 2 * (m - law.mean_ref), torch.eye(5, dtype=torch.float64) - T
+    dm, dC = 1e-5 * randn(5, seed=38), 1e-5 * random_cov(5, 5, seed=39)
+    up, down = (frechet_distance(m + s * dm, C + s * dC, law.mean_ref, law.cov_ref) for s in (1, -1))
+    assert float(up - down) / 2 == pytest.approx(float(g @ dm + (G * dC).sum()), rel=1e-6)
+
+    exact = float(g @ C @ g + 2 * (G @ C @ G @ C).trace()) / n
+    x = law.draw(n, make(31))
+    errors = [
+        estimate(x, law.mean_ref, law.cov_ref).standard_error for estimate in (frechet_from_samples, frechet_infinity)
+    ]
+    # The square of a square of a Gaussian number varies most: its variance is 32/3 of its squared mean.
+    assert errors[0] ** 2 == pytest.approx(exact, rel=5 * math.sqrt(32 / 3 / n))
+    assert errors[1] == pytest.approx(errors[0], rel=1e-2)
+
+
+def over_sets(estimate: Estimate, law: Problem, n: int, num_sets: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Values and standard errors over independent sets."""
+    generator = make(n)
+    results = [estimate(law.draw(n, generator), law.mean_ref, law.cov_ref) for _ in range(num_sets)]
+    return torch.tensor([r.value for r in results]), torch.tensor([r.standard_error for r in results])
+
+
+EQUAL_AND_DIFFERENT = [(0.0, 0.0), (0.0, 0.3), (1.0, 0.0), (1.0, 0.3)]
+
+
+@pytest.mark.parametrize(("power", "change"), EQUAL_AND_DIFFERENT)
+@pytest.mark.parametrize(("d", "n"), [(8, 4), (8, 16), (8, 160), (64, 32), (64, 128), (64, 320)])
+@pytest.mark.usefixtures("unchecked")
+def test_standard_error_of_the_plug_in_distance(d: int, n: int, power: float, change: float):
+    values, errors = over_sets(frechet_from_samples, problem(d, power, change), n, 200)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2)
+
+
+RATIOS = [0.5, 0.8, 1, 1.2, 2, 5, 20]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("power", "change"), [*EQUAL_AND_DIFFERENT, (2.0, 0.0)])
+@pytest.mark.parametrize(("d", "ratio"), [*((d, r) for d in (8, 64, 200) for r in RATIOS), (8, 200), (64, 200)])
+@pytest.mark.usefixtures("unchecked")
+def test_standard_error_of_the_plug_in_distance_everywhere(d: int, ratio: float, power: float, change: float):
+    num_sets = 400
+    values, errors = over_sets(frechet_from_samples, problem(d, power, change), int(ratio * d), num_sets)
+    spread = 1 / math.sqrt(2 * num_sets)  # the relative standard error of the truth
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2 + spread)
+
+
+@pytest.mark.parametrize(("power", "change"), EQUAL_AND_DIFFERENT)
+@pytest.mark.parametrize(("d", "n"), [(8, 16), (8, 160), (64, 75), (64, 320)])
+@pytest.mark.usefixtures("unchecked")
+def test_distance_at_infinity_is_unbiased_and_its_error_honest(d: int, n: int, power: float, change: float):
+    law = problem(d, power, change)
+    values, errors = over_sets(frechet_infinity, law, n, 200)
+    assert abs(float(values.mean()) - law.distance) < 5 * float(values.std()) / math.sqrt(200)
+    assert float(errors.mean()) == pytest.approx(float(values.std()), rel=0.2)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_distance_at_infinity_of_samples_that_are_not_gaussian():
+    # Exponential numbers have four times the excess of a Gaussian's fourth moment: the jackknife takes it out of the bias.
+    n, d, num_sets = 80, 8, 400
     mean, cov = torch.zeros(d, dtype=torch.float64), torch.eye(d, dtype=torch.float64)
-    offset = torch.tensor([shift, 0, 0, 0], dtype=torch.float64)
-    distances = []
-    for seed in range(300):
-        moments = Moments().update(randn(n, d, seed=100 + seed) + offset)
-        distances.append(frechet_distance(moments.mean, moments.cov, mean, cov))
-    monte_carlo, analytic = float(torch.stack(distances).std()), 2 * shift / math.sqrt(n)
-    result = frechet_bootstrap(randn(n, d, seed=29) + offset, mean, cov, num_resamples=300, generator=make(30))
-    spread = 1 / math.sqrt(2 * 299)  # relative standard error of a standard deviation of 300 numbers
-    assert monte_carlo == pytest.approx(analytic, rel=5 * spread)
-    # The bootstrap has the sampling error of its sample as well: the sample variance's, sqrt(2/n)/2 of the result.
-    assert result.standard_error == pytest.approx(analytic, rel=5 * (spread + math.sqrt(0.5 / n)))
-    assert abs(result.value - shift**2) < 5 * analytic
+    sets = [torch.empty(n, d, dtype=torch.float64).exponential_(generator=make(7000 + i)) - 1 for i in range(num_sets)]
+    values = torch.tensor([frechet_infinity(x, mean, cov).value for x in sets])
+    plug_in = torch.tensor([frechet_from_samples(x, mean, cov).value for x in sets])
+    assert abs(float(values.mean())) < 5 * float(values.std()) / math.sqrt(num_sets)
+    assert abs(float(values.mean())) < 0.1 * float(plug_in.mean())
+
+
+@pytest.mark.parametrize("estimate", [frechet_from_samples, frechet_infinity])
+def test_estimates_scale_with_the_features_and_do_not_depend_on_their_basis(estimate: Estimate):
+    x, mean, cov, Q = randn(40, 6, seed=32), randn(6, seed=33), random_cov(6, 4, seed=34), rotation(6, seed=35)
+    plain = estimate(x, mean, cov)
+    scaled = estimate(1e3 * x @ Q.T, 1e3 * Q @ mean, 1e6 * Q @ cov @ Q.T)
+    assert scaled.value == pytest.approx(1e6 * plain.value, rel=1e-8)
+    assert scaled.standard_error == pytest.approx(1e6 * plain.standard_error, rel=1e-6)
+
+
+def test_constant_features_and_a_reference_in_one_point():
+    x, zero, eye = torch.ones(20, 3).double(), torch.zeros(3).double(), torch.eye(3).double()
+    assert frechet_from_samples(x, zero, eye) == FrechetDistance(value=6.0, standard_error=0.0, num_samples=20)
+    # Against a point D = |m|^2 + tr C = E |x|^2: its unbiased estimate is the mean of |x|^2 and has a known error.
+    x = randn(20, 3, seed=36)
+    squares = x.square().sum(dim=1)
+    result = frechet_infinity(x, zero, 0 * eye)
+    assert result.value == pytest.approx(float(squares.mean()), rel=1e-12)
+    assert result.standard_error == pytest.approx(float(squares.std()) / math.sqrt(20), rel=0.05)
 
 
 def test_plug_in_distance_is_biased_upward_and_less_so_in_n():
@@ -222,14 +366,22 @@ def test_plug_in_distance_is_biased_upward_and_less_so_in_n():
         assert mean == pytest.approx((d + d * (d + 1) / 4) / n, rel=0.15)
 
 
-def test_bootstrap_refuses_too_few():
-    mean, cov = torch.zeros(2), torch.eye(2)
-    with pytest.raises(ValueError, match="features: 1 samples, at least 2"):
-        frechet_bootstrap(torch.zeros(1, 2), mean, cov)
-    with pytest.raises(ValueError, match="num_resamples=1"):
-        frechet_bootstrap(torch.zeros(4, 2), mean, cov, num_resamples=1)
-    with pytest.raises(ValueError, match="mean_ref: 2 features, but the samples have 3"):
-        frechet_bootstrap(torch.zeros(4, 3), mean, cov)
+def test_estimates_refuse_too_few():
+    mean, cov = torch.zeros(64), torch.eye(64)
+    for num in (0, 1, 2):
+        with pytest.raises(ValueError, match=f"features: {num} samples, at least 3"):
+            frechet_from_samples(torch.zeros(num, 64), mean, cov)
+    with pytest.raises(ValueError, match="mean_ref: 64 features, but the samples have 3"):
+        frechet_from_samples(torch.zeros(4, 3), mean, cov)
+    assert fewest_samples(64) == 75
+    with pytest.raises(
+        ValueError, match=r"features: 74 samples of 64 features do not show .*: give 75 samples or more"
+    ) as refused:
+        frechet_infinity(randn(74, 64, seed=37), mean, cov)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="cov_ref: eigenvalue -1 is negative"):
+        frechet_infinity(randn(75, 64, seed=37), mean, -cov)
+    frechet_infinity(randn(75, 64, seed=37), mean, cov)
 
 
 def test_kernel_distance_by_loops():
