@@ -20,9 +20,10 @@ if __package__ in (None, ""):
 
 from pipelines.cluster.session import connect
 from pipelines.config.cli import override, split_arguments
+from pipelines.config.models import DiNofConfig
 from pipelines.config.run import RunConfig
 from pipelines.evaluation.samplers import CompareOptions, compare
-from pipelines.recipes import RECIPES
+from pipelines.recipes import chosen, find
 from pipelines.storage.outputs import output_root
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
@@ -31,18 +32,19 @@ from pipelines.training.local import train_local
 
 def at(run: RunConfig, t_m: float) -> RunConfig:
     """The recipe with another T_m."""
-    return replace(run, model=replace(run.model, t_m=t_m))  # pyright: ignore[reportCallIssue]
+    if not isinstance(run.model, DiNofConfig):
+        raise ValueError(f"{run.recipe} has no T_m; give a DiNof recipe, toy2d_dinof or digits_dinof")
+    return replace(run, model=replace(run.model, t_m=t_m))
 
 
 def main() -> None:
     words, given = split_arguments(sys.argv[1:])
-    if len(words) != 1 or words[0] not in RECIPES:
-        sys.exit("give a DiNof recipe: toy2d_dinof or digits_dinof")
+    recipe = find(chosen(words, given, "digits_dinof"))
     places = [float(part) for part in given.pop("t_m", "0.1,0.2,0.3,0.4,0.5,0.6,0.7,0.8,0.9,1.0").split(",")]
     num_samples, actors = int(given.pop("num_samples", "1000")), int(given.pop("actors", "0"))
     root = output_root(given.pop("out", ""))
-    run, rows = override(RECIPES[words[0]](), given), []
-    names = [f"{words[0]}-{t_m:g}" for t_m in places]
+    run, rows = override(recipe(), given), []
+    names = [f"{run.recipe}-{t_m:g}" for t_m in places]
     for t_m, name in zip(places, names, strict=True):
         train_local(jobs_for(at(run, t_m), Launch(name=name, local=True, evaluate=False), root), Launch())
     connect(1, 1.0)
@@ -58,7 +60,7 @@ def main() -> None:
             f"KD {kernel['mean']:.4g} +- {kernel['se']:.2g}  (n = {num_samples})",
             flush=True,
         )
-    (root / f"{words[0]}-t_m.json").write_text(json.dumps(rows, indent=1) + "\n")
+    (root / f"{run.recipe}-t_m.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

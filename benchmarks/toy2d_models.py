@@ -29,18 +29,12 @@ import torch
 from torch import Tensor
 
 from indm_core.likelihood import nll
+from indm_core.model import Objective
 from indm_core.training import AdamW
 from pipelines.config import load
-from pipelines.config.models import (
-    DiffFlowConfig,
-    DiNofConfig,
-    GlowConfig,
-    IdentityConfig,
-    INDMConfig,
-    MLPConfig,
-    ModelConfig,
-    ResFlowConfig,
-)
+from pipelines.config.flows import GlowConfig, IdentityConfig, ResFlowConfig
+from pipelines.config.models import DiffFlowConfig, DiNofConfig, INDMConfig, ModelConfig
+from pipelines.config.networks import MLPConfig
 from pipelines.config.run import Data, RunConfig, Train
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
@@ -59,7 +53,9 @@ MODELS: dict[str, ModelConfig] = {
     "DiffFlow": DiffFlowConfig(drift=HALF, score=HALF, g=0.2, t_max=0.05),
     "linear": INDMConfig(flow=IdentityConfig(), backbone=MLPConfig(width=80, depth=3)),
     "INDM": INDMConfig(flow=ResFlowConfig(blocks=(7,), width=64, constraint="spectral"), backbone=BACKBONE),
-    "DiNof": DiNofConfig(prior=GlowConfig(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, mode="nll"),
+    "DiNof": DiNofConfig(
+        prior=GlowConfig(levels=1, depth=8, hidden=60), backbone=BACKBONE, t_m=0.6, objective=Objective(mode="nll")
+    ),
 }
 STAGES, SHARES = (5, 10, 20, 30), (0.1, 0.2, 0.3, 0.4)
 PRETRAINING = 0.5
@@ -93,8 +89,9 @@ def fitted(name: str, source: str, seconds: float, batch: int) -> tuple[ModelCon
         steps = [within(replace(model, num_steps=(num,)), share) for num, share in zip(STAGES, SHARES, strict=True)]
         return replace(model, num_steps=STAGES, change_at=tuple(accumulate(steps[:-1]))), sum(steps)
     if isinstance(model, INDMConfig) and not isinstance(model.flow, IdentityConfig):
-        pretrained = within(replace(model, pretrain_steps=1_000_000), PRETRAINING)
-        return replace(model, pretrain_steps=pretrained), pretrained + within(model, 1 - PRETRAINING)
+        pretrained = within(replace(model, objective=Objective(pretrain_steps=1_000_000)), PRETRAINING)
+        model = replace(model, objective=Objective(pretrain_steps=pretrained))
+        return model, pretrained + within(MODELS[name], 1 - PRETRAINING)
     return model, within(model, 1.0)
 
 

@@ -20,7 +20,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.cluster.session import connect
-from pipelines.config.cli import describe, override, run_command
+from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import load
 from pipelines.evaluation.measure import subjects_of
@@ -32,7 +32,7 @@ from pipelines.storage.outputs import RULE, find_run, output_root
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     text = f"{__doc__}\nOptions:\n{describe(CompareOptions())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
-    return run_command(argv, text, _compare)
+    return run_command_on_runs(argv, text, _compare)
 
 
 def _compare(words: list[str], given: dict[str, str]) -> None:

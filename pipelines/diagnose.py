@@ -17,14 +17,14 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import describe, override, run_command
+from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.reporting.diagnosis import DiagnoseOptions, diagnose_runs
 from pipelines.storage.outputs import RULE, find_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command(argv, f"{__doc__}\nOptions:\n{describe(DiagnoseOptions())}\n\n{RULE}.", _diagnose)
+    return run_command_on_runs(argv, f"{__doc__}\nOptions:\n{describe(DiagnoseOptions())}\n\n{RULE}.", _diagnose)
 
 
 def _diagnose(words: list[str], given: dict[str, str]) -> None:

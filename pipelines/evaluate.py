@@ -21,7 +21,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.cluster.session import connect
-from pipelines.config.cli import describe, options, override, run_command
+from pipelines.config.cli import describe, options, override, run_command_on_runs
 from pipelines.evaluation.measure import evaluate, subjects_of
 from pipelines.evaluation.results import log, table
 from pipelines.evaluation.settings import EvaluateOptions, Settings
@@ -30,7 +30,9 @@ from pipelines.storage.outputs import find_run, output_root
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command(argv, f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}", _evaluate)
+    return run_command_on_runs(
+        argv, f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}", _evaluate
+    )
 
 
 def _evaluate(words: list[str], given: dict[str, str]) -> None:

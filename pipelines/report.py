@@ -16,14 +16,14 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import describe, override, run_command
+from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.reporting.summary import ReportOptions, report
 from pipelines.storage.outputs import RULE, find_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command(argv, f"{__doc__}\nOptions:\n{describe(ReportOptions())}\n\n{RULE}.", _report)
+    return run_command_on_runs(argv, f"{__doc__}\nOptions:\n{describe(ReportOptions())}\n\n{RULE}.", _report)
 
 
 def _report(words: list[str], given: dict[str, str]) -> None:

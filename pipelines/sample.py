@@ -24,7 +24,7 @@ from torch import Tensor
 
 from indm_core.likelihood import dequantise, quantise
 from indm_core.model import GenerativeModel
-from pipelines.config.cli import describe, override, run_command
+from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import load, read_run
 from pipelines.data.cache import ensure
@@ -39,7 +39,7 @@ from pipelines.storage.outputs import RULE, find_run, output_root
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command(argv, f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}.", _sample)
+    return run_command_on_runs(argv, f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}.", _sample)
 
 
 def _sample(words: list[str], given: dict[str, str]) -> None:

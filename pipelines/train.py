@@ -3,6 +3,11 @@
 Without a recipe this is the main job: an INDM on scikit-learn's digits and the linear diffusion that it generalises, from the
 same pre-training and for as many steps, both measured and drawn. The same command again goes on where a killed run stopped.
 `--local` runs the same steps in this process, without Ray and MLflow.
+
+A recipe is a name of the list below, or path.py:function: a file of your own with a function that takes no argument and
+returns a RunConfig (pipelines/config/run.py), for instance `dataclasses.replace` of another recipe. --recipe X says the same as
+X. The file may define classes of its own (an SDE, a FlowConfig, a BackboneConfig, a ModelConfig), which the command line then
+knows like the others. It is run here and in the workers, which look for it at the same path.
 """
 
 from __future__ import annotations
@@ -18,8 +23,9 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from pipelines.config.cli import describe, nearest, options, override, split_arguments
-from pipelines.recipes import BASELINES, DEFAULT, RECIPES
+from pipelines.config.cli import describe, options, override, split_arguments
+from pipelines.config.modules import HELP
+from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import FAULTS, Launch
@@ -34,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         words, given = split_arguments(sys.argv[1:] if argv is None else argv, FLAGS)
         if given.pop("help", None) or "-h" in words:
-            print(help_text(words))
+            print(help_text(chosen([word for word in words if word != "-h"], given)))
             return 0
         return _run(words, given)
     except KeyboardInterrupt:
@@ -53,28 +59,25 @@ def _one_line(error: Exception) -> str:
     return f"{said}; mend that and give the same command again" if isinstance(error, OSError) else said
 
 
-def help_text(words: Sequence[str]) -> str:
-    """What the command takes; the options are those of the named recipe."""
-    name = next((word for word in words if word in RECIPES), DEFAULT)
+def help_text(recipe: str) -> str:
+    """What the command takes; the options are those of a recipe."""
+    run = find(recipe)()
     recipes = "\n".join(f"  {n:<24} {(r.__doc__ or '').split(chr(10))[0]}" for n, r in RECIPES.items())
     return (
         f"{__doc__}\nRecipes:\n{recipes}\n\nLaunch options:\n{describe(Launch())}\n\n"
-        f"Options of {name} (any unambiguous ending of a name will do, --steps for --train.steps):\n"
-        f"{describe(RECIPES[name]())}\n\n{RULE}."
+        f"Options of {run.recipe} (any unambiguous ending of a name will do, --steps for --train.steps):\n"
+        f"{describe(run)}\n\n{HELP}\n\n{RULE}."
     )
 
 
 def _run(words: list[str], given: dict[str, str]) -> int:
-    if len(words) > 1:
-        raise ValueError(f"one recipe at a time, got {' '.join(words)}; options need --")
-    recipe = words[0] if words else DEFAULT
-    if recipe not in RECIPES:
-        raise ValueError(f"unknown recipe {recipe!r}: {nearest(recipe, list(RECIPES))}")
+    main_job = not words and "recipe" not in given
+    recipe = find(chosen(words, given))
     ours = {option.path for option in options(Launch())}
     launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
-    if not words and "baseline" not in given:
+    if main_job and "baseline" not in given:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
-    run = override(RECIPES[recipe](), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
+    run = override(recipe(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     jobs = jobs_for(run, launch, root)
     with ExitStack() as locks:

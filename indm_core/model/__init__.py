@@ -2,6 +2,7 @@
 
 INDM, Bridge   a flow and a linear diffusion in its latent (`indm`), with what they share with DiNof (`diffusion`)
 DiNof          a diffusion that starts from a flow at T_m (`dinof`)
+Objective      what the networks of these are trained on (`objective`)
 DiffFlow       a learned drift and its score (`diffflow`, `adjoint`)
 FFJORD         a learned drift without noise (`ffjord`)
 """
@@ -13,6 +14,7 @@ from indm_core.model.diffflow import DiffFlow
 from indm_core.model.dinof import DiNof
 from indm_core.model.ffjord import FFJORD
 from indm_core.model.indm import INDM, Bridge
+from indm_core.model.objective import Objective
 from indm_core.model.score import ScoreModel
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "LinearModel",
     "Losses",
     "Node",
+    "Objective",
     "ScoreModel",
     "Trainable",
 ]

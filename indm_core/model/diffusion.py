@@ -29,7 +29,6 @@ References:
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -37,14 +36,13 @@ from torch import Tensor, nn
 from indm_core.flow import Flow
 from indm_core.model.base import LinearModel, Losses, Node
 from indm_core.model.elbo import entropy_production, linear_nelbo
+from indm_core.model.objective import Objective
 from indm_core.model.score import ScoreModel, importance_times, likelihood_error, stratified
 from indm_core.noise import Noise, rand, randn_like
 from indm_core.sde import LinearSDE, apply
 from indm_core.times import uniform_times
 
-__all__ = ["Diffusion", "Mode", "truncation_time", "with_parameters"]
-
-Mode = Literal["nll", "fid"]
+__all__ = ["Diffusion", "truncation_time", "with_parameters"]
 
 
 class Diffusion(LinearModel):
@@ -56,10 +54,7 @@ class Diffusion(LinearModel):
         sde: The latent diffusion.
         shape: Event of the data.
         t_start: Time at which sampling starts, in (t_min, t_max].
-        mode: 'nll' trains every network by the NELBO; 'fid' weights the score's loss by the variance.
-        pretrain_steps: Optimiser steps at the start in which the flow is the identity and not trained.
-        soft_truncation: The exponent k of Soft Truncation, at least 1 (the paper of that name takes 1.2); 0 trains from t_min.
-        data_var: Variance v of a coordinate of the latent, for the score's preconditioning; 0 for none, as published.
+        objective: What the networks are trained on.
 
     References: Kim et al. 2022, Algorithm 1 and section 7.2 (pre-training).
     """
@@ -74,52 +69,43 @@ class Diffusion(LinearModel):
         *,
         shape: tuple[int, ...],
         t_start: float,
-        mode: Mode = "nll",
-        pretrain_steps: int = 0,
-        soft_truncation: float = 0.0,
-        data_var: float = 0.0,
+        objective: Objective = Objective(),
     ) -> None:
         super().__init__()
-        if mode not in ("nll", "fid"):
-            raise ValueError(f"mode={mode!r} is neither 'nll' nor 'fid'")
-        if pretrain_steps < 0:
-            raise ValueError(f"pretrain_steps={pretrain_steps} must not be negative")
-        if soft_truncation and not soft_truncation >= 1:
-            raise ValueError(f"soft_truncation={soft_truncation} must be at least 1, or 0 for none")
-        self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde, data_var), sde
-        self.shape, self.mode, self.pretrain_steps = tuple(shape), mode, pretrain_steps
-        self.t_start, self.soft_truncation = t_start, soft_truncation
+        self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde, objective.data_var), sde
+        self.shape, self.t_start, self.objective = tuple(shape), t_start, objective
         self.pretraining = False
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
-        """One draw of (t, eps) per sample: `objective` as `mode` says, and the terms of the NELBO in nats; with Soft Truncation
+        """One draw of (t, eps) per sample: the loss of `objective`, and the terms of the NELBO in nats; with Soft Truncation
         those of the bound at tau."""
         if self.pretraining:
             u_0, log_det = self.sde.embed(x), x.new_zeros(x.shape[0])
         else:
             u_0, log_det = self.encode(x, generator)
         t_low = self.sde.t_min
-        if self.soft_truncation:
-            t_low = truncation_time(self.soft_truncation, rand(len(x), x, generator)[0], t_low, self.t_start)
+        k = self.objective.soft_truncation
+        if k:
+            t_low = truncation_time(k, rand(len(x), x, generator)[0], t_low, self.t_start)
         q = stratified(x.shape[0], x, generator)
         t, density = importance_times(self.sde, q, t_low, self.t_start)
         t, weight = t.reshape(-1, *[1] * (x.ndim - 1)), density.reciprocal().to(x.dtype)
         eps = randn_like(u_0, generator)
         u_t = self.sde.perturb(u_0, t, eps)
         prior = -self.expected_log_prob_start(u_0, eps, generator)
-        objective, denoising = self._denoising(u_t, t, eps, weight, y)
-        objective = objective + prior - log_det
+        loss, denoising = self._denoising(u_t, t, eps, weight, y)
+        loss = loss + prior - log_det
         constant = entropy_production(self.sde, u_0, t_low, self.t_start)
         nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
         terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
-        return Losses(objective, {name: term.detach() for name, term in terms.items()})
+        return Losses(loss, {name: term.detach() for name, term in terms.items()})
 
     def _denoising(
         self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, y: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """The score's loss, whose gradient at u_t is that of the likelihood-weighted one, and the latter's value."""
         M, unseen = self.sde.M(t), self.sde.unseen(t)
-        if self.mode == "nll" and unseen is None:
+        if self.objective.mode == "nll" and unseen is None:
             d = self.score_model.eps(u_t, t, y) - eps
             likelihood = weight * likelihood_error(self.sde, d, t)
             return likelihood, likelihood
@@ -129,7 +115,7 @@ class Diffusion(LinearModel):
         u_leaf = u_t.detach().requires_grad_()
         d = self.score_model.eps(u_leaf, t, y) - eps
         likelihood = weight * likelihood_error(self.sde, d, t)
-        if self.mode == "fid" or unseen is None:
+        if self.objective.mode == "fid" or unseen is None:
             loss = weight * _half_square(d)
         else:
             loss = likelihood + weight * _half_square(apply(unseen, d))
@@ -169,9 +155,9 @@ class Diffusion(LinearModel):
         return dict.fromkeys(self.networks(), 1)
 
     def phase(self, step: int) -> str:
-        """'pretraining' (the flow rests at the identity) for `pretrain_steps` steps, then 'joint'; or 'linear'."""
+        """'pretraining' (the flow rests at the identity) for the objective's `pretrain_steps`, then 'joint'; or 'linear'."""
         networks = self.networks()
-        if "flow" in networks and step < self.pretrain_steps:
+        if "flow" in networks and step < self.objective.pretrain_steps:
             return "pretraining"
         return "joint" if len(networks) > 1 else "linear"
 

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor, nn
 
 from indm_core.flow import Flow
-from indm_core.model.diffusion import Diffusion, Mode, with_parameters
+from indm_core.model.diffusion import Diffusion, with_parameters
+from indm_core.model.objective import Objective
 from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det, sqrt_psd
 
@@ -41,7 +42,7 @@ class DiNof(Diffusion):
         prior: k, a flow of events of the shape that a backbone sees.
         flow: Of the latent; `Identity()` as published.
         t_m: Where the flow prior sits, as a share of t_max, in (0, 1]; published: 0.5 to 0.6.
-        backbone, sde, shape, mode, pretrain_steps, soft_truncation, data_var: See `Diffusion`. Published: mode 'fid'.
+        backbone, sde, shape, objective: See `Diffusion`. Published: mode 'fid'.
 
     Raises:
         ValueError: t_m outside (0, 1], or so small that nothing is left above t_min.
@@ -56,26 +57,13 @@ class DiNof(Diffusion):
         *,
         shape: tuple[int, ...],
         t_m: float = 0.6,
-        mode: Mode = "fid",
-        pretrain_steps: int = 0,
-        soft_truncation: float = 0.0,
-        data_var: float = 0.0,
+        objective: Objective = Objective(mode="fid"),
     ) -> None:
         if not sde.t_min / sde.t_max < t_m <= 1:
             raise ValueError(
                 f"t_m={t_m} must lie in (0, 1], a share of t_max={sde.t_max:g}, and above t_min={sde.t_min:g}"
             )
-        super().__init__(
-            flow,
-            backbone,
-            sde,
-            shape=shape,
-            t_start=t_m * sde.t_max,
-            mode=mode,
-            pretrain_steps=pretrain_steps,
-            soft_truncation=soft_truncation,
-            data_var=data_var,
-        )
+        super().__init__(flow, backbone, sde, shape=shape, t_start=t_m * sde.t_max, objective=objective)
         self.prior = prior
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from indm_core.flow import Flow
 from indm_core.model.base import Losses
-from indm_core.model.diffusion import Diffusion, Mode, with_parameters
+from indm_core.model.diffusion import Diffusion, with_parameters
+from indm_core.model.objective import Objective
 from indm_core.noise import Noise
 from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, inverse
 
@@ -29,7 +30,7 @@ class INDM(Diffusion):
 
     Args:
         flow: h; `Identity()` gives the linear diffusion.
-        backbone, sde, shape, mode, pretrain_steps, soft_truncation, data_var: See `Diffusion`.
+        backbone, sde, shape, objective: See `Diffusion`.
     """
 
     def __init__(
@@ -39,22 +40,9 @@ class INDM(Diffusion):
         sde: LinearSDE,
         *,
         shape: tuple[int, ...],
-        mode: Mode = "nll",
-        pretrain_steps: int = 0,
-        soft_truncation: float = 0.0,
-        data_var: float = 0.0,
+        objective: Objective = Objective(),
     ) -> None:
-        super().__init__(
-            flow,
-            backbone,
-            sde,
-            shape=shape,
-            t_start=sde.t_max,
-            mode=mode,
-            pretrain_steps=pretrain_steps,
-            soft_truncation=soft_truncation,
-            data_var=data_var,
-        )
+        super().__init__(flow, backbone, sde, shape=shape, t_start=sde.t_max, objective=objective)
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         return temperature * self.sde.sample_prior(like, generator)

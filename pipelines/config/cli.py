@@ -1,13 +1,13 @@
 """A command line generated from dataclasses.
 
 Every field is an option named by its dotted path, `--train.steps 2000`, and by every shorter ending of that path that no other
-field has, `--steps 2000`. A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, and then
-shows that form's fields. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses' docstrings.
+field has, `--steps 2000`. A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or
+without the ending Config, `--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood
+(`codec.ALIASES`). Tuples are comma-separated. Help comes from the `Args:` of the dataclasses' docstrings.
 """
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import sys
@@ -18,9 +18,19 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
 from indm_core.errors import ConvergenceError
-from pipelines.config.codec import subclasses
+from pipelines.config.codec import form, moved, nearest, subclasses
+from pipelines.config.modules import HELP, split_word, trust
 
-__all__ = ["Option", "describe", "nearest", "options", "override", "run_command", "split_arguments", "with_values"]
+__all__ = [
+    "Option",
+    "describe",
+    "options",
+    "override",
+    "run_command",
+    "run_command_on_runs",
+    "split_arguments",
+    "with_values",
+]
 
 T = TypeVar("T")
 
@@ -64,11 +74,11 @@ def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[l
 
 
 def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None]) -> int:
-    """The main of a script that takes runs and options: returns the exit status, and tells an error in one line.
+    """The main of a script that takes words and options: returns the exit status, and tells an error in one line.
 
     Args:
         argv: What was typed; None takes the process's arguments.
-        text: The help, printed where it is asked for or no run is named.
+        text: The help, printed where it is asked for or no word is given.
         action: Called with the words and the options.
     """
     given: dict[str, str] = {}
@@ -85,6 +95,28 @@ def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[st
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
+
+
+def run_command_on_runs(
+    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None]
+) -> int:
+    """The main of a script that reads runs: `run_command` with one more option, --recipe path.py:function, which names a file
+    of the user's own that defines classes of the runs (see `modules`).
+
+    Args:
+        argv, text, action: As of `run_command`.
+    """
+
+    def trusting(words: list[str], given: dict[str, str]) -> None:
+        if "recipe" in given:
+            word = given.pop("recipe")
+            file, _ = split_word(word)
+            if not file:
+                raise ValueError(f"--recipe {word}: give path.py:function, of the file that defines the run's classes")
+            trust(file)
+        action(words, given)
+
+    return run_command(argv, f"{text}\n\n{HELP}", trusting)
 
 
 def options(config: Any, prefix: str = "") -> list[Option]:
@@ -133,12 +165,6 @@ def override(config: T, given: dict[str, str], others: Sequence[str] = ()) -> T:
     return with_values(config, values)  # together: what two options must satisfy does not depend on their order
 
 
-def nearest(name: str, known: Sequence[str]) -> str:
-    """' (did you mean a, b?)', or what there is where nothing is near."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
-
-
 def describe(config: Any) -> str:
     """The options as help text, one a line: path, value, help."""
     found = options(config)
@@ -150,10 +176,20 @@ def describe(config: Any) -> str:
             if isinstance(option.annotation, type) and is_dataclass(option.annotation)
             else {}
         )
-        shown = type(option.value).__name__ if forms else _show(option.value)
-        choices = f" One of {', '.join(sorted(forms))}." if forms else ""
+        shown = _short(type(option.value).__name__, forms) if forms else _show(option.value)
+        choices = f" One of {', '.join(_shortened(forms))}." if forms else ""
         lines.append(f"  --{option.path:<{width}} {shown:<18} {option.help}{choices}")
     return "\n".join(lines)
+
+
+def _shortened(forms: Collection[str]) -> list[str]:
+    return sorted(_short(name, forms) for name in forms)
+
+
+def _short(name: str, forms: Collection[str]) -> str:
+    """A form's name without the ending Config, unless that is another form's."""
+    short = name.removesuffix("Config")
+    return name if short in forms else short
 
 
 def _show(value: Any) -> str:
@@ -169,6 +205,10 @@ def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence
     matches = [path for path in known if path.endswith(f".{name}")]
     if len(matches) == 1:
         return matches[0]
+    owner, _, last = name.rpartition(".")
+    now = moved(type(known[owner].value), last) if owner in known and is_dataclass(known[owner].value) else None
+    if f"{owner}.{now}" in known:
+        return f"{owner}.{now}"
     if not strict:
         return None
     if matches:
@@ -181,10 +221,10 @@ def _parse(option: Option, text: str) -> Any:
     annotation = option.annotation
     try:
         if is_dataclass(annotation):
-            forms = subclasses(annotation)  # pyright: ignore[reportArgumentType]
-            if text not in forms:
-                raise ValueError(nearest(text, sorted(forms)))
-            return option.value if type(option.value).__name__ == text else forms[text]()
+            chosen = form(annotation, text) or form(annotation, f"{text}Config")  # pyright: ignore[reportArgumentType]
+            if chosen is None:
+                raise ValueError(nearest(text, _shortened(subclasses(annotation))))  # pyright: ignore[reportArgumentType]
+            return option.value if type(option.value) is chosen else chosen()
         return _parse_plain(annotation, text)
     except ValueError as error:
         raise ValueError(f"--{option.path}: {text!r} does not fit ({error})") from None

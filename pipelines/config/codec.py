@@ -1,18 +1,20 @@
 """Frozen dataclasses as JSON.
 
 A nested dataclass is written with the name of its class under "type"; reading looks that name up among the subclasses of the
-annotated class, so that a file can name nothing but configurations that this package defines, and a new SDE, flow or model
-needs no entry anywhere.
+annotated class, so that a file can name nothing but configurations that this process knows, and a new SDE, flow or model
+needs no entry anywhere. Names of earlier versions are in `ALIASES`, and read for ever.
 """
 
 from __future__ import annotations
 
+import difflib
 import types
 import typing
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
-__all__ = ["from_json", "subclasses", "to_json"]
+__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "nearest", "subclasses", "to_json"]
 
 
 ALIASES = {
@@ -21,8 +23,21 @@ ALIASES = {
     "GlowFlow": "GlowConfig",
     "NoFlow": "IdentityConfig",
     "ResidualFlow": "ResFlowConfig",
+    "DiffusionConfig.mode": "DiffusionConfig.objective.mode",
+    "DiffusionConfig.pretrain_steps": "DiffusionConfig.objective.pretrain_steps",
+    "DiffusionConfig.soft_truncation": "DiffusionConfig.objective.soft_truncation",
+    "DiffusionConfig.data_var": "DiffusionConfig.objective.data_var",
 }
-"""Names that classes had in files that are still read: {then: now}."""
+"""What classes and fields were called in files that are still read: {then: now}.
+
+A class is named alone and a field with its class; a field that has moved into the dataclass of another field of its class is
+named `Class.other.field` now. `now` is followed as far as it leads: a class or a field that is renamed again gets one more
+entry, and no entry is ever changed. A field is looked up under the names, of now and then, of its class and of its bases.
+"""
+
+
+class UnknownClassError(ValueError):
+    """A document names a class that this process does not know."""
 
 
 def to_json(value: Any) -> Any:
@@ -71,22 +86,80 @@ def subclasses(base: type) -> dict[str, type]:
     return found
 
 
+def form(base: type, name: str) -> type | None:
+    """The concrete class below (or equal to) a base that a name of now or then stands for; None where there is none."""
+    choices = subclasses(base)
+    while name not in choices and name in ALIASES:
+        name = ALIASES[name]
+    return choices.get(name)
+
+
+def moved(owner: type, name: str) -> str | None:
+    """The dotted path at which a class has a field that was called by another name; None where it never had it."""
+    known, path = {f.name for f in fields(owner)}, name  # pyright: ignore[reportArgumentType]
+    while path.partition(".")[0] not in known:
+        entries = (ALIASES.get(f"{called}.{path}") for called in _names(owner))
+        now = next(filter(None, entries), None)
+        if now is None:
+            return None
+        path = now.partition(".")[2]
+    return path
+
+
+def nearest(name: str, known: Sequence[str]) -> str:
+    """'did you mean a, b?', or what there is where nothing is near."""
+    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
+
+
+def _names(owner: type) -> list[str]:
+    """The names, of now and then, of a class and of its bases."""
+    now = [base.__name__ for base in owner.__mro__ if is_dataclass(base)]
+    return now + [then for then in ALIASES if "." not in then and _today(then) in now]
+
+
+def _today(name: str) -> str:
+    while name in ALIASES:
+        name = ALIASES[name]
+    return name
+
+
 def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
         raise ValueError(f"{where}: expected an object of type {base.__name__}, got {value!r}")
-    choices = subclasses(base)
     name = value.get("type", base.__name__)
-    name = ALIASES.get(name, name) if isinstance(name, str) else name
-    if not isinstance(name, str) or name not in choices:
-        raise ValueError(f"{where}: type {name!r} is none of {', '.join(sorted(choices))}")
-    chosen = choices[name]
-    hints = typing.get_type_hints(chosen)
-    known = {f.name for f in fields(chosen)}  # pyright: ignore[reportArgumentType]
-    unknown = sorted(value.keys() - known - {"type"})
-    if unknown:
-        raise ValueError(f"{where}: {name} has no field {unknown[0]!r}; it has {', '.join(sorted(known))}")
-    members = {k: from_json(hints[k], v, f"{where}.{k}") for k, v in value.items() if k != "type"}
+    chosen = form(base, name) if isinstance(name, str) else None
+    if chosen is None:
+        raise UnknownClassError(f"{where}: unknown class {name!r}: {nearest(str(name), sorted(subclasses(base)))}")
+    hints, given = typing.get_type_hints(chosen), _under_names_of_today(chosen, value, where)
+    members = {name: from_json(hints[name], member, f"{where}.{name}") for name, member in given.items()}
     try:
         return chosen(**members)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where}: {error}") from None
+
+
+def _under_names_of_today(owner: type, value: dict[str, Any], where: str) -> dict[str, Any]:
+    """The members of an object of a class, those of earlier names at their place of today."""
+    known = {f.name: f for f in fields(owner)}  # pyright: ignore[reportArgumentType]
+    given = {name: member for name, member in value.items() if name != "type"}
+    members = {name: member for name, member in given.items() if name in known}
+    inside: dict[str, dict[str, Any]] = {}
+    for name in sorted(given.keys() - known.keys()):
+        path = moved(owner, name)
+        if path is None:
+            raise ValueError(f"{where}: {owner.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
+        first, _, rest = path.partition(".")
+        if first in given:
+            raise ValueError(f"{where}: {name!r} is called {path!r} now, and both are given; remove {name!r}")
+        if rest:
+            inside.setdefault(first, {})[rest] = given[name]
+        else:
+            members[first] = given[name]
+    return members | {first: _with_moved(known[first], moved_in, where) for first, moved_in in inside.items()}
+
+
+def _with_moved(of: Field[Any], given: dict[str, Any], where: str) -> dict[str, Any]:
+    """The default of a field, which holds a dataclass, with the members that have moved into it from the class around it."""
+    default = of.default if of.default_factory is MISSING else of.default_factory()
+    return to_json(default) | _under_names_of_today(type(default), given, f"{where}.{of.name}")

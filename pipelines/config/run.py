@@ -1,15 +1,22 @@
-"""What a run is: data, model and training, as frozen dataclasses that survive a JSON round trip (`codec`)."""
+"""What a run is: data, model and training, as frozen dataclasses that survive a JSON round trip (`codec`).
+
+A run travels between processes as it lies in config.json, as the JSON of `to_document`: a worker builds its classes by the same
+rules as a reader of the file (see `modules`).
+"""
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from indm_core.training import AdamW
+from pipelines.config.codec import UnknownClassError, from_json, to_json
 from pipelines.config.models import INDMConfig, ModelConfig
+from pipelines.config.modules import VARIABLE, defining_files, import_trusted
 from pipelines.data.source import Options
 
-__all__ = ["Data", "RunConfig", "Train"]
+__all__ = ["Data", "RunConfig", "Train", "from_document", "to_document"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +83,8 @@ class RunConfig:
     """One run: data, model and training.
 
     Args:
-        recipe: Its recipe's name.
+        recipe: Its recipe. On the command line the name of one, or path.py:function of your own file; the same as the word
+            without --.
         data: Where the data come from.
         model: What is trained.
         train: How.
@@ -86,3 +94,37 @@ class RunConfig:
     data: Data = field(default_factory=Data)
     model: ModelConfig = field(default_factory=INDMConfig)
     train: Train = field(default_factory=Train)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return from_document, (to_document(self),)
+
+
+def to_document(run: RunConfig) -> dict[str, Any]:
+    """{"run": its JSON} and, where other files than this project's define classes of it, {"modules": their absolute paths}."""
+    modules = defining_files(run)
+    return ({"modules": modules} if modules else {}) | {"run": to_json(run)}
+
+
+def from_document(document: dict[str, Any], where: str = "") -> RunConfig:
+    """The inverse of `to_document`.
+
+    Args:
+        document: What `to_document` gave, or an earlier version of it.
+        where: What the document is, for messages.
+
+    Raises:
+        ValueError: a configuration that this process does not know; where a file of the user's defines it, how to name that.
+    """
+    modules = document.get("modules") or []
+    if modules:
+        import_trusted()
+    try:
+        return from_json(RunConfig, document.get("run"), f"{where}run")
+    except UnknownClassError as error:
+        if not modules:
+            raise
+        files = list(map(str, modules)) if isinstance(modules, list) else [str(modules)]
+        raise ValueError(
+            f"{error}; the run's own classes are defined in {', '.join(files)}: if you trust that, let it be run by "
+            f"--recipe {files[0]}:FUNCTION or {VARIABLE}={os.pathsep.join(files)}"
+        ) from None

@@ -81,7 +81,7 @@ class Sampling:
         for f in fields(self):
             if f.name in ignored and getattr(self, f.name) != f.default:
                 raise ValueError(
-                    f"{f.name}={getattr(self, f.name)}: sampler={self.sampler} does not read it; leave it away"
+                    f"{f.name}={getattr(self, f.name)}: sampler={self.sampler} does not read it; do not give {f.name}"
                 )
         for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:

@@ -1,6 +1,7 @@
 """Configurations and models in a directory. Nothing is unpickled: it holds
 
-config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}
+config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}; where files of the user's own define classes of the run
+                    also their paths, "modules"
 model.safetensors   the averaged (EMA) weights, one tensor per line of the model's networks
 """
 
@@ -16,7 +17,8 @@ from safetensors.torch import load_file
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
 from pipelines.config.codec import from_json, to_json
-from pipelines.config.run import RunConfig
+from pipelines.config.modules import import_file
+from pipelines.config.run import RunConfig, from_document, to_document
 from pipelines.data.spec import DataSpec
 from pipelines.storage.files import write_text
 
@@ -28,7 +30,7 @@ VERSION = 1
 
 def write_run(file: Path, run: RunConfig, spec: DataSpec) -> None:
     """Writes config.json."""
-    document = {"version": VERSION, "run": to_json(run), "spec": to_json(spec)}
+    document = {"version": VERSION, **to_document(run), "spec": to_json(spec)}
     write_text(file, json.dumps(document, indent=1) + "\n")
 
 
@@ -36,7 +38,8 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     """Reads config.json.
 
     Raises:
-        ValueError: no such file, not JSON, another version, or a configuration that this code does not know.
+        ValueError: no such file, not JSON, another version, or a configuration that this code does not know; of classes that a
+            file of the user's own defines, how to allow that the file is run.
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
@@ -46,8 +49,7 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
         ) from None
     if not isinstance(document, dict) or document.get("version") != VERSION:
         raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
-    run = from_json(RunConfig, document.get("run"), f"{file}: run")
-    return run, from_json(DataSpec, document.get("spec"), f"{file}: spec")
+    return from_document(document, f"{file}: "), from_json(DataSpec, document.get("spec"), f"{file}: spec")
 
 
 def digest(run: Path) -> str:
@@ -63,15 +65,19 @@ def identity(run: Path) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: str | Path) -> GenerativeModel:
+def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
     """The trained model of a run, in evaluation mode, rebuilt from config.json and safetensors.
 
     Args:
         path: The directory of a run (its averaged weights) or of an exported model.
+        module: The file that defines the run's own classes, where it has any; it is executed. A file that the environment
+            variable INDM_MODULES names need not be given.
 
     Raises:
         ValueError: not a run, a run that has no weights yet, or weights that do not fit its configuration.
     """
+    if module:
+        import_file(module)
     directory = Path(path)
     run, spec = read_run(directory / "config.json")
     file = directory / "model.safetensors"

@@ -8,14 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from indm_core.training import check_frozen
-from pipelines.config.cli import nearest, options, with_values
-from pipelines.config.models import BridgeConfig
+from pipelines.config.cli import options, with_values
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run
 from pipelines.data.cache import embedded, ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
-from pipelines.recipes import RECIPES
+from pipelines.recipes import find
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job
 from pipelines.training.launch import Launch
@@ -66,8 +65,6 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
             "give more --steps, or fewer --pretrain-steps"
         )
     if launch.baseline:
-        if launch.baseline not in RECIPES:
-            raise ValueError(f"unknown baseline {launch.baseline!r}: {nearest(launch.baseline, list(RECIPES))}")
         other = _baseline(launch.baseline, run)
         after = directory / "pretrained" if shared else start
         beside = root / (f"{launch.name}-{other.recipe}" if launch.name else other.recipe)
@@ -84,9 +81,9 @@ def _absolute(source: str) -> str:
 
 def _partner(run: RunConfig, card: Card, root: Path) -> Path | None:
     """The prepared second data set of a bridge, which must look like the first."""
-    wanted = isinstance(run.model, BridgeConfig)
+    wanted = run.model.needs_partner
     if wanted != bool(run.data.partner):
-        need = "needs a second data set: give --partner PATH" if wanted else "takes one data set, leave --partner away"
+        need = "needs a second data set: give --partner PATH" if wanted else "takes one data set: do not give --partner"
         raise ValueError(f"{run.recipe}: its model {need}")
     if not wanted:
         return None
@@ -123,8 +120,8 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
     if run.train.frozen:
         frozen = ",".join(run.train.frozen)
         raise ValueError(f'frozen={frozen}: a baseline trains all its networks; give --baseline "", or freeze none')
-    other = replace(RECIPES[name](), data=run.data, train=run.train)
-    theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, RECIPES[run.recipe]()))
+    other = replace(find(name, "baseline")(), data=run.data, train=run.train)
+    theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, find(run.recipe)()))
     common = {path for path in theirs.keys() & before.keys() if theirs[path] == before[path]}
     forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and _form(o.value) != before.get(o.path)}
     other = with_values(other, {path: value for path, value in forms.items() if path in common})

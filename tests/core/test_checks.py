@@ -13,7 +13,7 @@ from torch import nn
 from indm_core.checks import check_flow, check_model, check_score, check_sde
 from indm_core.flow import ActNorm, Composed, Flow, Glow, Identity, LipSwish, ResFlow, Roulette
 from indm_core.flow.glow import AffineCoupling, InvertibleConv
-from indm_core.model import INDM, Bridge, DiffFlow, DiNof, ScoreModel
+from indm_core.model import INDM, Bridge, DiffFlow, DiNof, Objective, ScoreModel
 from indm_core.nn import MLP, UNet
 from indm_core.sde import BDM, CLD, VE, VP, SubVP
 
@@ -127,9 +127,13 @@ class Dropped(SmallBackbone):
 
 
 MODELS = {
-    "INDM": lambda: INDM(glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), pretrain_steps=100),
+    "INDM": lambda: INDM(
+        glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=100)
+    ),
     "linear": lambda: INDM(Identity(), SmallBackbone(2), SubVP(), shape=(2,)),
-    "INDM FID VE": lambda: INDM(resflow(2), SmallBackbone(2), VE(), shape=(2,), mode="fid", soft_truncation=1.2),
+    "INDM FID VE": lambda: INDM(
+        resflow(2), SmallBackbone(2), VE(), shape=(2,), objective=Objective(mode="fid", soft_truncation=1.2)
+    ),
     "INDM CLD": lambda: INDM(glow(), MLP(4, time_feature=lambda t: t), CLD(), shape=(2,)),
     "INDM BDM": lambda: INDM(
         Glow((1, 4, 4), levels=1, steps=1, hidden=4), Dropped(16), BDM(height=4, width=4), shape=(1, 4, 4)
@@ -156,7 +160,7 @@ def test_models_with_labels_or_a_partner_pass():
 def test_nothing_is_touched():
     """Parameters, gradients, buffers, modes, the phase and torch's generator are what they were."""
     flow = Glow((2,), levels=1, steps=2, hidden=8).train()
-    model = INDM(flow, SmallBackbone(2), VP(), shape=(2,), pretrain_steps=10)
+    model = INDM(flow, SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=10))
     model.begin_phase("pretraining")
     model.score_model.eval()
     for p in model.parameters():

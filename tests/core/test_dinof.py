@@ -13,7 +13,7 @@ from indm_core.draw import draw
 from indm_core.exponential import sample_deis
 from indm_core.flow import Glow, Identity
 from indm_core.likelihood import log_prob_u, nelbo, nll
-from indm_core.model import INDM, DiNof, diffusion
+from indm_core.model import INDM, DiNof, Objective, diffusion
 from indm_core.sample import (
     power_times,
     sample_em,
@@ -107,7 +107,7 @@ def test_at_t_m_one_with_the_identity_it_is_the_plain_diffusion(sde):
     backbone = SmallBackbone(D * k)
     x = randn(5, *event(sde))
     dinof = DiNof(Identity(), Identity(), backbone, sde, shape=event(sde), t_m=1.0).double()
-    plain = INDM(Identity(), backbone, sde, shape=event(sde), mode="fid").double()
+    plain = INDM(Identity(), backbone, sde, shape=event(sde), objective=Objective(mode="fid")).double()
     options = {"rtol": 1e-6, "atol": 1e-6}
     torch.testing.assert_close(*(nll(m, x, generator=rng(1), **options) for m in (dinof, plain)), rtol=0, atol=1e-9)
     samples = [draw(m, named(sample_em), uniform_times(sde, 20), x, 4, generator=rng(2)) for m in (dinof, plain)]
@@ -167,7 +167,8 @@ def test_one_noise_serves_score_and_prior(monkeypatch):
 def test_it_trains_with_a_latent_flow_and_a_flow_prior():
     torch.manual_seed(0)
     latent, prior = (Glow((D,), levels=1, steps=2, hidden=8, start=start) for start in ("identity", "data"))
-    model = DiNof(prior, latent, SmallBackbone(D), VP(), shape=(D,), t_m=0.3, mode="nll", pretrain_steps=2).double()
+    objective = Objective(mode="nll", pretrain_steps=2)
+    model = DiNof(prior, latent, SmallBackbone(D), VP(), shape=(D,), t_m=0.3, objective=objective).double()
     trainer = Trainer(model, {name: AdamW(lr=3e-3) for name in ("score", "flow", "prior")})
     assert set(model.networks()) == {"score", "flow", "prior"}
     before = {name: [p.clone() for p in network.parameters()] for name, network in model.networks().items()}

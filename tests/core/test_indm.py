@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from dataclasses import replace
 
 import pytest
 import torch
 from problems import SDES, Affine, Coupled, SmallBackbone, ids, randn, rng, scalar
 from scipy.optimize import brentq
-from test_score import log_odds
+from test_score import Function, log_odds
 from torch import Tensor
 
 from indm_core.exponential import sample_deis
 from indm_core.flow import Flow, Identity, ResFlow
-from indm_core.model import INDM, Bridge
+from indm_core.model import INDM, Bridge, Objective
 from indm_core.model.diffusion import truncation_time
 from indm_core.nn import MLP
 from indm_core.sample import power_times, sample_ode, uniform_times
@@ -26,9 +27,9 @@ EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
 D = 2
 
 
-def make(sde, flow: Flow | None = None, **options) -> INDM:
+def make(sde, flow: Flow | None = None, **objective) -> INDM:
     backbone = SmallBackbone(D * sde.prior_cov().shape[-1])
-    return INDM(flow or Identity(), backbone, sde, shape=(D,), **options).double()
+    return INDM(flow or Identity(), backbone, sde, shape=(D,), objective=Objective(**objective)).double()
 
 
 def affine() -> Affine:
@@ -216,12 +217,18 @@ def test_float32_agrees_with_float64():
 
 @pytest.mark.usefixtures("unchecked")
 def test_settings_out_of_range_are_named():
-    with pytest.raises(ValueError, match="pretrain_steps=-1"):
-        make(VP(), pretrain_steps=-1)
-    with pytest.raises(ValueError, match="mode='both'"):
-        make(VP(), mode="both")
-    with pytest.raises(ValueError, match=r"soft_truncation=0\.5"):
-        make(VP(), soft_truncation=0.5)
+    for setting, value in {"pretrain_steps": -1, "mode": "both", "soft_truncation": 0.5, "data_var": -1.0}.items():
+        with pytest.raises(ValueError, match=re.escape(f"{setting}={value!r}")):
+            Objective(**{setting: value})
+
+
+def test_the_variance_of_the_objective_preconditions_the_score():
+    """A backbone of zeros: eps_hat is R^T (v p p^T + Sigma)^-1 u, so that VP's score is -u / (v alpha^2 + sigma^2)."""
+    sde, u, t = VP(), randn(4, D)[..., None], scalar(0.3)
+    for v in (0.5, 2.0):
+        model = INDM(Identity(), Function(torch.zeros_like), sde, shape=(D,), objective=Objective(data_var=v))
+        direct = -u / (v * sde.alpha(t, scalar(0.0)) ** 2 + sde.sigma(t) ** 2)
+        torch.testing.assert_close(model.score(u, t), direct, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("k", [1.0, 1.2, 2.0])
@@ -246,7 +253,8 @@ def test_soft_truncation_is_the_loss_of_a_diffusion_that_ends_at_tau(sde, mode):
     u = torch.rand(16, dtype=torch.float64, generator=generator)[0]
     tau = truncation_time(1.2, u, sde.t_min, sde.t_max)
     cut = replace(sde, t_min=tau)
-    plain = INDM(model.flow, model.score_model.backbone, cut, shape=(D,), mode=mode).double()
+    objective = Objective(mode=mode)
+    plain = INDM(model.flow, model.score_model.backbone, cut, shape=(D,), objective=objective).double()
     direct = plain(x, generator=generator)
     torch.testing.assert_close(losses.objective, direct.objective, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(losses.terms["nelbo"], direct.terms["nelbo"], rtol=1e-9, atol=1e-9)

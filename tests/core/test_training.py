@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from indm_core.flow import ActNorm, Glow, Identity, ResFlow
 from indm_core.likelihood import nelbo
-from indm_core.model import INDM, DiffFlow
+from indm_core.model import INDM, DiffFlow, Objective
 from indm_core.sde import VP
 from indm_core.training import AdamW, NonFiniteLossError, Trainer, load_networks, network_tensors, step_seed
 
@@ -20,11 +20,11 @@ D = 2
 OPTIMISERS = {"score": AdamW(lr=1e-2, clip=0.5), "flow": AdamW(lr=3e-3, clip=0.2, weight_decay=0.1)}
 
 
-def make(*, flow: bool = True, width: int = 16, **options) -> INDM:
+def make(*, flow: bool = True, width: int = 16, **objective) -> INDM:
     """A small INDM in float64, or the linear diffusion; the same weights each time."""
     torch.manual_seed(0)
     h = ResFlow((D,), blocks=(2,), width=8) if flow else Identity()
-    return INDM(h, SmallBackbone(D, width), VP(), shape=(D,), **options).double()
+    return INDM(h, SmallBackbone(D, width), VP(), shape=(D,), objective=Objective(**objective)).double()
 
 
 def train(trainer: Trainer, steps: range) -> list[float]:

@@ -9,15 +9,10 @@ import pytest
 from ray_session import main_of, one_line, run_script
 
 from indm_core.sde import VE, SubVP
-from pipelines.config.cli import (
-    describe,
-    nearest,
-    options,
-    override,
-    split_arguments,
-)
-from pipelines.config.codec import subclasses
-from pipelines.config.models import IdentityConfig, ResFlowConfig
+from pipelines.config.cli import describe, options, override, split_arguments
+from pipelines.config.codec import nearest, subclasses
+from pipelines.config.flows import IdentityConfig, ResFlowConfig
+from pipelines.config.networks import MLPConfig
 from pipelines.config.sampling import Sampling
 from pipelines.data.source import Options
 from pipelines.evaluation.samplers import family
@@ -91,6 +86,35 @@ def test_a_form_is_chosen_before_its_fields_whatever_their_order():
 def test_naming_the_present_form_keeps_its_fields():
     assert override(RUN, {"model.sde": "VP"}) == RUN
     assert override(RUN, {"flow": "ResFlowConfig", "flow.width": "7"}).model.flow == replace(RUN.model.flow, width=7)
+
+
+def test_a_form_goes_by_its_name_with_and_without_the_ending_and_by_earlier_ones():
+    for name in ("Identity", "IdentityConfig", "NoFlow"):
+        assert override(RUN, {"model.flow": name}).model.flow == IdentityConfig()
+    for name in ("ResFlow", "ResidualFlow"):
+        assert override(RUN, {"model.flow": name}) == RUN  # the present form keeps its fields
+    assert override(RUN, {"backbone": "Dense", "backbone.width": "9"}).model.backbone == MLPConfig(width=9)
+    dinof = override(RUN, {"model": "DiNof", "t_m": "0.5"}).model
+    assert (type(dinof).__name__, dinof.t_m, dinof.objective.mode) == ("DiNofConfig", 0.5, "fid")
+    refused(RUN, {"model.flow": "Glwo"}, "--model.flow: 'Glwo' does not fit (did you mean Glow?)")
+
+
+def test_help_shows_forms_without_the_ending():
+    lines = {line.split()[0]: line for line in describe(RUN).splitlines()}
+    assert lines["--model.flow"].split()[1] == "ResFlow"
+    assert "One of Bridge, DiNof, DiffFlow, INDM." in lines["--model"]
+    assert "Glow, Identity, ResFlow" in lines["--model.flow"]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("mode", "fid"), ("pretrain_steps", "7"), ("soft_truncation", "1.2"), ("data_var", "0.5")]
+)
+def test_the_objective_is_reached_by_endings_and_by_its_paths_of_then(name, text):
+    changed = override(RUN, {name: text})
+    assert str(getattr(changed.model.objective, name)) == text
+    for path in (f"objective.{name}", f"model.objective.{name}", f"model.{name}"):
+        assert override(RUN, {path: text}) == changed
+    refused(RUN, {name: text, f"model.{name}": text}, f"--model.objective.{name} is given twice")
 
 
 def test_a_form_takes_only_its_own_fields():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+import pickle
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
@@ -12,9 +14,11 @@ from ray_session import TINY, one_line, train
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
 from indm_core.training import network_tensors
-from pipelines.config import load
-from pipelines.config.codec import from_json, to_json
-from pipelines.config.models import IdentityConfig, INDMConfig, network_shape
+from pipelines.config import codec, load
+from pipelines.config.codec import form, from_json, moved, subclasses, to_json
+from pipelines.config.flows import FlowConfig, IdentityConfig
+from pipelines.config.models import BridgeConfig, INDMConfig, ModelConfig
+from pipelines.config.networks import network_shape
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run, write_run
 from pipelines.data.spec import DataSpec
@@ -55,7 +59,7 @@ def test_whole_numbers_stand_for_floats_and_come_back_as_such():
 
 
 FAULTS = {
-    "unknown type": (["model", "sde", "type"], "OU", ["config.model.sde", "'OU'", "VP"]),
+    "unknown type": (["model", "sde", "type"], "OU", ["config.model.sde", "unknown class 'OU'", "VP"]),
     "unknown field": (["model", "sde", "beta"], 1.0, ["config.model.sde", "VP", "'beta'", "beta_max"]),
     "another type's field": (
         ["model", "flow", "type"],
@@ -66,7 +70,8 @@ FAULTS = {
     "fraction for an int": (["train", "steps"], 1.5, ["config.train.steps", "1.5"]),
     "bool for an int": (["train", "seed"], True, ["config.train.seed", "True"]),
     "number for a bool": (["data", "flip"], 1, ["config.data.flip", "1"]),
-    "not a choice": (["model", "mode"], "elbo", ["config.model.mode", "'elbo'"]),
+    "not a choice": (["model", "objective", "mode"], "elbo", ["config.model.objective.mode", "'elbo'"]),
+    "a setting refused": (["model", "objective", "data_var"], -1.0, ["config.model.objective", "data_var=-1.0"]),
     "list for a number": (["train", "ema_decay"], [0.9], ["config.train.ema_decay", "[0.9]"]),
     "number in a tuple": (["model", "flow", "blocks"], [8, "x"], ["config.model.flow.blocks[1]", "'x'"]),
     "null": (["model"], None, ["config.model", "ModelConfig", "None"]),
@@ -92,14 +97,14 @@ def test_bad_documents_are_refused_with_the_place(fault):
     "name",
     [
         *("os.system", "posix.system", "torch.nn.Linear", "Linear", "INDM", "ResFlow", "UNet", "Path", "ABC", "object"),
-        *("LinearSDE", "FlowConfig", "Backbone", "type", "eval", "__import__", "RunConfig", "Job", "Sampling"),
+        *("LinearSDE", "FlowConfig", "BackboneConfigs", "type", "eval", "__import__", "RunConfig", "Job", "Sampling"),
     ],
 )
 @pytest.mark.parametrize("place", ["sde", "flow", "backbone"])
 def test_a_document_names_nothing_but_configurations_of_the_place(place, name):
     document = to_json(RECIPES["digits_vp_nll"]())
     document["model"][place] = {"type": name, "command": "true"}
-    with pytest.raises(ValueError, match=rf"config\.model\.{place}: type '{name}' is none of"):
+    with pytest.raises(ValueError, match=rf"config\.model\.{place}: unknown class '{name}': "):
         from_json(RunConfig, document)
 
 
@@ -192,6 +197,72 @@ def test_weights_of_another_architecture_are_refused(copy):
     refused(copy, "model.safetensors", "another architecture", "flow.", "shape")
 
 
+def test_an_unknown_class_names_the_file_and_the_nearest_class(copy):
+    document = json.loads((copy / "config.json").read_text())
+    document["run"]["model"]["flow"]["type"] = "ResFlowConfg"
+    (copy / "config.json").write_text(json.dumps(document))
+    refused(copy, "config.json: run.model.flow: unknown class 'ResFlowConfg'", "did you mean ResFlowConfig")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inside:
+    """What two fields have moved into."""
+
+    width: int = 1
+    depth: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Third:
+    """Twice renamed."""
+
+    inside: Inside = field(default_factory=lambda: Inside(width=7, depth=8))
+    last: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heir(Third):
+    """Below it."""
+
+
+def test_classes_and_fields_may_be_renamed_again_and_again(monkeypatch):
+    """First, then Second, then Third; a field a, then b, then last; and w, then inside.breadth, then inside.width."""
+    entries = {"First": "Second", "Second": "Third", "First.a": "First.b", "Second.b": "Second.last"}
+    entries |= {"Second.w": "Third.inside.breadth", "Inside.breadth": "Inside.width"}
+    monkeypatch.setattr(codec, "ALIASES", entries)
+    expected = Third(inside=Inside(width=5, depth=8), last=4)
+    for name in ("First", "Second", "Third"):
+        for last in ("a", "b", "last"):
+            assert from_json(Third, {"type": name, last: 4, "w": 5}) == expected
+        assert form(Third, name) is Third
+    assert from_json(Third, {"type": "Heir", "a": 4, "w": 5}) == Heir(inside=expected.inside, last=4)
+    inside = {"type": "Inside", "breadth": 5, "depth": 8}
+    assert from_json(Third, {"type": "First", "a": 4, "inside": inside}) == expected
+    assert moved(Third, "w") == "inside.breadth"
+    assert moved(Third, "q") is None
+    with pytest.raises(ValueError, match="'a' is called 'last' now, and both are given; remove 'a'"):
+        from_json(Third, {"type": "Third", "a": 4, "last": 4})
+    with pytest.raises(ValueError, match="Third has no field 'q'; it has inside, last"):
+        from_json(Third, {"type": "First", "q": 1})
+
+
+def test_a_name_of_then_that_is_a_class_of_now_means_the_latter(monkeypatch):
+    monkeypatch.setattr(codec, "ALIASES", {"IdentityConfig": "ResFlowConfig"})
+    assert from_json(FlowConfig, {"type": "IdentityConfig"}) == IdentityConfig()
+
+
+def test_a_run_travels_as_its_document():
+    for name in ("digits_bdm_nll", "toy2d_dinof", "cifar10_diffflow"):
+        run = RECIPES[name]()
+        assert pickle.loads(pickle.dumps(run)) == run  # noqa: S301
+        assert deepcopy(run) == run
+
+
+def test_a_bridge_alone_needs_a_partner():
+    forms = subclasses(ModelConfig).values()
+    assert [form for form in forms if form.needs_partner.fget(form)] == [BridgeConfig]
+
+
 CIFAR10 = DataSpec(name="cifar10", shape=(3, 32, 32), levels=256, low=-1.0, high=1.0, num_classes=10)
 
 
@@ -212,6 +283,35 @@ def test_the_published_sizes(name, count):
     with torch.device("meta"):
         backbone = run.model.backbone.build(network_shape(CIFAR10, run.model.sde), run.model.sde)
     assert sum(p.numel() for p in backbone.parameters()) == count
+
+
+def test_a_diffusion_of_dinof_s_table_has_its_network_and_more_steps():
+    for name in ("ve", "vp", "subvp"):
+        linear, dinof = RECIPES[f"cifar10_linear_{name}"](), RECIPES[f"cifar10_dinof_{name}"]()
+        assert (linear.train.steps, dinof.train.steps) == (1_300_000, 1_000_000)
+        model = linear.model
+        assert (model.flow, model.objective.mode) == (IdentityConfig(), "fid")
+        assert (model.sde, model.backbone) == (dinof.model.sde, dinof.model.backbone)
+        assert linear.data == dinof.data
+        assert linear.train.optimisers["score"] == dinof.train.optimisers["score"]
+
+
+def test_celeba_hq_fits_its_networks_at_256_pixels():
+    """Seven levels, 256 to 4 pixels, attention at 16; a score and a flow prior of the images' shape."""
+    spec = DataSpec(name="celebahq", shape=(3, 256, 256), levels=256, low=0.0, high=1.0, num_classes=0)
+    dinof, linear = RECIPES["celebahq256_dinof_ve"](), RECIPES["celebahq256_ve"]()
+    assert (dinof.data.options.size, dinof.data.options.low, dinof.data.flip) == (256, 0.0, True)
+    assert (dinof.train.steps, dinof.train.batch_size, dinof.model.t_m) == (500_000, 8, 0.6)
+    assert (dinof.model.sde.sigma_min, dinof.model.sde.sigma_max) == (0.01, 348.0)
+    assert linear.model.backbone == dinof.model.backbone
+    with torch.device("meta"):
+        x, t = torch.zeros(2, *spec.shape), torch.zeros(2)
+        score = dinof.model.backbone.build(network_shape(spec, dinof.model.sde), dinof.model.sde)
+        prior = dinof.model.prior.build(spec.shape)
+        assert score(x, t).shape == x.shape
+    assert [len(level) for level in score.encoder.levels] == [2] * 7
+    assert sum(p.numel() for p in score.parameters()) == 67_745_027
+    assert sum(p.numel() for p in prior.parameters()) == 7_920_684  # of the channels alone: as on CIFAR-10
 
 
 def test_the_time_of_ncsn_is_the_logarithm_of_its_noise():

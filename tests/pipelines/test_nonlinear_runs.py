@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from indm_core.training import Trainer, network_tensors
 from pipelines.config import load
-from pipelines.config.models import network_shape
+from pipelines.config.networks import network_shape
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest, read_run
 from pipelines.data.spec import DataSpec

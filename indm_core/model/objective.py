@@ -1,0 +1,56 @@
+r"""What the networks of a linear diffusion are trained on: choices that change the loss, not the model.
+
+    nll    every network by the NELBO, the score's loss 1/2 d^T M_t d
+    fid    the flow by the NELBO, the score by the variance-weighted loss 1/2 |d|^2
+
+with d = eps_hat - eps (see `diffusion`). The first p steps may train the score alone, as a linear diffusion; the smallest time
+may be drawn anew for each batch, tau ~ tau^-k; and the score may predict what the data add to a coordinate of variance v
+(see `score`).
+
+References:
+    Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Algorithm 1 and
+    section 7.2 (pre-training); Kim, Shin, Song, Kang, Moon 2022, "Soft truncation".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+__all__ = ["Mode", "Objective"]
+
+Mode = Literal["nll", "fid"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Objective:
+    """What the networks are trained on.
+
+    Args:
+        mode: nll trains every network by the NELBO; fid weights the score's loss by the variance.
+        pretrain_steps: p, steps at the start in which only the score is trained, as a linear diffusion: the flow of the latent
+            rests at the identity.
+        soft_truncation: k, the exponent of Soft Truncation, at least 1 (published: 1.2); 0 trains from t_min.
+        data_var: v, the variance of a coordinate of the latent, for the score's preconditioning; 0 for none, as published.
+
+    Raises:
+        ValueError: another mode, a negative number, or an exponent between 0 and 1.
+
+    References:
+        Kim et al. 2022 (INDM), Algorithm 1 and section 7.2; Kim et al. 2022 (Soft Truncation).
+    """
+
+    mode: Mode = "nll"
+    pretrain_steps: int = 0
+    soft_truncation: float = 0.0
+    data_var: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("nll", "fid"):
+            raise ValueError(f"mode={self.mode!r} is neither 'nll' nor 'fid'")
+        if self.pretrain_steps < 0:
+            raise ValueError(f"pretrain_steps={self.pretrain_steps} must not be negative")
+        if self.soft_truncation and not self.soft_truncation >= 1:
+            raise ValueError(f"soft_truncation={self.soft_truncation} must be at least 1, or 0 for none")
+        if not self.data_var >= 0:
+            raise ValueError(f"data_var={self.data_var} must not be negative; 0 means no preconditioning")

@@ -1,0 +1,111 @@
+"""Networks as configurations: what a score or a drift is computed by, and what it sees of the time.
+
+A class below `BackboneConfig` is a form that a file or the command line may name; adding one is writing it, here or in a file
+of one's own (see `modules`), and needs an entry nowhere.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import nn
+
+from indm_core.nn import MLP, UNet
+from indm_core.sde import LinearSDE
+from pipelines.data.spec import DataSpec
+
+__all__ = ["BackboneConfig", "MLPConfig", "TimeFeature", "UNetConfig", "network_shape"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig(ABC):
+    """A network of a state and a time: a score, or a drift."""
+
+    @abstractmethod
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        """The network for events of a shape; without a linear SDE its times are shares of t_max."""
+
+
+TimeFeature = Literal["scaled", "log-sigma", "log-snr"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetConfig(BackboneConfig):
+    """The DDPM++ U-Net, or NCSN++: with filtered resampling, Fourier features and a path of the image itself.
+
+    Args:
+        family: ddpm++ or ncsn++.
+        nf: Channels of the first level.
+        ch_mult: Channels of each level in units of nf.
+        num_res_blocks: Residual blocks per level.
+        attention: Image sides at which attention is applied.
+        dropout: In the residual blocks.
+        time: What the embedding sees: scaled (999 t, as published for VP), log-sigma (as published for VE), or log-snr
+            (smooth at small t: fewer ODE steps).
+    """
+
+    family: Literal["ddpm++", "ncsn++"] = "ddpm++"
+    nf: int = 128
+    ch_mult: tuple[int, ...] = (1, 2, 2, 2)
+    num_res_blocks: int = 4
+    attention: tuple[int, ...] = (16,)
+    dropout: float = 0.1
+    time: TimeFeature = "scaled"
+
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        ncsn = self.family == "ncsn++"
+        return UNet(
+            shape,
+            embedding="fourier" if ncsn else "positional",
+            fir=ncsn,
+            progressive_input="residual" if ncsn else "none",
+            time_feature=_time_feature(self.time, sde),
+            nf=self.nf,
+            ch_mult=self.ch_mult,
+            num_res_blocks=self.num_res_blocks,
+            attention=self.attention,
+            dropout=self.dropout,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class MLPConfig(BackboneConfig):
+    """A residual MLP for vectors.
+
+    Args:
+        width: Hidden units.
+        depth: Residual blocks.
+        time: What the embedding sees: scaled (999 t), log-sigma or log-snr.
+    """
+
+    width: int = 128
+    depth: int = 3
+    time: TimeFeature = "log-snr"
+
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        if len(shape) != 1:
+            raise ValueError(f"MLPConfig is for vectors, and the data have events {shape}; take UNetConfig")
+        (num_dims,) = shape
+        return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
+
+
+def _time_feature(kind: str, sde: LinearSDE | None) -> Callable[[torch.Tensor], torch.Tensor]:
+    """999 t; log sigma(t); or minus twice the log-SNR, which the importance law of t draws uniformly."""
+    if kind == "scaled":
+        return lambda t: 999 * t
+    if sde is None:
+        raise ValueError(
+            f"time={kind!r} is a function of a linear diffusion, and this model learns its own: take 'scaled'"
+        )
+    if kind == "log-sigma":
+        return sde.log_sigma
+    return lambda t: 2 * sde.log_importance(t)
+
+
+def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:
+    """The event that a backbone sees."""
+    return tuple(sde.to_network(sde.embed(torch.zeros(1, *spec.shape))).shape[1:])

@@ -1,0 +1,140 @@
+"""Runs and recipes as an earlier version of this project wrote them: read, measured and gone on with.
+
+`old_runs/` holds, of that version, recipes.json (every recipe, as its config.json had it), five tiny runs of six steps with the
+figures that it measured on them (float64, three fixed images, ODE at tolerance 0.01), and of `indm` the checkpoint of step 3.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from ray_session import one_line, train
+from safetensors.torch import load_file
+
+from indm_core.likelihood import nelbo, nll
+from indm_core.sde import LinearSDE
+from pipelines.config import load
+from pipelines.config.codec import ALIASES, from_json, moved, subclasses
+from pipelines.config.flows import FlowConfig
+from pipelines.config.models import ModelConfig
+from pipelines.config.networks import BackboneConfig
+from pipelines.config.run import RunConfig
+from pipelines.config.store import read_run
+from pipelines.recipes import RECIPES
+from pipelines.runs.job import read_metrics
+
+OLD = Path(__file__).parent / "old_runs"
+THEN = json.loads((OLD / "recipes.json").read_text())
+FIGURES = json.loads((OLD / "figures.json").read_text())
+CHANGED = {
+    # trained for a million iterations as published; 1.3 million are those of the diffusions that it is compared with
+    name: lambda then: replace(then, train=replace(then.train, steps=1_000_000))
+    for name in ("cifar10_dinof_ve", "cifar10_dinof_ve_deep", "cifar10_dinof_vp", "cifar10_dinof_subvp")
+}
+"""Recipes that have deliberately changed since."""
+SCORE = ("--nf", "4", "--ch-mult", "1", "--num-res-blocks", "1", "--batch-size", "16", "--sample-every", "0")
+SCORE += ("--steps", "6", "--log-every", "3", "--checkpoint-every", "3")
+OPTIONS = (*SCORE, "--blocks", "2", "--flow.width", "4")
+"""Those with which `indm` was trained, beside --pretrain-steps 3."""
+
+
+@pytest.mark.parametrize("name", THEN)
+def test_a_recipe_of_then_reads_as_that_of_now(name):
+    run = from_json(RunConfig, THEN[name])
+    now = RECIPES[name]()
+    assert CHANGED.get(name, lambda then: then)(run) == now
+    assert (run != now) == (name in CHANGED)
+
+
+def every(base: type) -> dict[str, type]:
+    """All classes below a base by name, the abstract ones too."""
+    found = {base.__name__: base}
+    for child in base.__subclasses__():
+        found |= every(child)
+    return found
+
+
+def test_every_alias_leads_to_a_name_of_today():
+    """A class's to a class that there is, a field's to a path at which every form of its class has it."""
+    known = every(LinearSDE) | every(FlowConfig) | every(BackboneConfig) | every(ModelConfig)
+    for then, now in ALIASES.items():
+        seen = {then}
+        while now in ALIASES:
+            assert now not in seen, f"{then} leads back to itself"
+            seen.add(now)
+            now = ALIASES[now]
+        name, _, path = now.partition(".")
+        assert name in known, f"{then}: there is no class {name}"
+        if path:
+            for form in subclasses(known[name]).values():
+                assert moved(form, then.partition(".")[2]) == path
+
+
+def test_what_an_earlier_file_left_out_is_the_default_of_its_class():
+    """The four fields of an objective lay in its model; a file that has one of them leaves the others as they were."""
+    model = from_json(ModelConfig, {"type": "DiNofConfig", "pretrain_steps": 3})
+    assert (model.objective.mode, model.objective.pretrain_steps) == ("fid", 3)
+    model = from_json(ModelConfig, {"type": "BridgeConfig", "soft_truncation": 1.2})
+    assert (model.objective.mode, model.objective.soft_truncation) == ("nll", 1.2)
+    with pytest.raises(ValueError, match=r"config: 'mode' is called 'objective\.mode' now, and both are given"):
+        from_json(ModelConfig, {"type": "INDMConfig", "mode": "fid", "objective": {"type": "Objective"}})
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_run_of_then_gives_its_figures(name):
+    model = load(OLD / name).double()
+    x = torch.rand(3, *model.shape, generator=torch.Generator().manual_seed(1)).double() * 2 - 1
+    found = {
+        "nelbo": nelbo(model, x, num_draws=8, generator=torch.Generator().manual_seed(2)),
+        "nll": nll(model, x, rtol=1e-2, atol=1e-2, generator=torch.Generator().manual_seed(2)),
+    }
+    for kind, values in found.items():
+        expected = torch.tensor(FIGURES[name][kind], dtype=torch.float64)
+        torch.testing.assert_close(values, expected, rtol=1e-9, atol=0)
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """The run as it lay there after its third step."""
+    shutil.copytree(OLD / "indm", tmp_path / "indm")
+    (tmp_path / "indm" / "model.safetensors").unlink()
+    return tmp_path
+
+
+def test_a_run_of_then_goes_on_to_the_same_weights(killed):
+    """From step 3, where the flow begins to train, to step 6: parameters, moments and averages were restored."""
+    train("digits_vp_nll", "--name", "indm", "--pretrain-steps", "3", *OPTIONS, out=killed)
+    found, expected = (load_file(place / "model.safetensors") for place in (killed / "indm", OLD / "indm"))
+    assert found.keys() == expected.keys()
+    for key, value in found.items():
+        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)
+    records = [read_metrics(place) for place in (killed / "indm", OLD / "indm")]
+    assert [record.step for record in records[0]] == [3, 6]
+    assert records[0][0] == records[1][0]
+    assert records[0][1].terms["nelbo"] == pytest.approx(records[1][1].terms["nelbo"], rel=1e-5)
+    assert read_run(killed / "indm" / "config.json") == read_run(OLD / "indm" / "config.json")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--pretrain-steps", "2"), "model.objective.pretrain_steps=3, not 2"),
+        (("--pretrain-steps", "3", "--mode", "fid"), "model.objective.mode=nll, not fid"),
+        (("--pretrain-steps", "3", "--model.flow.actnorm", "none"), "model.flow.actnorm=pixel, not none"),
+    ],
+)
+def test_a_run_of_then_is_not_gone_on_with_by_other_options(words, said, killed, capsys):
+    train("digits_vp_nll", "--name", "indm", *words, *OPTIONS, out=killed, status=2)
+    one_line(capsys.readouterr().err, "error: ", said, "give another --name")
+
+
+def test_weights_of_then_start_a_run_of_now(killed):
+    """RUN/pretrained of an earlier version starts a linear diffusion."""
+    start = ("--name", "b", "--start-from", str(killed / "indm" / "pretrained"))
+    train("digits_linear_nll", *start, *SCORE, out=killed)
+    assert [record.step for record in read_metrics(killed / "b")] == [6]
