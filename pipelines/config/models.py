@@ -13,13 +13,21 @@ from typing import final
 
 from torch import nn
 
-from indm_core.model import INDM, Bridge, DiffFlow, DiNof, GenerativeModel, Objective
+from indm_core.model import FFJORD, INDM, Bridge, DiffFlow, DiNof, GenerativeModel, Objective
 from indm_core.sde import VP, LinearSDE
 from pipelines.config.flows import FlowConfig, GlowConfig, IdentityConfig, ResFlowConfig
 from pipelines.config.networks import BackboneConfig, UNetConfig, network_shape
 from pipelines.data.spec import DataSpec
 
-__all__ = ["BridgeConfig", "DiNofConfig", "DiffFlowConfig", "DiffusionConfig", "INDMConfig", "ModelConfig"]
+__all__ = [
+    "BridgeConfig",
+    "DiNofConfig",
+    "DiffFlowConfig",
+    "DiffusionConfig",
+    "FFJORDConfig",
+    "INDMConfig",
+    "ModelConfig",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,8 +173,10 @@ class DiffFlowConfig(ModelConfig):
     Args:
         drift: The drift network; its time is "scaled", its dropout 0.
         score: The score network; the same.
-        g: Volatility.
+        g: Volatility at 0.
+        g_end: Volatility at T, towards which it moves geometrically; 0 keeps it at g, as published.
         t_max: T.
+        beta: Of the grid t_i = (i/N)^(1/beta) T.
         num_steps: N of each stage of progressive training.
         change_at: Optimiser steps at which the next stage begins, one fewer than stages.
         flexible: Whether times are drawn anew for each batch.
@@ -175,7 +185,9 @@ class DiffFlowConfig(ModelConfig):
     drift: BackboneConfig = field(default_factory=lambda: UNetConfig(dropout=0.0))
     score: BackboneConfig = field(default_factory=lambda: UNetConfig(dropout=0.0))
     g: float = 1.0
+    g_end: float = 0.0
     t_max: float = 0.05
+    beta: float = 0.9
     num_steps: tuple[int, ...] = (30,)
     change_at: tuple[int, ...] = ()
     flexible: bool = True
@@ -212,7 +224,40 @@ class DiffFlowConfig(ModelConfig):
             self.score.build(spec.shape, None),
             shape=spec.shape,
             g=self.g,
+            g_end=self.g_end or None,
             t_max=self.t_max,
+            beta=self.beta,
             schedule=tuple(zip((0, *self.change_at), self.num_steps, strict=True)),
             flexible=self.flexible,
         )
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class FFJORDConfig(ModelConfig):
+    """FFJORD, DiffFlow's limit without noise (see indm_core/model/ffjord.py).
+
+    Args:
+        drift: The drift network; its time is "slow", its dropout 0.
+        t_max: T.
+        num_steps: Runge-Kutta steps of training.
+    """
+
+    drift: BackboneConfig = field(default_factory=lambda: UNetConfig(dropout=0.0, time="slow"))
+    t_max: float = 1.0
+    num_steps: int = 10
+
+    @property
+    def shared_steps(self) -> int:
+        return 0
+
+    @property
+    def needs_partner(self) -> bool:
+        return False
+
+    def check_steps(self, steps: int) -> None:
+        pass
+
+    def build(self, spec: DataSpec) -> GenerativeModel:
+        drift = self.drift.build(spec.shape, None)
+        return FFJORD(drift, shape=spec.shape, t_max=self.t_max, num_steps=self.num_steps)

@@ -6,6 +6,7 @@ of one's own (see `modules`), and needs an entry nowhere.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,11 +15,12 @@ from typing import Literal
 import torch
 from torch import nn
 
+from indm_core.model.diffflow import LinearDrift
 from indm_core.nn import MLP, UNet
 from indm_core.sde import LinearSDE
 from pipelines.data.spec import DataSpec
 
-__all__ = ["BackboneConfig", "MLPConfig", "TimeFeature", "UNetConfig", "network_shape"]
+__all__ = ["BackboneConfig", "LinearDriftConfig", "MLPConfig", "TimeFeature", "UNetConfig", "network_shape"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,7 @@ class BackboneConfig(ABC):
         """The network for events of a shape; without a linear SDE its times are shares of t_max."""
 
 
-TimeFeature = Literal["scaled", "log-sigma", "log-snr"]
+TimeFeature = Literal["scaled", "slow", "log-sigma", "log-snr"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,7 @@ class MLPConfig(BackboneConfig):
     Args:
         width: Hidden units.
         depth: Residual blocks.
-        time: What the embedding sees: scaled (999 t), log-sigma or log-snr.
+        time: What the embedding sees: scaled (999 t), slow (2 pi t), log-sigma or log-snr.
     """
 
     width: int = 128
@@ -93,13 +95,30 @@ class MLPConfig(BackboneConfig):
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
 
 
+@dataclass(frozen=True, kw_only=True)
+class LinearDriftConfig(BackboneConfig):
+    """A drift that is given, not learned: T f = -rate x (see indm_core/model/diffflow.py), for DiffFlow's drift.
+
+    Args:
+        rate: Not negative; g^2 T / 2 keeps N(0, I), as VP does.
+    """
+
+    rate: float = 3.0
+
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        return LinearDrift(self.rate)
+
+
 def _time_feature(kind: str, sde: LinearSDE | None) -> Callable[[torch.Tensor], torch.Tensor]:
-    """999 t; log sigma(t); or minus twice the log-SNR, which the importance law of t draws uniformly."""
+    """999 t; 2 pi t, for a flow without noise, whose drift has to be smooth between the steps of its training; log sigma(t); or
+    minus twice the log-SNR, which the importance law of t draws uniformly."""
     if kind == "scaled":
         return lambda t: 999 * t
+    if kind == "slow":
+        return lambda t: 2 * math.pi * t
     if sde is None:
         raise ValueError(
-            f"time={kind!r} is a function of a linear diffusion, and this model learns its own: take 'scaled'"
+            f"time={kind!r} is a function of a linear diffusion, and this model learns its own: take 'scaled' or 'slow'"
         )
     if kind == "log-sigma":
         return sde.log_sigma

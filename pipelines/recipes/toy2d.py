@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from indm_core.model import Objective
 from pipelines.config.flows import GlowConfig, ResFlowConfig
-from pipelines.config.models import DiffFlowConfig, DiNofConfig, INDMConfig
+from pipelines.config.models import DiffFlowConfig, DiNofConfig, FFJORDConfig, INDMConfig
 from pipelines.config.networks import MLPConfig
 from pipelines.config.run import Data, RunConfig, Train
 from pipelines.data.source import Options
@@ -72,6 +72,13 @@ def _diffflow(shape: str) -> RunConfig:
     )
 
 
+def _ffjord(shape: str) -> RunConfig:
+    """The baseline of the thesis's figures: as many parameters as the DiffFlow recipes' two networks."""
+    network = MLPConfig(width=94, depth=2, time="slow")
+    train = replace(TRAIN, optimisers=adam(1e-3, "drift"), log_every=50)
+    return replace(_indm(shape), model=FFJORDConfig(drift=network), train=train)
+
+
 def _indm_recipe(shape: str) -> Recipe:
     return named(f"toy2d_{shape}", f"INDM on {INDM_SHAPES[shape]}.", lambda: _indm(shape))
 
@@ -81,9 +88,15 @@ def _diffflow_recipe(shape: str) -> Recipe:
     return named(f"toy2d_{shape}_diffflow", text, lambda: _diffflow(shape))
 
 
+def _ffjord_recipe(shape: str) -> Recipe:
+    text = f"FFJORD, DiffFlow without noise, on the generated set toy2d:{shape}."
+    return named(f"toy2d_{shape}_ffjord", text, lambda: _ffjord(shape))
+
+
 TOY2D = by_name(
     toy2d_linear,
     *map(_indm_recipe, INDM_SHAPES),
     toy2d_dinof,
     *map(_diffflow_recipe, DIFFFLOW_SHAPES),
+    *map(_ffjord_recipe, DIFFFLOW_SHAPES),
 )
