@@ -1,24 +1,42 @@
-r"""What takes a model: samples, and the paths of data and of samples through it.
+r"""What takes a model: samples, the paths of data and of samples through it, and what a bridge carries from set to set.
+
+A bridge's flow h takes a second data set y ~ p_2 to the prior pi, at T, and its diffusion takes the latents h(x) of the
+first to pi as well. Hence, u_t the state from t_min to T,
+
+    forward    x ~ p_1,  u_T from h(x) by the diffusion or by its probability-flow ODE,     h^-1(u_T) ~ p_2,
+    backward   y ~ p_2,  u_T = h(y),  u_{t_min} by a sampler,                                h^-1(u_{t_min}) ~ p_1.
+
+By the ODE both ways are maps, each the other's inverse: an image keeps its partner. The diffusion forgets x by T.
 
 References:
-    Kim et al. 2022 (INDM), Figure 8 and appendix F.
+    Kim et al. 2022 (INDM), section 7.3, Figure 8 and appendix F.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 
 import torch
 from torch import Tensor
 
-from indm_core.model import GenerativeModel
+from indm_core.model import GenerativeModel, LinearModel
 from indm_core.noise import Noise
+from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.sample import Score
-from indm_core.sde import SDE
+from indm_core.sde import SDE, LinearSDE, apply
 from indm_core.shapes import Float
 
-__all__ = ["draw", "forward_path", "generative_path", "start_times"]
+__all__ = [
+    "Sampler",
+    "draw",
+    "forward_path",
+    "generative_path",
+    "start_times",
+    "translate_backward",
+    "translate_forward",
+]
 
 Sampler = Callable[[SDE, Score, Tensor, Tensor, Noise], Tensor]
 
@@ -65,11 +83,16 @@ def draw(
     else:
         u_0, _ = model.encode(start.to(like), generator)
         u = start_temperature * model.sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), generator)
-    u = sampler(model.sde, model.score, u, ts, generator)
-    if denoise:
-        t = ts[-1]
-        u = model.sde.denoise(u, t, model.score(u, t))
+    u = _descend(model, sampler, u, ts, denoise, generator)
     return model.decode(temperature * u)
+
+
+def _descend(
+    model: GenerativeModel, sampler: Sampler, u: Tensor, ts: Tensor, denoise: bool, generator: Noise
+) -> Tensor:
+    """From a state at ts[0] down to ts[-1], and optionally Tweedie's mean there."""
+    u = sampler(model.sde, model.score, u, ts, generator)
+    return model.sde.denoise(u, ts[-1], model.score(u, ts[-1])) if denoise else u
 
 
 @torch.no_grad()
@@ -120,3 +143,77 @@ def generative_path(
         u = sampler(model.sde, model.score, u, ts[first : last + 1], generator)
         path.append(model.decode(u))
     return torch.stack(path)
+
+
+@torch.no_grad()
+def translate_forward(
+    model: LinearModel,
+    x: Float[Tensor, " b *event"],
+    *,
+    deterministic: bool = False,
+    rtol: float = 1e-5,
+    atol: float = 1e-5,
+    generator: Noise = None,
+) -> Float[Tensor, " b *event"]:
+    """Data of a bridge's first set, carried to its second: h^-1(u_T).
+
+    Args:
+        x: Of the first set.
+        deterministic: Whether u_T comes from h(x) at t_min by the probability-flow ODE, else by the diffusion from time 0.
+        rtol, atol: Tolerances of the ODE, per sample.
+
+    Raises:
+        ConvergenceError: the ODE does not reach its tolerance, or the flow is not inverted.
+
+    References: Kim et al. 2022, section 7.3.
+    """
+    sde = model.sde
+    u, _ = model.encode(x, generator)
+    if not deterministic:
+        t = torch.tensor(model.t_start, dtype=torch.float64)
+        return model.decode(sde.transition(u, t, torch.zeros_like(t), generator))
+
+    def field(t: Tensor, state: State, rows: Tensor) -> State:
+        t = t.reshape(-1, *[1] * (u.ndim - 2))
+        return (sde.reverse_drift(state[0], t, model.score(state[0], t), lam=0.0),)
+
+    ends = math.sqrt(sde.t_min), math.sqrt(model.t_start)
+    (u_T,), _ = rk45(in_sqrt_time(field), (u,), *ends, rtol=rtol, atol=atol)
+    return model.decode(u_T)
+
+
+@torch.no_grad()
+def translate_backward(
+    model: LinearModel,
+    y: Float[Tensor, " b *event"],
+    sampler: Sampler,
+    ts: Float[Tensor, " n"],
+    *,
+    denoise: bool = True,
+    generator: Noise = None,
+) -> Float[Tensor, " b *event"]:
+    """Data of a bridge's second set, carried to its first: a sampler from u_T = h(y).
+
+    Of a state that is more than positions (CLD) h(y) gives the positions alone; the velocities are drawn from pi, given them.
+
+    Args:
+        y: Of the second set.
+        sampler: sampler(sde, score, u, ts, generator) -> u.
+        ts: Decreasing times from T.
+        denoise: Whether E[u_0 | u at ts[-1]] replaces the state there.
+
+    References: Kim et al. 2022, section 7.3.
+    """
+    u, _ = model.encode(y, generator)
+    u_T = _prior_given_positions(model.sde, u, generator)
+    return model.decode(_descend(model, sampler, u_T, ts, denoise, generator))
+
+
+def _prior_given_positions(sde: LinearSDE, u: Tensor, generator: Noise) -> Tensor:
+    """A draw of pi whose first coordinates are those of u: s + Cov(., first) Var(first)^-1 (u - s)_first with s ~ pi."""
+    pi = sde.prior_cov().to(u.device)
+    if pi.shape[-1] == 1:
+        return u
+    s, gain = sde.sample_prior(u, generator), torch.zeros_like(pi)
+    gain[..., 0] = pi[..., 0] / pi[..., :1, 0]
+    return s + apply(gain, u - s)
