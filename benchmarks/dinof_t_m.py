@@ -22,7 +22,9 @@ from pipelines.cluster.session import connect
 from pipelines.config.cli import override, split_arguments
 from pipelines.config.models import DiNofConfig
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.samplers import CompareOptions, compare
+from pipelines.evaluation.estimates import with_error
+from pipelines.evaluation.results import to_document
+from pipelines.evaluation.sampling.compare import CompareOptions, compare
 from pipelines.recipes import chosen, find
 from pipelines.storage.outputs import output_root
 from pipelines.training.jobs import jobs_for
@@ -51,13 +53,13 @@ def main() -> None:
     for t_m, name in zip(places, names, strict=True):
         wanted = CompareOptions(rows=f"em:{round(1000 * t_m)}", num_samples=num_samples, actors=actors)
         document = compare([root / name], wanted, root)
-        (figures,) = document["runs"][name]
-        rows.append({"t_m": t_m, **figures})
-        frechet, kernel = figures["frechet"], figures["kernel"]
+        (row,) = document.runs[name]
+        rows.append({"t_m": t_m} | to_document(row))
+        frechet, kernel = row.result.distances.frechet, row.result.distances.kernel
         print(
-            f"T_m {t_m:.1f}  {round(1000 * t_m):>4} steps  {figures['seconds']:6.1f} s  "
-            f"FD({document['features']}) {frechet['mean']:.3f} +- {frechet['se']:.3f}  "
-            f"KD {kernel['mean']:.4g} +- {kernel['se']:.2g}  (n = {num_samples})",
+            f"T_m {t_m:.1f}  {round(1000 * t_m):>4} steps  {row.seconds:6.1f} s  "
+            f"FD({document.reference.features}) {with_error(frechet.value, frechet.se)}  "
+            f"KD {with_error(kernel.value, kernel.se, '.4g', '.2g')}  (n = {num_samples})",
             flush=True,
         )
     (root / f"{run.recipe}-t_m.json").write_text(json.dumps(rows, indent=1) + "\n")

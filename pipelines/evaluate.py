@@ -22,9 +22,10 @@ from collections.abc import Sequence
 
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, options, override, run_command_on_runs
-from pipelines.evaluation.measure import evaluate, subjects_of
-from pipelines.evaluation.results import log, table
+from pipelines.evaluation.measure import evaluate
+from pipelines.evaluation.plan import subjects_of
 from pipelines.evaluation.settings import EvaluateOptions, Settings
+from pipelines.evaluation.table import log, table
 from pipelines.storage.outputs import find_run, output_root
 
 

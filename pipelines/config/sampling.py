@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from typing import Literal
 
-from indm_core.exponential import Basis, Method, Warmup, check_options
+from indm_core.exponential import Basis, Method, Warmup, check_options, steps_for
 
-__all__ = ["Sampling"]
+__all__ = ["Grid", "Sampling"]
 
+
+Grid = Literal["uniform", "power", "log-rho", "edm", "trained"]
 
 READ = {
     "ode": ("rtol", "atol"),
-    "em": ("steps", "grid", "lam"),
-    "pc": ("steps", "grid", "snr", "corrector_steps"),
-    "deis": ("steps", "grid", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
+    "em": ("steps", "grid", "power", "lam"),
+    "pc": ("steps", "grid", "power", "snr", "corrector_steps"),
+    "deis": ("steps", "grid", "power", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
 }
 """Options that not every sampler reads."""
+POWERS: dict[Grid, float] = {"power": 2.0, "edm": 7.0}
+"""The grids that have a power, and the one that each takes where none is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +32,9 @@ class Sampling:
             gDDIM).
         steps: Steps of em, pc and deis.
         nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
-        grid: Spacing of the times: uniform, power (quadratic), log-rho, edm, or trained (the model's own: uniform for a linear
+        grid: Spacing of the times: uniform, power, log-rho, edm, or trained (the model's own: uniform for a linear
             diffusion); auto is power for deis, else trained.
+        power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
@@ -49,6 +54,7 @@ class Sampling:
     steps: int = 1000
     nfe: int = 0
     grid: Literal["auto", "uniform", "power", "log-rho", "edm", "trained"] = "auto"
+    power: float = 0.0
     order: int = 3
     method: Method = "t-AB"
     warmup: Warmup = "low-order"
@@ -65,32 +71,76 @@ class Sampling:
     stop: float = 0.0
 
     def __post_init__(self) -> None:
+        self._check_ranges()
+        if self.sampler == "deis":
+            check_options(
+                order=self.order,
+                method=self.method,
+                lam=max(0.0, self.lam),
+                warmup=self.warmup,
+                corrector=self.corrector,
+                basis=self.basis,
+            )
+        for name, value in self.given().items():
+            if name in set().union(*READ.values()) - set(READ[self.sampler]):
+                raise ValueError(f"{name}={value}: sampler={self.sampler} does not read it; do not give {name}")
+        if self.power and self.spacing not in POWERS:
+            raise ValueError(
+                f"power={self.power}: grid={self.spacing} has no power; do not give it, or take grid=power or grid=edm"
+            )
+
+    def _check_ranges(self) -> None:
         if self.steps < 1:
             raise ValueError(f"steps={self.steps} must be at least 1")
         if self.corrector_steps < 0 or not 0 <= self.stop < 1:
             raise ValueError(
                 f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
             )
-        if self.nfe < 0:
-            raise ValueError(f"nfe={self.nfe} must not be negative")
+        if self.nfe < 0 or self.power < 0:
+            raise ValueError(f"nfe={self.nfe} and power={self.power} must not be negative")
         if self.lam < 0 and self.lam != -1:
             raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
-        if self.sampler == "deis":
-            check_options(**self.of_deis())
-        ignored = set().union(*READ.values()) - set(READ[self.sampler])
-        for f in fields(self):
-            if f.name in ignored and getattr(self, f.name) != f.default:
-                raise ValueError(
-                    f"{f.name}={getattr(self, f.name)}: sampler={self.sampler} does not read it; do not give {f.name}"
-                )
         for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
-    def counted(self) -> dict[str, Any]:
-        """The options of deis that decide how many evaluations a step takes."""
-        return {"order": self.order, "method": self.method, "warmup": self.warmup, "corrector": self.corrector}
+    @property
+    def spacing(self) -> Grid:
+        """The grid that `grid` stands for."""
+        if self.grid != "auto":
+            return self.grid
+        return "power" if self.sampler == "deis" else "trained"
 
-    def of_deis(self) -> dict[str, Any]:
-        """The options of `sample_deis`."""
-        return self.counted() | {"lam": max(0.0, self.lam), "basis": self.basis}
+    @property
+    def exponent(self) -> float:
+        """The power of a grid that has one."""
+        return self.power or POWERS[self.spacing]
+
+    @property
+    def num_steps(self) -> int:
+        """Steps: those given or, of deis with `nfe`, the most that take no more evaluations.
+
+        Raises:
+            ValueError: not even one step is to be had.
+        """
+        if not self.nfe:
+            return self.steps
+        return steps_for(
+            self.nfe,
+            order=self.order,
+            method=self.method,
+            warmup=self.warmup,
+            corrector=self.corrector,
+            denoise=self.denoise,
+        )
+
+    def given(self) -> dict[str, str | int | float | bool]:
+        """The options that are not the defaults, the sampler apart, in their order."""
+        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name != "sampler"}
+        return {name: value for name, (value, default) in values.items() if value != default}
+
+    def __str__(self) -> str:
+        """As a row of `compare.py`: the sampler, what says how long it takes, and the options that are not the defaults."""
+        length = ("rtol", "atol") if self.sampler == "ode" else ("nfe",) if self.nfe else ("steps",)
+        shown = {name: getattr(self, name) for name in length} | self.given()
+        return f"{self.sampler}:" + ",".join(f"{name}={value}" for name, value in shown.items())

@@ -1,27 +1,28 @@
-"""Figures with their standard errors."""
+"""Figures with their standard errors; nan stands for what could not be had."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-import torch
 from torch import Tensor
 
-from indm_core.metrics import Moments, frechet_bootstrap, inception_score, kernel_distance
+from indm_core.metrics import Moments, fewest_samples, frechet_from_samples, frechet_infinity
 
-__all__ = ["Estimate", "differences", "distances", "gap"]
+__all__ = ["FEWEST", "Estimate", "FrechetResult", "ReferenceFeatures", "frechet", "gap", "with_error"]
+
+FEWEST = 3
+"""Samples of a Frechet distance that has a standard error."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Estimate:
     """A mean, its estimator's standard error on these images (nan for one replicate), and the one over images."""
 
     mean: float
-    se: float
-    se_images: float
+    se: float = math.nan
+    se_images: float = math.nan
 
     @staticmethod
     def of(per_image: Tensor) -> Estimate:
@@ -30,48 +31,91 @@ class Estimate:
         means = per_image.mean(1)
         se = float(means.std() / math.sqrt(replicates)) if replicates > 1 else math.nan
         over = float(per_image.mean(0).std() / math.sqrt(images)) if images > 1 else math.nan
-        return Estimate(float(means.mean()), se, over)
+        return Estimate(mean=float(means.mean()), se=se, se_images=over)
+
+    @property
+    def error(self) -> float:
+        """The estimator's standard error; the one over images where one replicate gives none."""
+        return self.se_images if math.isnan(self.se) else self.se
+
+    def over_images(self) -> Estimate:
+        """With the error over images as its error."""
+        return replace(self, se=self.se_images)
+
+    def metrics(self, name: str) -> dict[str, float]:
+        """Its numbers as they are logged."""
+        return {name: self.mean, f"{name}/se": self.se, f"{name}/se_images": self.se_images}
+
+    def __str__(self) -> str:
+        return with_error(self.mean, self.error, "+.4f", ".4f")
 
 
 def gap(nelbos: Tensor, nlls: Tensor) -> Estimate:
     """NELBO - NLL; its standard error takes the two estimators as independent, which errs on the large side."""
     over_images = Estimate.of((nelbos.mean(0) - nlls.mean(0)).unsqueeze(0))
     se = math.hypot(Estimate.of(nelbos).se, Estimate.of(nlls).se)
-    return Estimate(over_images.mean, se, over_images.se_images)
+    return Estimate(mean=over_images.mean, se=se, se_images=over_images.se_images)
 
 
-def differences(names: Sequence[str], per_image: dict[tuple[str, int], Tensor]) -> dict[str, Any]:
-    """First run minus each other, paired per image on the same draws; the standard error is that of the pairs."""
-    found = {}
-    for j in range(1, len(names)):
-        pairs = {}
-        for kind in ("nll", "nelbo", "nll_before", "nelbo_before"):
-            if (kind, 0) not in per_image or (kind, j) not in per_image:
-                continue
-            pairs[kind] = asdict(Estimate.of(per_image[kind, 0] - per_image[kind, j]))
-        found[f"{names[0]} - {names[j]}"] = pairs
-    return found
-
-
-def distances(features: Tensor, logits: Tensor, real: Tensor, seed: int) -> dict[str, Any]:
-    """Frechet and kernel distances of samples from the training data, and with Inception its score, with standard errors.
+@dataclass(frozen=True, kw_only=True)
+class FrechetResult:
+    """A Frechet distance with its standard error.
 
     Args:
-        features, logits: Of the samples, (n, d) and (n, classes).
-        real: Features of the training data (m, d).
-        seed: Of the bootstrap.
+        value, se: With the moments of n samples put in, which makes it too large by O(d^2/n).
+        n: Samples.
+        at_infinity, at_infinity_se: As if n were infinite; nan where n samples of so many features do not show it.
     """
-    reference = Moments().update(real)
-    generator = torch.Generator().manual_seed(seed)
-    num = 20 if features.shape[1] > 512 else 100
-    frechet = frechet_bootstrap(features, reference.mean, reference.cov, num_resamples=num, generator=generator)
-    kid = kernel_distance(features, real, generator=generator)
-    found: dict[str, Any] = {
-        "frechet": {"mean": float(frechet.value), "se": float(frechet.standard_error), "samples": len(features)},
-        "kernel": {"mean": float(kid.mean), "se": float(kid.standard_error), "samples": len(features)},
-        "reference_samples": len(real),
-    }
-    if logits.shape[1] == 1008:  # Inception's classes
-        score = inception_score(logits)
-        found["inception_score"] = {"mean": float(score.mean), "se": float(score.standard_error)}
-    return found
+
+    value: float
+    se: float
+    n: int
+    at_infinity: float = math.nan
+    at_infinity_se: float = math.nan
+
+    @staticmethod
+    def nothing(n: int) -> FrechetResult:
+        """Of samples whose features are not finite."""
+        return FrechetResult(value=math.nan, se=math.nan, n=n)
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceFeatures:
+    """Features (m, d) of the data that samples are compared with."""
+
+    features: Tensor
+
+    @cached_property
+    def moments(self) -> Moments:
+        return Moments().update(self.features)
+
+
+def frechet(features: Tensor, reference: ReferenceFeatures) -> FrechetResult:
+    """The Frechet distance of samples from a reference, and what it would be of infinitely many (`indm_core.frechet`).
+
+    Args:
+        features: Of the samples, (n, d).
+
+    Raises:
+        ValueError: fewer than three samples, or two rows of the reference.
+    """
+    for what, rows, fewest in (("samples", features, FEWEST), ("rows of the reference", reference.features, 2)):
+        if len(rows) < fewest:
+            raise ValueError(
+                f"{len(rows)} {what}: a Frechet distance with its error needs at least {fewest}; give more of them"
+            )
+    mean, cov = reference.moments.mean, reference.moments.cov
+    found = frechet_from_samples(features, mean, cov)
+    result = FrechetResult(value=found.value, se=found.standard_error, n=len(features))
+    if len(features) < fewest_samples(features.shape[1]):
+        return result
+    limit = frechet_infinity(features, mean, cov)
+    return replace(result, at_infinity=limit.value, at_infinity_se=limit.standard_error)
+
+
+def with_error(value: float, error: float, form: str = ".3f", form_of_error: str = "") -> str:
+    """A figure and its standard error as text, in given formats; what could not be had is n/a."""
+    if not math.isfinite(value):
+        return "n/a"
+    shown = format(error, form_of_error or form) if math.isfinite(error) else "n/a"
+    return f"{value:{form}} +- {shown}"

@@ -3,8 +3,9 @@ r"""Feature networks: what an image or a vector is turned into before two sets a
 A network is a value: its name, which becomes part of every metric's name, and a function. There are three:
 
     inception(weights)            2048 pool features and 1008 logits of the Inception-v3 network of the published FID,
-    classifier_features(...)      64 features of a small network trained on the data set's own labels: "digits-cnn",
-    raw(num_features)             the values themselves: for vectors, where the Frechet distance is one of the data.
+    raw(num_features)             the values themselves: for vectors, where the Frechet distance is one of the data,
+    classifier_features(...)      64 features of a small network trained on the data set's own labels: "digits-cnn"; in
+                                  `classifier`.
 
 Distances in the features of different networks are different quantities: only equal names are comparable, and none but
 "inception-v3" is comparable with a paper's FID. A network is built where it is used (once per actor), not sent there.
@@ -21,10 +22,7 @@ import functools
 import hashlib
 import importlib.util
 import io
-import json
 import pickle
-import re
-import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -33,21 +31,15 @@ from pathlib import Path
 from typing import final
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from indm_core.shapes import Float, Int
-from pipelines.data.card import Card, one_line
+from indm_core.shapes import Float
+from pipelines.data.card import one_line
 
 __all__ = [
     "INCEPTION_URL",
     "FeatureNetwork",
-    "SmallClassifier",
-    "cached_classifier",
-    "classifier",
-    "classifier_features",
+    "as_levels",
     "inception",
     "raw",
     "torchvision_operators",
@@ -57,9 +49,6 @@ INCEPTION_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
 _INCEPTION_SHA256 = "6726825d"  # how the published file's SHA-256 begins
-
-# Part of a cached classifier's key: raise it when the architecture or its training changes.
-_CLASSIFIER_VERSION = 1
 
 
 @final
@@ -83,13 +72,6 @@ class FeatureNetwork:
     def __call__(self, images: Tensor) -> Float[Tensor, "b d"]:
         """Features of a batch: of integer levels (b, c, h, w), or for `raw` of anything (b, ...)."""
         return self.evaluate(images)[0]
-
-    @torch.no_grad()
-    def with_logits(self, images: Tensor) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
-        """Features and logits of a batch. Raises: ValueError if the network has no logits."""
-        if self.num_classes == 0:
-            raise ValueError(f"network={self.name!r}: it has no classes, so there are no logits")
-        return self.evaluate(images)
 
 
 def raw(num_features: int) -> FeatureNetwork:
@@ -131,7 +113,7 @@ def inception(weights: Path | None, *, levels: int = 256, device: torch.device |
     name = "inception-v3" if digest.startswith(_INCEPTION_SHA256) else f"inception-v3-{digest[:8]}"
 
     def evaluate(images: Tensor) -> tuple[Tensor, Tensor]:
-        values = _as_levels(images, levels).to(device)
+        values = as_levels(images, levels).to(device)
         if values.shape[1] not in (1, 3):
             raise ValueError(f"images: {values.shape[1]} channels; Inception-v3 takes 3, or 1 that is repeated")
         if levels != 256:
@@ -189,189 +171,7 @@ def torchvision_operators() -> tuple[torch.library.Library, ...]:
     return (declared,)
 
 
-@final
-class SmallClassifier(nn.Module):
-    """Three convolutions, a 2x2 average pool and two linear layers, for small images of any size and channels.
-
-    Args:
-        shape: (c, h, w) of an image.
-        levels: L; pixels 0..L - 1 are mapped to [-1, 1].
-        num_classes: Number of labels.
-        num_features: Width of the layer before the logits, whose activations are the features.
-    """
-
-    def __init__(self, shape: tuple[int, ...], *, levels: int, num_classes: int, num_features: int = 64) -> None:
-        super().__init__()
-        channels, height, width = shape
-        self.levels, self.num_classes, self.num_features = levels, num_classes, num_features
-        stride = 2 if min(height, width) > 16 else 1
-        self.body = nn.Sequential(
-            nn.Conv2d(channels, 32, 3, stride=stride, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(32, 64, 3, stride=2, padding=1),
-            nn.SiLU(),
-            nn.Conv2d(64, 64, 3, padding=1),
-            nn.SiLU(),
-            nn.AdaptiveAvgPool2d(2),
-            nn.Flatten(),
-            nn.Linear(4 * 64, num_features),
-            nn.SiLU(),
-        )
-        self.head = nn.Linear(num_features, num_classes)
-
-    def forward(self, images: Tensor) -> tuple[Float[Tensor, "b d"], Float[Tensor, "b k"]]:
-        """Integer levels (b, c, h, w) -> features (b, num_features) and logits (b, num_classes)."""
-        weight = self.head.weight
-        x = _as_levels(images, self.levels).to(weight) * (2 / (self.levels - 1)) - 1
-        features = self.body(x)
-        return features, self.head(features)
-
-
-def classifier(
-    images: Tensor,
-    labels: Int[Tensor, " n"],
-    *,
-    levels: int,
-    num_classes: int,
-    seed: int = 0,
-    num_epochs: int = 20,
-    max_steps: int = 1200,
-    batch_size: int = 64,
-    lr: float = 3e-3,
-) -> SmallClassifier:
-    """Train a `SmallClassifier` on a training split; the seed decides everything, torch's own generator is left alone.
-
-    Adam with a one-cycle rate. Equal seeds give equal bits on one machine with one number of threads; elsewhere the
-    last bits of a convolution differ, which is why evaluations share a cached one.
-
-    Args:
-        images: Integer levels (n, c, h, w).
-        labels: In 0..num_classes - 1.
-        levels: L.
-        num_epochs, max_steps: The fewer steps of the two. One core: 4 seconds for digits, half a minute for MNIST.
-
-    Raises: ValueError for labels out of range or of another number than the images.
-    """
-    num_samples = len(images)
-    if num_samples == 0 or len(labels) != num_samples:
-        raise ValueError(f"labels: {len(labels)} for {num_samples} images; one per image is needed, and an image")
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= num_classes:
-        raise ValueError(f"labels: values {low}..{high}, but num_classes={num_classes} allows 0..{num_classes - 1}")
-    generator = torch.Generator().manual_seed(seed)
-    network = _on_meta(tuple(images.shape[1:]), levels=levels, num_classes=num_classes)
-    for parameter in network.parameters():
-        if parameter.ndim > 1:
-            nn.init.kaiming_normal_(parameter, nonlinearity="relu", generator=generator)
-        else:
-            nn.init.zeros_(parameter)
-
-    batch_size = min(batch_size, num_samples)
-    steps_per_epoch = num_samples // batch_size
-    num_steps = min(num_epochs * steps_per_epoch, max_steps)
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=num_steps)
-    order = torch.empty(0, dtype=torch.int64)
-    for step in range(num_steps):
-        k = step % steps_per_epoch
-        if k == 0:
-            order = torch.randperm(num_samples, generator=generator)
-        rows = order[k * batch_size : (k + 1) * batch_size]
-        loss = F.cross_entropy(network(images[rows])[1], labels[rows].long())
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return network.requires_grad_(False).eval()
-
-
-def classifier_features(
-    network: SmallClassifier, dataset: str, *, device: torch.device | str = "cpu"
-) -> FeatureNetwork:
-    """The features of a classifier trained on `dataset`, named "<dataset>-cnn"."""
-    network = network.to(device)
-    return FeatureNetwork(
-        name=f"{dataset}-cnn",
-        num_features=network.num_features,
-        num_classes=network.num_classes,
-        evaluate=lambda images: network(images.to(device)),
-    )
-
-
-def cached_classifier(
-    directory: Path, card: Card, load: Callable[[], tuple[Tensor, Tensor]], *, seed: int = 0
-) -> SmallClassifier:
-    """The classifier of a data set: read from `directory`, or trained and written there.
-
-    It lies in a directory of its own (classifier.safetensors, classifier.json), whose name holds a hash of what decides
-    it: the SHA-256 of the training shards, shape, levels and classes, the seed, and the version of this code. The
-    directory appears by one rename: a killed run leaves nothing that looks like a classifier, and of two runs that race
-    both use the first one's.
-
-    Args:
-        directory: Where classifiers are kept; made if absent.
-        card: The data set's card; it must have labels.
-        load: Returns the training split, images (n, c, h, w) and labels (n,); called only if there is nothing to read.
-        seed: Of the training.
-
-    Raises: ValueError if the data set has no labels or what is there cannot be read.
-    """
-    if card.kind != "image" or card.num_classes < 2:
-        raise ValueError(
-            f"card: data set {card.name!r} has kind={card.kind!r}, num_classes={card.num_classes}; a classifier needs "
-            f"images of at least 2 classes (else use Inception-v3 or raw features)"
-        )
-    described = {
-        "version": _CLASSIFIER_VERSION,
-        "shape": list(card.shape),
-        "levels": card.levels,
-        "num_classes": card.num_classes,
-        "seed": seed,
-        "train": [shard.sha256 for shard in card.split("train").shards],
-    }
-    key = hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-    home = directory / f"{re.sub(r'[^A-Za-z0-9_-]', '_', card.name)}-cnn-{key[:16]}"
-    if not home.is_dir():
-        images, labels = load()
-        network = classifier(images, labels, levels=card.levels, num_classes=card.num_classes, seed=seed)
-        _write(home, network, described)
-    return _read(home, card, described)
-
-
-def _write(home: Path, network: SmallClassifier, described: dict) -> None:
-    home.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=home.parent, prefix=".partial-") as partial:
-        made = Path(partial) / home.name
-        made.mkdir()
-        save_file(network.state_dict(), made / "classifier.safetensors")
-        (made / "classifier.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
-        try:
-            made.rename(home)
-        except OSError:
-            if not home.is_dir():
-                raise
-
-
-def _read(home: Path, card: Card, described: dict) -> SmallClassifier:
-    network = _on_meta(card.shape, levels=card.levels, num_classes=card.num_classes)
-    try:
-        if json.loads((home / "classifier.json").read_text(encoding="utf-8")) != described:
-            raise ValueError("classifier.json describes another one")
-        network.load_state_dict(load_file(home / "classifier.safetensors"))
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = textwrap.shorten(one_line(error), 120)
-        raise ValueError(f"{home}: not a readable classifier ({reason}); delete it and it is trained again") from None
-    return network.requires_grad_(False).eval()
-
-
-def _on_meta(shape: tuple[int, ...], *, levels: int, num_classes: int) -> SmallClassifier:
-    """A classifier with memory but without values, so that torch's own generator is not drawn from."""
-    with torch.device("meta"):
-        network = SmallClassifier(shape, levels=levels, num_classes=num_classes)
-    return network.to_empty(device="cpu")
-
-
-def _as_levels(images: Tensor, levels: int) -> Tensor:
+def as_levels(images: Tensor, levels: int) -> Tensor:
     """Images as int32, checked to be integer levels 0..levels - 1 of shape (b, c, h, w)."""
     if images.is_floating_point() or images.ndim != 4:
         raise ValueError(

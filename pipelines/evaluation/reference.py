@@ -1,9 +1,10 @@
-"""What models are compared with: test rows, training rows, and the features that both are seen in."""
+"""What models are compared with: rows of the data, and the features that both are seen in."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -14,62 +15,117 @@ from torch import Tensor
 from pipelines.data.card import Card
 from pipelines.data.order import permutation
 from pipelines.data.shards import read_all, read_split
-from pipelines.evaluation.features import FeatureNetwork, cached_classifier, classifier_features, inception, raw
-from pipelines.evaluation.settings import Settings
+from pipelines.evaluation.classifier import cached_classifier, classifier_features
+from pipelines.evaluation.features import FeatureNetwork, inception, raw
 
-__all__ = ["feature_key", "feature_maker", "num_images", "reference_rows", "test_rows"]
+__all__ = ["MOST_ROWS", "Extractor", "Reference", "extractor_of", "feature_key", "reference_rows", "split_rows"]
+
+MOST_ROWS = 50_000
+"""Of the training split, in a reference."""
+MOST_RAW = 1024
+"""Values of an image that are compared as they are."""
 
 
-def num_images(card: Card, settings: Settings) -> int:
-    count = card.split("test").count
-    return min(settings.images or count, count)
+@dataclass(frozen=True, eq=False)
+class Extractor:
+    """A feature network's name and what builds it in an actor."""
+
+    name: str
+    make: Callable[[], FeatureNetwork]
+
+    @property
+    def key(self) -> str:
+        return feature_key(self.make)
 
 
-def test_rows(data: Path, card: Card, settings: Settings) -> Tensor:
-    return torch.from_numpy(read_all(data, card, "test", num_images(card, settings))["x"].astype("float32"))
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What a distance is from, without which it cannot be had again.
+
+    Args:
+        data: The data set.
+        split: Of which the rows are.
+        size: Number of rows, at most 50,000 drawn by the seed of the evaluation.
+        features: Name of the network that rows and samples are seen by.
+        key: A hash of that network, weights included; '' where an earlier version did not say.
+    """
+
+    data: str
+    split: str = "train"
+    size: int
+    features: str
+    key: str = ""
+
+    @staticmethod
+    def of(card: Card, size: int, extractor: Extractor) -> Reference:
+        return Reference(data=card.name, size=size, features=extractor.name, key=extractor.key)
+
+    def __str__(self) -> str:
+        key = f" ({self.key})" if self.key else ""
+        return f"{self.size:,} rows of {self.data}, split {self.split}, features {self.features}{key}"
+
+
+def split_rows(data: Path, card: Card, split: str, most: int = 0) -> Tensor:
+    """The first rows of a split as float32; 0 takes all.
+
+    Raises:
+        ValueError: no such split.
+    """
+    count = card.split(split).count
+    return torch.from_numpy(read_all(data, card, split, min(most or count, count))["x"].astype("float32"))
 
 
 def reference_rows(data: Path, card: Card, seed: int) -> Tensor:
     """At most 50,000 training rows, drawn without regard to their order (folders are sorted by class)."""
     count = card.split("train").count
-    kept = np.sort(permutation(seed, 0, 0, count)[:50_000])
+    kept = np.sort(permutation(seed, 0, 0, count)[:MOST_ROWS])
     chunks = (chunk["x"][np.isin(chunk["row"], kept)] for chunk in read_split(data, card, "train"))
     return torch.from_numpy(np.concatenate(list(chunks)))
 
 
-def feature_key(make_features: Callable[[], FeatureNetwork]) -> str:
+def feature_key(make: Callable[[], FeatureNetwork]) -> str:
     """A hash of what a feature network is made of: its function and arguments, weights included."""
     sha = hashlib.sha256()
-    assert isinstance(make_features, partial)
-    sha.update(make_features.func.__name__.encode())
-    for argument in make_features.args:
+    assert isinstance(make, partial)
+    sha.update(make.func.__name__.encode())
+    for argument in (*make.args, *(pair for pair in sorted(make.keywords.items()))):
         if isinstance(argument, torch.nn.Module):
             for name, tensor in argument.state_dict().items():
                 sha.update(name.encode() + tensor.contiguous().numpy().tobytes())
+        elif isinstance(argument, Path):  # a file is what it holds, wherever it lies
+            sha.update(argument.read_bytes())
         else:
             sha.update(repr(argument).encode())
     return sha.hexdigest()[:16]
 
 
-def feature_maker(
-    card: Card, data: Path, root: Path, inception_weights: str = "", needed: bool = True
-) -> tuple[str, Callable[[], FeatureNetwork]]:
-    """The feature network's name and what builds it in an actor; a classifier is trained here if need be."""
+def extractor_of(
+    card: Card, data: Path, root: Path, inception_weights: str = "", most_raw: int = MOST_RAW
+) -> Extractor:
+    """The features that a data set's samples are compared in: Inception's where its weights are given, those of a classifier of
+    the data's labels, which is trained here if need be, or the values themselves.
+
+    Args:
+        most_raw: Values of an image that are compared as they are.
+
+    Raises:
+        ValueError: no readable weights, or an image of more values without labels.
+    """
     if inception_weights:
         weights = Path(inception_weights).expanduser().resolve()
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
-        return name, partial(inception, weights, levels=card.levels)
-    if card.num_classes < 2 and card.num_dims > 1024 and needed:
+        return Extractor(name, partial(inception, weights, levels=card.levels))
+    if card.num_classes < 2 and card.num_dims > most_raw:
         raise ValueError(
             f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
-            "give --inception-weights FILE, or --samples 0"
+            "give --inception-weights FILE (evaluate.py also takes --samples 0)"
         )
-    if card.kind == "vector" or card.num_classes < 2 or not needed:
-        return "raw", partial(raw, card.num_dims)
+    if card.kind == "vector" or card.num_classes < 2:
+        return Extractor("raw", partial(raw, card.num_dims))
 
     def training_split() -> tuple[Tensor, Tensor]:
         rows = read_all(data, card, "train", 60_000)
         return torch.from_numpy(rows["x"]), torch.from_numpy(rows["label"])
 
     network = cached_classifier(root / "features", card, training_split)
-    return f"{card.name}-cnn", partial(classifier_features, network, card.name)
+    return Extractor(f"{card.name}-cnn", partial(classifier_features, network, card.name))

@@ -1,89 +1,155 @@
-"""The document of an evaluation: as text, and in MLflow."""
+"""The document of an evaluation: what was found, of what and how, as frozen dataclasses and as JSON.
+
+    {"version": 2, "type": "Evaluation", ...}   as it is written: each object with its class under "type" (`config.codec`)
+    {"unit": ..., "runs": ...}                  as it was before there were versions; `earlier` reads it
+
+In a file null stands for a number that could not be had; here that is nan.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import partial
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from mlflow.tracking import MlflowClient
+from pipelines.config.codec import from_json, to_json
+from pipelines.evaluation import earlier, measurements
+from pipelines.evaluation.measurement import Result, find
+from pipelines.evaluation.settings import Settings
+from pipelines.storage.files import write_text
 
-from pipelines.evaluation.settings import BRIEF, FULL
-from pipelines.runs import tracking
+__all__ = ["Evaluation", "Figures", "from_document", "read_document", "to_document", "write_document"]
 
-__all__ = ["KINDS", "log", "table"]
+VERSION = 2
+KNOWN = measurements.MEASUREMENTS
+"""A reader finds the class of a result because these are imported."""
 
-
-KINDS = {
-    "nll": "NLL",
-    "nelbo": "NELBO",
-    "nll_before": "NLL before correction",
-    "nelbo_before": "NELBO without the residual",
-    "partner": "NLL of the second data set under the flow",
-}
-"""What is taken of each test image."""
+R = TypeVar("R", bound=Result)
+T = TypeVar("T")
 
 
-def table(document: dict[str, Any]) -> str:
-    """The figures as text, laid out as Table 4 of the INDM paper; every figure with its standard error."""
-    settings, unit = document["settings"], document["unit"]
-    lines = [
-        f"{'model':<24} {'params':>8} {'cost':>6}  {f'NLL {unit}':<22} {f'NELBO {unit}':<22} {'gap':<22} "
-        f"FD({document['features']})",
-    ]
-    for name, figures in document["runs"].items():
-        cells = [_cell(figures[kind]) for kind in ("nll", "nelbo", "gap")]
-        frechet = figures.get("frechet")
-        distance = f"{frechet['mean']:.3f} +- {frechet['se']:.3f}" if frechet else "-"
-        if figures.get("diverged"):
-            distance += f" ({figures['diverged']} diverged)"
-        params = f"{figures['parameters'] / 1e6:.2f}M"
-        cost = sum(figures.get("evaluations", {}).values()) or "-"
-        lines.append(f"{name:<24} {params:>8} {cost:>6}  {cells[0]:<22} {cells[1]:<22} {cells[2]:<22} {distance}")
-        for kind, label in (KINDS | {"gap_before": "gap before correction"}).items():
-            if kind in figures and kind not in ("nll", "nelbo"):
-                lines.append(f"  {label}: {_cell(figures[kind])}")
-    for name, estimate in document.get("baselines", {}).items():
-        lines.append(f"{name}: NLL {estimate['mean']:+.4f} +- {estimate['se_images']:.4f} {unit} (over test rows)")
-    for pair, kinds in document["differences"].items():
-        shown = ", ".join(f"{KINDS[kind]} {_cell(d | {'se': d['se_images']})}" for kind, d in kinds.items())
-        lines.append(f"{pair}, paired per image on the same draws: {shown}")
-    one = settings["nll_replicates"] == 1
-    lines.append(
-        f"{document['images']} test {'images' if unit.startswith('bits') else 'rows'} of {document['data']}; "
-        f"NLL: probability-flow ODE at rtol {settings['rtol']:g}, atol {settings['atol']:g}, "
-        f"x{settings['nll_replicates']}; NELBO: {settings['nelbo_draws']} draws, x{settings['nelbo_replicates']}; "
-        f"+- is the estimator's standard error on these images"
-        + (" (of NLL and gap: over images)" if one else "")
-        + "; cost: evaluations of networks per training step"
-        + f"; FD: {settings['samples']} samples, {settings['sampling']['sampler']}, bootstrap; {document['seconds']:.0f} s"
-    )
-    return "\n".join(lines)
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What was found of one run.
+
+    Args:
+        parameters: Of its networks.
+        evaluations: Of each network, in a training step on one sample.
+        results: Of the measurements.
+    """
+
+    parameters: int
+    evaluations: dict[str, int]
+    results: tuple[Result, ...]
+
+    def of(self, kind: type[R]) -> R | None:
+        """The result of a class; None where it was not measured."""
+        return find(self.results, kind)
 
 
-def _cell(estimate: dict[str, Any]) -> str:
-    """Mean and standard error; what is not finite, or could not be had, is n/a."""
-    mean, se = estimate["mean"], estimate["se_images"] if estimate["se"] is None else estimate["se"]
-    return f"{'n/a' if mean is None else f'{mean:+.4f}'} +- {'n/a' if se is None else f'{se:.4f}'}"
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """What was found of runs that were measured together.
+
+    Args:
+        unit: Of likelihoods.
+        data: The data set.
+        images: Test images (or rows) that likelihoods were taken on.
+        settings: How exactly it was measured.
+        weights: By run, the SHA-256 of its weights.
+        runs: By run, what was found.
+        results: What was found of the data, and of runs together.
+        seconds: It took.
+    """
+
+    unit: str
+    data: str
+    images: int
+    settings: Settings
+    weights: dict[str, str]
+    runs: dict[str, Figures]
+    results: tuple[Result, ...]
+    seconds: float
+
+    def of(self, kind: type[R]) -> R | None:
+        """The result of a class; None where it was not measured."""
+        return find(self.results, kind)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return to_document(self)
+
+    @staticmethod
+    def from_json(document: Any, where: str = "evaluation") -> Evaluation:
+        """The evaluation in a document of this version or of an earlier one.
+
+        Raises:
+            ValueError: something else, or a result that this code does not know.
+        """
+        return from_document(Evaluation, document, where, earlier.evaluation)
+
+    @staticmethod
+    def read(file: Path) -> Evaluation:
+        """The evaluation in a file; raises as `from_json` does."""
+        return read_document(Evaluation, file, earlier.evaluation)
+
+    def write(self, file: Path) -> None:
+        write_document(self, file)
 
 
-def log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
-    """Writes each run's figures, table and samples into its MLflow run."""
-    tracking.log_quietly(partial(_log, document, runs, root), root)
+def to_document(value: Any) -> dict[str, Any]:
+    """Plain JSON values of a frozen dataclass, with the version."""
+    return {"version": VERSION} | _plain(to_json(value))
 
 
-def _log(document: dict[str, Any], runs: Sequence[Path], root: Path) -> None:
-    client = MlflowClient(tracking.tracking_uri(root))
-    for run in runs:
-        run_id = tracking.run_id(run)
-        if not run_id:
-            continue
-        for name, estimate in document["runs"][run.name].items():
-            values = estimate.items() if isinstance(estimate, dict) else [("mean", estimate)]
-            for part, value in values:
-                if value is not None:
-                    client.log_metric(run_id, f"test/{name}" if part == "mean" else f"test/{name}/{part}", value)
-        for file in (FULL, BRIEF, "samples.png"):
-            if (run / file).is_file():
-                client.log_artifact(run_id, str(run / file))
+def from_document(kind: type[T], document: Any, where: str, upgrade: Callable[[Any], Any]) -> T:
+    """The inverse of `to_document`.
+
+    Args:
+        upgrade: Makes a document of this version of one from before there were versions.
+    """
+    try:
+        if isinstance(document, dict) and "version" not in document:
+            document = upgrade(document)
+        elif not isinstance(document, dict) or document["version"] != VERSION:
+            raise ValueError(f"this version of the project reads version {VERSION}")
+        members = {name: _numbers(value) for name, value in document.items() if name != "version"}
+        return from_json(kind, members, kind.__name__)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{where}: no measurement of runs ({said}); remove it, or measure again") from None
+
+
+def read_document(kind: type[T], file: Path, upgrade: Callable[[Any], Any]) -> T:
+    """`from_document` of a file."""
+    try:
+        document = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{file}: not JSON ({error}); remove it, or measure again") from None
+    return from_document(kind, document, str(file), upgrade)
+
+
+def write_document(value: Any, file: Path) -> None:
+    """`to_document` into a file."""
+    write_text(file, json.dumps(to_document(value), indent=1, allow_nan=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    """Without what is None, which a reader takes as the default; with null for numbers that are not finite."""
+    if isinstance(value, dict):
+        return {name: _plain(member) for name, member in value.items() if member is not None}
+    if isinstance(value, list):
+        return [_plain(member) for member in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _numbers(value: Any) -> Any:
+    """With nan for null."""
+    if isinstance(value, dict):
+        return {name: _numbers(member) for name, member in value.items()}
+    if isinstance(value, list):
+        return [_numbers(member) for member in value]
+    return math.nan if value is None else value

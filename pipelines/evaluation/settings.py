@@ -1,4 +1,4 @@
-"""What an evaluation measures, and how exactly."""
+"""What an evaluation measures, and how exactly; what the commands of an evaluation take."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.config.sampling import Sampling
+from pipelines.evaluation.estimates import FEWEST
 
 __all__ = ["BRIEF", "FULL", "EvaluateOptions", "SampleOptions", "Settings"]
 
@@ -59,8 +60,9 @@ class Settings:
             raise ValueError(
                 f"nelbo_draws={self.nelbo_draws} must be 1 or an even number: draws come in antithetic pairs"
             )
-        if min(self.images, self.samples) < 0 or 1 in (self.images, self.samples):
-            raise ValueError(f"images={self.images} and samples={self.samples} must be 0 or at least 2")
+        for name, fewest in (("images", 2), ("samples", FEWEST)):
+            if getattr(self, name) != 0 and getattr(self, name) < fewest:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 or at least {fewest}: its error needs them")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +88,11 @@ class SampleOptions:
         sampling: The sampler and its options.
         batch: Samples drawn together.
         start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
-        out: Directory of the pictures; RUN/samples-SAMPLER where it is empty.
+        translate: Of a bridge: forward carries test images of its first data set to the second, backward those of the second to
+            the first by the sampler, both does either; no draws samples.
+        path: On which images go forward: sde, the diffusion, which forgets them; or ode, the probability-flow ODE at rtol and
+            atol, by which each keeps its partner.
+        out: Directory of the pictures; RUN/samples-SAMPLER, of a translation RUN/translated, where it is empty.
         actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
         traceback: Show where an error came from.
     """
@@ -96,6 +102,8 @@ class SampleOptions:
     sampling: Sampling = field(default_factory=Sampling)
     batch: int = 64
     start: Literal["prior", "data"] = "prior"
+    translate: Literal["no", "forward", "backward", "both"] = "no"
+    path: Literal["sde", "ode"] = "sde"
     out: str = ""
     actors: int = 0
     traceback: bool = False
@@ -105,3 +113,12 @@ class SampleOptions:
             raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
         if self.seed < 0 or self.actors < 0:
             raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
+        for name, value, default in (("actors", self.actors, 0), ("start", self.start, "prior")):
+            if self.translate != "no" and value != default:
+                raise ValueError(f"{name}={value}: a translation starts from data, in this process; remove it")
+        if self.translate != "no" and self.num_samples < FEWEST:
+            raise ValueError(
+                f"num_samples={self.num_samples}: a Frechet distance needs {FEWEST}; give --num-samples {FEWEST} or more"
+            )
+        if self.path == "ode" and self.translate not in ("forward", "both"):
+            raise ValueError(f"path=ode is of --translate forward, and translate={self.translate}; remove it")

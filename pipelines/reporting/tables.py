@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import importlib.metadata
-import json
+import math
 import os
 import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from pipelines.config.run import RunConfig
 from pipelines.config.store import digest, identity, read_run
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.samplers import FILE as COMPARED
+from pipelines.evaluation.estimates import Estimate, with_error
+from pipelines.evaluation.measurements.baselines import BaselinesResult
+from pipelines.evaluation.measurements.distances import DistancesResult
+from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
+from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.sampling.comparison import FILE as COMPARED
+from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.evaluation.settings import BRIEF, FULL
 from pipelines.reporting.published import PUBLISHED
 
@@ -42,18 +47,23 @@ class Run:
     directory: Path
     config: RunConfig
     spec: DataSpec
-    measured: dict[str, Any] | None
-    compared: dict[str, Any] | None
+    measured: Evaluation | None
+    compared: Comparison | None
 
     @staticmethod
     def read(directory: Path) -> Run:
+        """What a directory holds, as far as it is of the weights that lie there.
+
+        Raises:
+            ValueError: no run, or a file that is no measurement under the name of one.
+        """
         config, spec = read_run(directory / "config.json")
         name, trained = directory.name, (directory / "model.safetensors").is_file()
         weights = digest(directory) if trained else ""
-        found = [_json(directory / file, "unit", "features", "differences") for file in (FULL, BRIEF)]
-        measured = next((d for d in found if d and d["weights"].get(name) == weights), None)  # not of earlier weights
-        compared = _json(directory / COMPARED, "features", "num_samples")
-        if compared and (not trained or compared["weights"] != identity(directory)):
+        found = [Evaluation.read(directory / file) for file in (FULL, BRIEF) if (directory / file).is_file()]
+        measured = next((d for d in found if d.weights.get(name) == weights), None)  # not of earlier weights
+        compared = Comparison.read(directory / COMPARED) if (directory / COMPARED).is_file() else None
+        if compared and (not trained or compared.weights != identity(directory)):
             compared = None
         return Run(directory, config, spec, measured, compared)
 
@@ -61,46 +71,20 @@ class Run:
     def name(self) -> str:
         return self.directory.name
 
-
-def _json(file: Path, *needed: str) -> dict[str, Any] | None:
-    """A document of `evaluate.py` or `compare.py`; None where there is none.
-
-    Raises:
-        ValueError: something else under that name.
-    """
-    try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except OSError:
-        return None
-    except ValueError as error:
-        raise ValueError(f"{file}: not JSON ({error}); remove it, or measure again") from None
-    whole = isinstance(document, dict) and {"runs", "weights", *needed} <= document.keys()
-    if not whole or not isinstance(document["runs"], dict):
-        raise ValueError(f"{file}: no measurement of runs; remove it, or measure again")
-    return document
+    @property
+    def figures(self) -> Figures | None:
+        """What was measured of it."""
+        return self.measured.runs.get(self.name) if self.measured else None
 
 
 def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
     """Rows laid out as Table 4 of INDM's paper: ours, then the papers'; cost: evaluations of networks per training step."""
     head = ("model", "data, source", "params", "cost", "steps", "NLL", "NELBO", "gap", "distance")
-    rows: list[Row] = []
-    for run in runs:
-        figures = run.measured["runs"].get(run.name) if run.measured else None
-        steps, data = f"{run.config.train.steps:,}", f"{run.spec.name}, this machine"
-        if figures is None or run.measured is None:
-            rows.append(
-                (run.name, data, "", "", steps, "not measured on these weights: pipelines/evaluate.py", "", "", "")
-            )
-            continue
-        unit = run.measured["unit"]
-        cells = [_measured(figures[kind], unit, run.spec) for kind in ("nll", "nelbo", "gap")]
-        frechet = figures.get("frechet")
-        label = f"FD({run.measured['features']}) "
-        distance = f"{label}{_with_error(frechet)}, n = {frechet['samples']:,}" if frechet else ""
-        cost = " + ".join(f"{num} {network}" for network, num in figures.get("evaluations", {}).items())
-        rows.append((run.name, data, f"{figures['parameters'] / 1e6:.2f}M", cost, steps, *cells, distance))
-        for name, law in (run.measured.get("baselines") or {}).items() if run is runs[0] else ():
-            rows.append((name, data, "", "", "", _measured(law | {"se": None}, unit, run.spec), "", "", ""))
+    rows: list[Row] = [_measured_row(run) for run in runs]
+    baselines = runs[0].measured.of(BaselinesResult) if runs[0].measured else None
+    for law in () if baselines is None else baselines.laws:
+        shown = _figure(law.nll, runs[0].spec)
+        rows.append((law.name, _source(runs[0]), "", "", "", shown, "", "", ""))
     images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
     for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):
         cells = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
@@ -109,30 +93,56 @@ def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
     return head, rows
 
 
-def _measured(estimate: dict[str, Any], unit: str, spec: DataSpec) -> str:
+def _measured_row(run: Run) -> Row:
+    """One of our models."""
+    steps, figures = f"{run.config.train.steps:,}", run.figures
+    if figures is None:
+        why = "not measured on these weights: pipelines/evaluate.py"
+        return (run.name, _source(run), "", "", steps, why, "", "", "")
+    likelihoods = (figures.of(kind) for kind in (NllResult, NelboResult, GapResult))
+    cells = ["" if found is None else _figure(found.after, run.spec) for found in likelihoods]
+    cost = " + ".join(f"{num} {network}" for network, num in figures.evaluations.items())
+    params, distances = f"{figures.parameters / 1e6:.2f}M", figures.of(DistancesResult)
+    return (run.name, _source(run), params, cost, steps, *cells, _distance(distances) if distances else "")
+
+
+def _source(run: Run) -> str:
+    return f"{run.spec.name}, this machine"
+
+
+def _figure(estimate: Estimate, spec: DataSpec) -> str:
     """Mean, error and unit; of vectors, whose papers print totals, the total too."""
-    text = f"{_with_error(estimate)} {unit}"
-    if len(spec.shape) == 3 or estimate["mean"] is None:
+    text = f"{_with_error(estimate.mean, estimate.error)} {spec.unit}"
+    if len(spec.shape) == 3 or math.isnan(estimate.mean):
         return text
-    return f"{text} (total {spec.num_dims * estimate['mean']:.2f})"
+    return f"{text} (total {spec.num_dims * estimate.mean:.2f})"
 
 
-def _with_error(estimate: dict[str, Any]) -> str:
+def _distance(result: DistancesResult) -> str:
+    """The Frechet distance and all that it depends on."""
+    f, cost = result.distances.frechet, "" if math.isnan(result.evaluations) else f" ({result.evaluations:.1f} NFE)"
+    return (
+        f"FD {_with_error(f.value, f.se)}, n = {f.n:,}; {_with_error(f.at_infinity, f.at_infinity_se)} at infinite n; "
+        f"{result.sampling}{cost}, {result.weights} weights; {result.reference}"
+    )
+
+
+def _with_error(value: float, error: float) -> str:
     """Mean and standard error; what could not be had is n/a."""
-    mean, se = estimate["mean"], estimate["se"] if estimate["se"] is not None else estimate.get("se_images")
-    return " ± ".join("n/a" if value is None else f"{value:.4f}" for value in (mean, se))
+    return with_error(value, error, ".4f").replace("+-", "±")
 
 
 def difference_tables(runs: Sequence[Run]) -> list[Table]:
     """The paired differences of the measurement that the first run is part of."""
     measured = runs[0].measured
-    if not measured or not measured["differences"]:
+    pairs = [r for r in measured.results if isinstance(r, DifferenceResult)] if measured else []
+    if not measured or not pairs:
         return []
     rows = [
-        (pair, *(_with_error(kinds[kind] | {"se": kinds[kind]["se_images"]}) for kind in ("nll", "nelbo")))
-        for pair, kinds in measured["differences"].items()
+        (f"{p.first} - {p.second}", *(_with_error(d.mean, d.se_images) for d in (p.nll.after, p.nelbo.after)))
+        for p in pairs
     ]
-    head = ("models", f"NLL ({measured['unit']})", f"NELBO ({measured['unit']})")
+    head = ("models", f"NLL ({measured.unit})", f"NELBO ({measured.unit})")
     return [("Differences, paired per image on the same draws", head, rows)]
 
 
@@ -140,21 +150,20 @@ def sampler_tables(runs: Sequence[Run]) -> list[Table]:
     """The rows of `compare.py`, per run."""
     found = []
     for run in runs:
-        rows = run.compared["runs"].get(run.name) if run.compared else None
+        rows = run.compared.runs.get(run.name) if run.compared else None
         if not rows or not run.compared:
             continue
-        head = ("sampler", "evaluations", "seconds", f"FD({run.compared['features']})", "kernel distance")
-        shown = [
-            (
-                r["row"],
-                "n/a" if r["evaluations"] is None else f"{r['evaluations']:.1f}",
-                f"{r['seconds']:.1f}",
-                _with_error(r["frechet"]) + (f", {r['diverged']} diverged" if r.get("diverged") else ""),
-                _with_error(r["kernel"]),
-            )
-            for r in rows
-        ]
-        found.append((f"Samplers of {run.name}, {run.compared['num_samples']:,} samples per row", head, shown))
+        features = run.compared.reference.features
+        head = ("sampler", "evaluations", "seconds", f"FD({features})", "FD at infinite n", "kernel distance")
+        shown = []
+        for row in rows:
+            result, f, k = row.result, row.result.distances.frechet, row.result.distances.kernel
+            cost = "n/a" if math.isnan(result.evaluations) else f"{result.evaluations:.1f}"
+            lost = f", {result.diverged} diverged" if result.diverged else ""
+            at_infinity, kernel = _with_error(f.at_infinity, f.at_infinity_se), _with_error(k.value, k.se)
+            shown.append((row.row, cost, f"{row.seconds:.1f}", _with_error(f.value, f.se) + lost, at_infinity, kernel))
+        title = f"Samplers of {run.name}, {run.compared.num_samples:,} samples per row of the averaged weights"
+        found.append((f"{title}, compared with {run.compared.reference}", head, shown))
     return found
 
 

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from pipelines.cluster.session import connect
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.results import log, table
+from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.settings import BRIEF, Settings
+from pipelines.evaluation.table import log, table
 from pipelines.runs import tracking
 from pipelines.runs.job import Job, read_metrics
 from pipelines.runs.pictures import learning_curve
@@ -68,11 +66,11 @@ def _keep(job: Job, root: Path) -> None:
     run_log.close("FINISHED")
 
 
-def _measured_already(runs: Sequence[Path]) -> dict[str, Any] | None:
+def _measured_already(runs: Sequence[Path]) -> Evaluation | None:
     """The brief measurement of exactly these runs with exactly these weights, where there is one."""
     try:
-        document = json.loads((runs[0] / BRIEF).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        document = Evaluation.read(runs[0] / BRIEF)
+    except ValueError:
         return None
-    weights = {run.name: digest(run) for run in runs}
-    return document if document.get("weights") == weights and document["settings"] == asdict(BRIEF_SETTINGS) else None
+    same = document.weights == {run.name: digest(run) for run in runs}
+    return document if same and document.settings == BRIEF_SETTINGS else None

@@ -15,7 +15,7 @@ from pipelines.config.flows import IdentityConfig, ResFlowConfig
 from pipelines.config.networks import MLPConfig
 from pipelines.config.sampling import Sampling
 from pipelines.data.source import Options
-from pipelines.evaluation.samplers import family
+from pipelines.evaluation.sampling.rows import family
 from pipelines.evaluation.settings import EvaluateOptions, SampleOptions, Settings
 from pipelines.recipes import RECIPES
 from pipelines.training.launch import Launch

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import os
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,18 +20,11 @@ from torch.utils.data import Dataset
 
 from indm_core.metrics import Moments, frechet_distance, inception_score, kernel_distance
 from pipelines.data.card import Card, Shard, Split
+from pipelines.evaluation import classifier as classifiers
 from pipelines.evaluation import features
-from pipelines.evaluation.features import (
-    INCEPTION_URL,
-    FeatureNetwork,
-    SmallClassifier,
-    cached_classifier,
-    classifier,
-    classifier_features,
-    inception,
-    raw,
-    torchvision_operators,
-)
+from pipelines.evaluation.classifier import SmallClassifier, cached_classifier, classifier, classifier_features
+from pipelines.evaluation.features import INCEPTION_URL, FeatureNetwork, inception, raw, torchvision_operators
+from pipelines.evaluation.reference import feature_key
 
 torchvision_operators()
 
@@ -74,7 +69,7 @@ def test_classifier_reads_digits_it_has_not_seen(
     digits: tuple[Tensor, Tensor, Tensor, Tensor], trained: SmallClassifier
 ):
     network = classifier_features(trained, "digits")
-    values, logits = network.with_logits(digits[2])
+    values, logits = network.evaluate(digits[2])
     assert network.name == "digits-cnn"
     assert values.shape == (360, network.num_features) == (360, 64)
     assert torch.equal(values, network(digits[2]))
@@ -141,7 +136,7 @@ def test_cached_classifier_is_trained_once_and_read_back(
     assert equal(first, classifier(digits[0][:100], digits[1][:100], levels=17, num_classes=10))
     cached_classifier(directory, card(sha256="bb"), load)
     cached_classifier(directory, card(), load, seed=1)
-    monkeypatch.setattr(features, "_CLASSIFIER_VERSION", -1)
+    monkeypatch.setattr(classifiers, "VERSION", -1)
     cached_classifier(directory, card(), load)
     assert len(loads) == 4
     homes = sorted(directory.iterdir())
@@ -202,8 +197,27 @@ def test_raw_features_are_the_values():
     assert raw(12)(torch.arange(24, dtype=torch.uint8).reshape(2, 3, 2, 2))[1, 0] == 12.0
     with pytest.raises(ValueError, match="images: 3 values a sample, not num_features=2"):
         network(torch.zeros(5, 3))
-    with pytest.raises(ValueError, match="network='raw': it has no classes"):
-        network.with_logits(x)
+    assert network.evaluate(x)[1].shape == (5, 0)  # it has no classes
+
+
+# What identifies a network.
+
+
+def test_the_hash_of_a_network_is_that_of_what_it_is_made_of(tmp_path: Path, trained: SmallClassifier):
+    """Equal weights under another path hash alike, other weights, arguments or functions do not."""
+    other = copy.deepcopy(trained)
+    makes = [partial(classifier_features, network, "digits") for network in (trained, other)]
+    assert feature_key(makes[0]) == feature_key(makes[1])
+    with torch.no_grad():
+        other.head.bias[0] += 1e-3
+    files = [tmp_path / name for name in ("a", "b", "c")]
+    for file, content in zip(files, (b"weights", b"weights", b"others"), strict=True):
+        file.write_bytes(content)
+    inceptions = [feature_key(partial(inception, file, levels=256)) for file in files]
+    assert inceptions[0] == inceptions[1] != inceptions[2]
+    keys = {*map(feature_key, makes), *inceptions, feature_key(partial(inception, files[0], levels=17))}
+    keys |= {feature_key(partial(raw, d)) for d in (2, 3)}
+    assert len(keys) == 7
 
 
 # torch-fidelity, with a network of ours.
@@ -266,7 +280,7 @@ def test_metrics_equal_those_of_torch_fidelity_with_the_same_network(
     finally:
         del FEATURE_EXTRACTORS_REGISTRY["digits-cnn"]
     network = classifier_features(trained, "digits")
-    f_a, logits = network.with_logits(a)
+    f_a, logits = network.evaluate(a)
     f_b = network(b)
     m_a, m_b = Moments().update(f_a), Moments().update(f_b)
     distance = frechet_distance(m_a.mean, m_a.cov, m_b.mean, m_b.cov)
@@ -288,7 +302,8 @@ def test_torchvision_operators_are_declared_once_and_only_where_absent():
 
 def test_importing_this_module_imports_no_torch_fidelity():
     names = {"torch_fidelity", "torchvision", "ray", "mlflow"}
-    code = f"import sys, pipelines.features; sys.exit(', '.join({names} & set(sys.modules)) or None)"
+    modules = "pipelines.evaluation.features, pipelines.evaluation.classifier"
+    code = f"import sys, {modules}; sys.exit(', '.join({names} & set(sys.modules)) or None)"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
@@ -328,7 +343,7 @@ def test_inception_features_are_torch_fidelitys(weights: Path, inception_v3: Fea
         feature_extractor_weights_path=str(weights),
     )
     images = torch.randint(256, (2, 3, 16, 16), generator=torch.Generator().manual_seed(1), dtype=torch.uint8)
-    values, logits = inception_v3.with_logits(images)
+    values, logits = inception_v3.evaluate(images)
     assert values.shape == (2, inception_v3.num_features)
     assert logits.shape == (2, inception_v3.num_classes)
     for ours, their in zip((values, logits), theirs(images), strict=True):

@@ -20,9 +20,9 @@ from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest, read_run
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
-from pipelines.evaluation.measure import subjects_of
+from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, OdeNll
+from pipelines.evaluation.plan import subjects_of
 from pipelines.evaluation.sampling import check, draw_by
-from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs.job import read_metrics
@@ -83,9 +83,9 @@ def test_it_is_measured_and_sampled(trained):
     worker.models, worker.device = {0: (subject.build(), spec)}, "cpu"
     levels = spec.levels or 2
     k = torch.randint(levels, (4, *spec.shape), generator=torch.Generator().manual_seed(0)).float()
-    settings = Settings(rtol=1e-2, atol=1e-2, nelbo_draws=2)
-    for kind in ("nll", "nelbo", "nll_before"):
-        values = worker.likelihood(kind, 0, k, 1, settings)
+    ode = [OdeNll(residual=residual, num_probes=1, rtol=1e-2, atol=1e-2) for residual in (True, False)]
+    for estimator in (*ode, Bound(residual=True, num_draws=2)):
+        values = worker.run(Likelihoods(estimator=estimator, model=0, first=0, seed=1, rows=k))
         assert values.shape == (4,)
         assert values.isfinite().all()
     em, pc = Sampling(sampler="em", steps=4, grid="trained"), Sampling(sampler="pc", steps=3)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,13 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.results import table
+from pipelines.evaluation.measurements.distances import DistancesResult
+from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
+from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.sampling import draw_by
+from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.evaluation.settings import Settings
+from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs import checkpoint
@@ -191,31 +195,52 @@ def measured(out):
     return document
 
 
+LIKELIHOODS = (NllResult, NelboResult, GapResult)
+
+
 def test_the_document_has_every_figure_with_its_standard_error(measured, out):
-    assert (measured["unit"], measured["data"], measured["features"]) == ("bits/dim", "digits", "digits-cnn")
-    assert measured["images"] == 12
-    assert list(measured["runs"]) == ["digits_vp_nll", "digits_linear_nll"]
-    for figures in measured["runs"].values():
-        for kind in ("nll", "nelbo", "gap", "nll_before", "nelbo_before", "gap_before"):
-            assert np.isfinite(figures[kind]["mean"])
-            assert figures[kind]["se"] > 0
-            assert figures[kind]["se_images"] > 0
-        for kind in ("frechet", "kernel"):
-            assert figures[kind]["se"] > 0
-            assert figures[kind]["samples"] == 60
-        assert figures["parameters"] > 1000
-    more, less = (figures["parameters"] for figures in measured["runs"].values())
+    assert (measured.unit, measured.data, measured.images) == ("bits/dim", "digits", 12)
+    assert list(measured.runs) == ["digits_vp_nll", "digits_linear_nll"]
+    for figures in measured.runs.values():
+        for kind in LIKELIHOODS:
+            for estimate in (figures.of(kind).after, figures.of(kind).before):
+                assert np.isfinite(estimate.mean)
+                assert estimate.se > 0
+                assert estimate.se_images > 0
+        found = figures.of(DistancesResult)
+        for distance in (found.distances.frechet, found.distances.kernel):
+            assert distance.se > 0
+            assert distance.n == 60
+        assert figures.parameters > 1000
+    more, less = (figures.parameters for figures in measured.runs.values())
     assert more > less
-    (pair,) = measured["differences"].values()
-    for kind in ("nll", "nelbo"):
-        means = [figures[kind]["mean"] for figures in measured["runs"].values()]
-        assert pair[kind]["mean"] == pytest.approx(means[0] - means[1])
-        assert 0 < pair[kind]["se"] < 1
-    for name in measured["runs"]:
-        assert json.loads((out / name / "evaluation.json").read_text()) == measured
+    (pair,) = measured.results
+    assert (pair.first, pair.second) == tuple(measured.runs)
+    for kind, difference in ((NllResult, pair.nll.after), (NelboResult, pair.nelbo.after)):
+        means = [figures.of(kind).after.mean for figures in measured.runs.values()]
+        assert difference.mean == pytest.approx(means[0] - means[1])
+        assert 0 < difference.se < 1
+    for name in measured.runs:
+        assert repr(Evaluation.read(out / name / "evaluation.json")) == repr(measured)  # a nan is not equal to itself
     shown = table(measured)
     assert shown.count("NLL before correction") == shown.count("NELBO without the residual") == 3
-    assert all(f"{figures['nelbo']['mean']:+.4f}" in shown for figures in measured["runs"].values())
+    assert all(f"{figures.of(NelboResult).after.mean:+.4f}" in shown for figures in measured.runs.values())
+
+
+def test_a_distance_says_what_it_takes_to_have_it_again(measured):
+    """Samples, sampler and evaluations, weights, and the reference with the hash of its features: stored and printed."""
+    shown = table(measured)
+    for figures in measured.runs.values():
+        found = figures.of(DistancesResult)
+        assert found.sampling == SETTINGS.sampling
+        assert found.evaluations > 6
+        reference = found.reference
+        assert (reference.data, reference.split, reference.size) == ("digits", "train", 1438)
+        assert (reference.features, len(reference.key)) == ("digits-cnn", 16)
+        said = f"60 samples by ode:rtol=0.01,atol=0.01, {found.evaluations:.1f} evaluations of the score each, averaged weights"
+        assert f"{said}; compared with {reference}" in shown
+        assert str(reference) == f"1,438 rows of digits, split train, features digits-cnn ({reference.key})"
+    assert len({figures.of(DistancesResult).reference for figures in measured.runs.values()}) == 1
 
 
 def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out, tmp_path):
@@ -227,11 +252,14 @@ def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out,
         (twin / name).write_bytes((run / name).read_bytes())
     likelihoods = replace(SETTINGS, samples=0, actors=1)
     document = evaluate([twin, run], likelihoods, out)
-    for kind in ("nll", "nelbo", "gap"):
-        assert document["runs"]["twin"][kind] == pytest.approx(measured["runs"]["digits_vp_nll"][kind], rel=1e-5)
-        assert document["runs"]["twin"][kind] == document["runs"]["digits_vp_nll"][kind]
-    for kind in ("nll", "nelbo"):
-        assert document["differences"]["twin - digits_vp_nll"][kind] == {"mean": 0.0, "se": 0.0, "se_images": 0.0}
+    for kind in LIKELIHOODS:
+        mine, theirs = (of.runs[name].of(kind) for of, name in ((document, "twin"), (measured, "digits_vp_nll")))
+        for part in ("after", "before"):
+            assert asdict(getattr(mine, part)) == pytest.approx(asdict(getattr(theirs, part)), rel=1e-5)
+        assert mine == document.runs["digits_vp_nll"].of(kind)
+    pair = document.of(DifferenceResult)
+    for difference in (pair.nll.after, pair.nelbo.after, pair.nll.before, pair.nelbo.before):
+        assert asdict(difference) == {"mean": 0.0, "se": 0.0, "se_images": 0.0}
 
 
 def grey(directory: Path) -> np.ndarray:
@@ -276,24 +304,28 @@ def test_samples_from_data_are_near_them(out, tmp_path):
     assert (grey(tmp_path / "a") != grey(tmp_path / "b")).any()
 
 
-def test_compared_samplers_are_kept_and_gone_on_with(out, tmp_path, capsys):
+def test_compared_samplers_are_kept_and_gone_on_with(out, capsys):
     runs = [str(out / name) for name in ("digits_vp_nll", "digits_linear_nll")]
-    words = [*runs, "--rows", "em:2 ode:rtol=1e-2,atol=1e-2", "--actors", "2", "--out", str(out)]
+    words = [*runs, "--rows", "em:2 em:2:start=data ode:rtol=1e-2,atol=1e-2", "--actors", "2", "--out", str(out)]
     assert main_of("compare")([*words, "--num-samples", "60"]) == 0
     assert "pieces are there already" not in capsys.readouterr().out
-    first = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
-    assert [row["row"] for row in first["runs"]["digits_vp_nll"]] == ["em:2", "ode:rtol=1e-2,atol=1e-2"]
-    for rows in first["runs"].values():
-        assert rows[0]["evaluations"] == 3  # two steps and the last denoising
-        assert all(row[kind]["se"] > 0 and row[kind]["samples"] == 60 for row in rows for kind in ("frechet", "kernel"))
-    lost = next((out / "digits_vp_nll" / "compare").glob("em-*/000000-000060.safetensors"))
+    first = Comparison.read(out / "digits_vp_nll" / "compare.json")
+    assert [row.row for row in first.runs["digits_vp_nll"]] == words[3].split()
+    for rows in first.runs.values():
+        assert [row.result.start for row in rows] == ["prior", "data", "prior"]
+        assert rows[0].result.evaluations == 3  # two steps and the last denoising
+        assert rows[0].result.distances.frechet.value != rows[1].result.distances.frechet.value
+        for row in rows:
+            assert all(d.se > 0 and d.n == 60 for d in (row.result.distances.frechet, row.result.distances.kernel))
+    (lost, _) = (out / "digits_vp_nll" / "compare").glob("em-*/000000-000060.safetensors")
     lost.write_bytes(lost.read_bytes()[:100])  # as a kill leaves it
     assert main_of("compare")([*words, "--num-samples", "60"]) == 0
-    assert "3 of 4 pieces are there already" in capsys.readouterr().out
-    again = json.loads((out / "digits_vp_nll" / "compare.json").read_text())
-    for name, rows in again["runs"].items():
-        for a, b in zip(rows, first["runs"][name], strict=True):
-            assert a["frechet"] == pytest.approx(b["frechet"], rel=1e-3)
+    assert "5 of 6 pieces are there already" in capsys.readouterr().out
+    again = Comparison.read(out / "digits_vp_nll" / "compare.json")
+    for name, rows in again.runs.items():
+        for a, b in zip(rows, first.runs[name], strict=True):
+            mine, theirs = (row.result.distances.frechet for row in (a, b))
+            assert mine.value == pytest.approx(theirs.value, rel=1e-3)
     assert (out / "digits_linear_nll" / "compare.png").is_file()
 
 
@@ -305,7 +337,7 @@ def test_a_report_is_one_page_with_everything_in_it(measured, out, tmp_path):
     assert all(word not in text for word in ("http://", "https://", "<script", "src='/", "<link"))
     for run in runs:
         assert f"Configuration of {run.name}" in text
-        assert f"{measured['runs'][run.name]['nelbo']['mean']:.4f}" in text
+        assert f"{measured.runs[run.name].of(NelboResult).after.mean:.4f}" in text
     table = (tmp_path / "report.md").read_text()
     assert "Kim et al. 2022, Table 4" in table
     assert "Mean squared norms" in table
@@ -336,8 +368,8 @@ def test_samplers_of_vectors_are_compared(session, tmp_path):
     train_local([order_job(tmp_path)], Launch())
     words = [str(tmp_path / "run"), "--rows", "em:2", "--num-samples", "60", "--actors", "1", "--out", str(tmp_path)]
     assert main_of("compare")(words) == 0
-    (row,) = json.loads((tmp_path / "run" / "compare.json").read_text())["runs"]["run"]
-    assert row["frechet"]["samples"] == 60
+    (row,) = Comparison.read(tmp_path / "run" / "compare.json").runs["run"]
+    assert row.result.distances.frechet.n == 60
     assert len(list((tmp_path / "run" / "compare").glob("em-*/samples.png"))) == 1
 
 

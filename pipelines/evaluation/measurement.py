@@ -1,0 +1,97 @@
+"""What a measurement is: tasks, which a pool of actors carries out, and the result that is made of what they gave.
+
+A task is a value: it says itself what an actor does, and equal tasks of several measurements are done once (the samples
+that two distances look at, the NLL that also enters a gap). A result is a frozen dataclass: the document of an
+evaluation holds it under the name of its class, and it says itself what is printed and logged of it. A new measurement
+is a file in `measurements/` and its name in `MEASUREMENTS` there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, Self, TypeVar
+
+from torch import Tensor
+
+from indm_core.model import GenerativeModel
+from pipelines.data.spec import DataSpec
+from pipelines.evaluation.plan import Plan
+
+__all__ = ["Bench", "Done", "Measurement", "Result", "Task", "find"]
+
+T_co = TypeVar("T_co", covariant=True)
+R = TypeVar("R", bound="Result")
+
+
+class Bench(Protocol):
+    """What a task finds in its actor."""
+
+    device: str
+
+    def model(self, index: int) -> tuple[GenerativeModel, DataSpec]:
+        """A model of the plan, on the device."""
+        ...
+
+    def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Features (n, d) and logits (n, classes) of levels or vectors."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task(ABC, Generic[T_co]):
+    """A piece of work for one actor. Its fields say all that its outcome depends on; what is compared must be hashable."""
+
+    @abstractmethod
+    def run(self, bench: Bench) -> T_co:
+        """Does the work, in an actor."""
+
+    def of(self, done: Done) -> T_co:
+        """Its outcome."""
+        return done[self]
+
+
+Done = Mapping[Task[Any], Any]
+"""Tasks and what they gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result(ABC):
+    """What a measurement found; a subclass is a frozen dataclass of plain values, estimates and configurations."""
+
+    @abstractmethod
+    def lines(self) -> list[str]:
+        """What the table says of it below the row of its model."""
+
+    @abstractmethod
+    def metrics(self) -> dict[str, float]:
+        """Its numbers under the names that they have in the log of experiments."""
+
+
+class Measurement(ABC, Generic[R]):
+    """Something that is measured, of one model or of several.
+
+    Args:
+        model: Whose result it is; None: of the data, or of several models.
+    """
+
+    model: int | None = None
+
+    @classmethod
+    @abstractmethod
+    def asked(cls, plan: Plan) -> Sequence[Self]:
+        """Those of this kind that a plan asks for."""
+
+    @abstractmethod
+    def tasks(self) -> Sequence[Task[Any]]:
+        """What actors have to do for it; long ones first."""
+
+    @abstractmethod
+    def reduce(self, done: Done) -> R:
+        """The result, from what its tasks gave."""
+
+
+def find(results: Iterable[Result], kind: type[R]) -> R | None:
+    """The result of a class; None where it was not measured."""
+    return next((result for result in results if type(result) is kind), None)

@@ -1,0 +1,241 @@
+"""Distances of samples from the training data: Frechet, kernel and, in Inception's features, its score.
+
+A distance says what it takes to have it again: samples, sampler and evaluations, weights, and the reference with its
+features.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple, Self, final
+
+import torch
+from torch import Tensor
+
+from indm_core.errors import ConvergenceError
+from indm_core.metrics import inception_score, kernel_distance
+from pipelines.config.sampling import Sampling
+from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
+from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
+from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.reference import Reference
+from pipelines.evaluation.sampling import Drawn, draw_by, shown
+
+__all__ = [
+    "Compared",
+    "Distances",
+    "DistancesResult",
+    "Features",
+    "KernelResult",
+    "SampleBatch",
+    "Samples",
+    "ScoreResult",
+    "compared",
+]
+
+INCEPTION_CLASSES = 1008
+
+
+class SampleBatch(NamedTuple):
+    """Samples of one task with their features.
+
+    Args:
+        features, logits: (n, d) and (n, classes).
+        shown: The samples, levels or vectors.
+        evaluations: Of the score, by a sample on average; nan where the sampler failed.
+        seconds: It took.
+        diverged: Samples that had left the data's range (`sampling.shown`).
+    """
+
+    features: Tensor
+    logits: Tensor
+    shown: Tensor
+    evaluations: float
+    seconds: float
+    diverged: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Samples(Task[SampleBatch]):
+    """The samples of some seeds, and their features.
+
+    Args:
+        seeds: One per sample, in a row.
+        start: What sampling starts from: the model's law, or the data in `data`.
+        data: Rows (n, *shape), dequantised; empty where it starts from the law.
+    """
+
+    model: int
+    seeds: range
+    sampling: Sampling
+    start: Literal["prior", "data"] = "prior"
+    data: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def run(self, bench: Bench) -> SampleBatch:
+        model, spec = bench.model(self.model)
+        began = time.monotonic()
+        try:
+            drawn = draw_by(model, self.seeds, self.sampling, bench.device, self.data)
+        except ConvergenceError:  # one sampler that fails does not cost the table
+            drawn = Drawn(torch.full((len(self.seeds), *spec.shape), math.nan), math.nan)
+        drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began
+        values, diverged = shown(drawn.x, spec)
+        features, logits = bench.seen(values)
+        values = values.to(torch.int32) if spec.levels else values
+        return SampleBatch(features, logits, values, drawn.evaluations, seconds, diverged)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Features(Task[Tensor]):
+    """Features (n, d) of rows of the reference."""
+
+    first: int
+    rows: Tensor = field(compare=False, repr=False)
+
+    def run(self, bench: Bench) -> Tensor:
+        return bench.seen(self.rows)[0]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class KernelResult:
+    """A kernel distance of n samples, unbiased, with its standard error."""
+
+    value: float
+    se: float
+    n: int
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class ScoreResult:
+    """An Inception Score with its standard error."""
+
+    value: float
+    se: float
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """How far samples are from a reference."""
+
+    frechet: FrechetResult
+    kernel: KernelResult
+    inception_score: ScoreResult | None = None
+
+
+def compared(features: Tensor, logits: Tensor, reference: ReferenceFeatures, seed: int) -> Compared:
+    """The distances of samples from a reference.
+
+    Args:
+        features, logits: Of the samples, (n, d) and (n, classes).
+        seed: Of the kernel's subsets.
+
+    Raises:
+        ValueError: fewer than three samples.
+    """
+    if not features.isfinite().all():
+        nothing = KernelResult(value=math.nan, se=math.nan, n=len(features))
+        return Compared(frechet=FrechetResult.nothing(len(features)), kernel=nothing)
+    distance = frechet(features, reference)
+    kid = kernel_distance(features, reference.features, generator=torch.Generator().manual_seed(seed))
+    kernel = KernelResult(value=float(kid.mean), se=float(kid.standard_error), n=len(features))
+    if logits.shape[1] != INCEPTION_CLASSES:
+        return Compared(frechet=distance, kernel=kernel)
+    score = inception_score(logits)
+    found = ScoreResult(value=float(score.mean), se=float(score.standard_error))
+    return Compared(frechet=distance, kernel=kernel, inception_score=found)
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class DistancesResult(Result):
+    """Distances of a model's samples from training data, with all that they depend on.
+
+    Args:
+        distances: In the features of the reference.
+        reference: What the samples were compared with.
+        sampling: Sampler and options.
+        start: What sampling started from: the model's law, or the diffused latents of test data.
+        evaluations: Of the score, by a sample; nan where no sample came out.
+        weights: Of the networks: averaged over training (EMA), or raw.
+        diverged: Samples that had left the data's range; they are counted in.
+    """
+
+    distances: Compared
+    reference: Reference
+    sampling: Sampling
+    start: Literal["prior", "data"] = "prior"
+    evaluations: float = math.nan
+    weights: Literal["averaged", "raw"] = "averaged"
+    diverged: int = 0
+
+    def lines(self) -> list[str]:
+        """What stands beside the Frechet distance of the row, and what the distances are of."""
+        f, kernel, score = self.distances.frechet, self.distances.kernel, self.distances.inception_score
+        figures = [
+            f"FD at infinite n: {with_error(f.at_infinity, f.at_infinity_se)}",
+            f"kernel distance: {with_error(kernel.value, kernel.se, '.4g', '.2g')}",
+            *([] if score is None else [f"Inception Score: {with_error(score.value, score.se)}"]),
+        ]
+        cost = "" if math.isnan(self.evaluations) else f", {self.evaluations:.1f} evaluations of the score each"
+        begun = ", started from data" if self.start == "data" else ""
+        made = f"{f.n:,} samples by {self.sampling}{begun}{cost}, {self.weights} weights"
+        return ["; ".join(figures), f"{made}; compared with {self.reference}"]
+
+    def metrics(self) -> dict[str, float]:
+        f, kernel, score = self.distances.frechet, self.distances.kernel, self.distances.inception_score
+        found = {"frechet": f.value, "frechet/se": f.se, "frechet/samples": f.n}
+        found |= {"frechet/at_infinity": f.at_infinity, "frechet/at_infinity/se": f.at_infinity_se}
+        found |= {"kernel": kernel.value, "kernel/se": kernel.se, "kernel/samples": kernel.n}
+        found |= {} if score is None else {"inception_score": score.value, "inception_score/se": score.se}
+        return found | {"reference_samples": self.reference.size, "diverged": self.diverged}
+
+
+@final
+class Distances(Measurement[DistancesResult]):
+    """The distances of one model's samples."""
+
+    def __init__(self, plan: Plan, model: int) -> None:
+        self.model, self.plan, s = model, plan, plan.settings
+        step = max(s.chunk, 250)
+        ends = ((a, min(a + step, s.samples)) for a in range(0, s.samples, step))
+        self.samples = [Samples(model=model, seeds=range(a, b), sampling=s.sampling) for a, b in ends]
+        self.reference = [Features(first=first, rows=rows) for first, rows in plan.train_chunks]
+
+    @classmethod
+    def asked(cls, plan: Plan) -> Sequence[Self]:
+        return [cls(plan, i) for i in range(len(plan.subjects))] if plan.settings.samples else []
+
+    def tasks(self) -> list[Task[object]]:
+        return [*self.samples, *self.reference]
+
+    def made(self, done: Done) -> list[SampleBatch]:
+        """The samples in the order of their seeds."""
+        return [task.of(done) for task in self.samples]
+
+    def reduce(self, done: Done) -> DistancesResult:
+        made, plan = self.made(done), self.plan
+        features, logits = torch.cat([b.features for b in made]), torch.cat([b.logits for b in made])
+        real = ReferenceFeatures(torch.cat([task.of(done) for task in self.reference]))
+        return DistancesResult(
+            distances=compared(features, logits, real, plan.settings.seed),
+            reference=plan.reference,
+            sampling=plan.settings.sampling,
+            evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
+            diverged=sum(batch.diverged for batch in made),
+        )
+
+
+def evaluations_of(sizes: Sequence[int], evaluations: Sequence[float]) -> float:
+    """The mean over parts of given sizes; nan where the sampler failed in every part."""
+    each = torch.tensor(evaluations, dtype=torch.float64)
+    shares = torch.tensor([size / sum(sizes) for size in sizes], dtype=torch.float64)
+    known = each.isfinite()
+    return float(shares[known] @ each[known] / shares[known].sum()) if known.any() else math.nan

@@ -1,0 +1,183 @@
+"""Samplers compared: every row (`rows`) of every run draws the same seeds, and is measured by the Frechet and kernel
+distance to the training data, the evaluations of the score that a sample takes, and the seconds of one actor.
+
+Samples and their features are kept under RUN/compare/ as they are made (`pieces`): a killed table goes on where it
+stopped, a larger num_samples adds to what is there, and the rows of an earlier table of as many samples stay in
+RUN/compare.json.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray
+import torch
+from torch import Tensor
+
+from pipelines.cluster.pool import Pool, places
+from pipelines.config.store import identity
+from pipelines.data.cache import ensure
+from pipelines.data.card import Card, load_card
+from pipelines.evaluation.estimates import FEWEST, ReferenceFeatures
+from pipelines.evaluation.evaluator import Evaluator
+from pipelines.evaluation.measurements.distances import (
+    DistancesResult,
+    Features,
+    Samples,
+    compared,
+    evaluations_of,
+)
+from pipelines.evaluation.plan import REFERENCE_CHUNK, Subject, chunks, subjects_of
+from pipelines.evaluation.reference import Reference, extractor_of, reference_rows
+from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
+from pipelines.evaluation.sampling.pieces import PIECE, Pieces
+from pipelines.evaluation.sampling.rows import Row, choose, parse_rows, starts
+from pipelines.runs.pictures import save_levels
+
+__all__ = ["CompareOptions", "compare"]
+
+Tasks = dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]]
+"""As a pool takes them: the method and its arguments."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions:
+    """What is compared.
+
+    Args:
+        rows: Samplers, separated by blanks: name[:steps][:option=value,...]; table takes a whole set.
+        num_samples: Samples per row.
+        inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
+        actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
+        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        traceback: Show where an error came from.
+    """
+
+    rows: str = "em:10 em:20 em:50 em:100 em:1000"
+    num_samples: int = 5000
+    inception_weights: str = ""
+    actors: int = 0
+    out: str = ""
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if self.num_samples < FEWEST:
+            raise ValueError(
+                f"num_samples={self.num_samples}: a Frechet distance needs {FEWEST}; give --num-samples {FEWEST} or more"
+            )
+        if not parse_rows(self.rows):
+            raise ValueError("rows='': there is nothing to compare; name samplers, or give --rows table")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of a run, and where its samples are kept."""
+
+    model: int
+    row: Row
+    pieces: Pieces
+
+    def task(self, seeds: range, data: Tensor | None) -> Samples:
+        row = self.row
+        start = data if row.start == "data" else None
+        return Samples(model=self.model, seeds=seeds, sampling=row.sampling, start=row.start, data=start)
+
+    def result(self, parts: Sequence[range], real: ReferenceFeatures, reference: Reference) -> RowResult:
+        """Its figures, from all pieces."""
+        made = [piece for seeds in parts if (piece := self.pieces.read(seeds)) is not None]
+        features, logits = torch.cat([p.features for p in made]), torch.cat([p.logits for p in made])
+        result = DistancesResult(
+            distances=compared(features, logits, real, seed=0),
+            reference=reference,
+            sampling=self.row.sampling,
+            start=self.row.start,
+            evaluations=evaluations_of([len(p.features) for p in made], [p.evaluations for p in made]),
+            diverged=sum(piece.diverged for piece in made),
+        )
+        return RowResult(row=self.row.text, seconds=sum(piece.seconds for piece in made), result=result)
+
+
+def compare(runs: Sequence[Path], wanted: CompareOptions, root: Path) -> Comparison:
+    """Measures every row of every run; Ray must be connected.
+
+    Returns:
+        All rows; written into each run's directory, beside compare.png.
+
+    Raises:
+        ValueError: a run that is not trained, runs on different data, or a row that a model does not allow.
+    """
+    subjects = subjects_of(runs)
+    data = ensure(subjects[0].run.data.source, root / "data", subjects[0].run.data.options)
+    card = load_card(data)
+    extractor, train = extractor_of(card, data, root, wanted.inception_weights), reference_rows(data, card, 0)
+    actors, device = places(wanted.actors)
+    key = f"{extractor.key} {device}"
+    entries = _entries(runs, subjects, wanted.rows, key)
+    parts = [range(a, min(a + PIECE, wanted.num_samples)) for a in range(0, wanted.num_samples, PIECE)]
+    tasks = _missing(entries, parts, data, card)
+    arguments = ([ray.put(s) for s in subjects], extractor.make, 1, device)
+    with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
+        real = _reference(pool, train)
+        pool.run(tasks, "samples", lambda key, made: key[0].pieces.write(key[1], made))  # on disk, not in memory
+    reference = Reference.of(card, len(train), extractor)
+    results = _results(entries, parts, real, reference)
+    found = {
+        run.name: tuple(result for entry, result in results.items() if entry.model == i) for i, run in enumerate(runs)
+    }
+    document = Comparison(num_samples=wanted.num_samples, key=key, reference=reference, weights="", runs=found)
+    for run in runs:
+        whole = document.with_earlier(run, identity(run))
+        whole.write(run / FILE)
+        whole.draw(run / "compare.png")
+    for entry in entries:
+        piece = entry.pieces.read(parts[0])
+        if piece is not None:
+            shown = piece.shown[: 100 if len(card.shape) == 3 else 2000]
+            save_levels(shown, subjects[entry.model].spec, entry.pieces.directory / "samples.png")
+    return document
+
+
+def _entries(runs: Sequence[Path], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
+    """The rows of every run, in the order of the table."""
+    entries = []
+    for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
+        model, chosen = identity(run), choose(rows, subject.build(), run.name)
+        entries += [Entry(i, row, Pieces.of(run, model, row, key)) for row in chosen.rows]
+    return entries
+
+
+def _missing(entries: Sequence[Entry], parts: Sequence[range], data: Path, card: Card) -> Tasks:
+    """The tasks whose samples are not there yet."""
+    wanted = [(entry, seeds) for seeds in parts for entry in entries if entry.pieces.read(seeds) is None]
+    kept = len(entries) * len(parts) - len(wanted)
+    if kept:
+        print(f"{kept} of {len(entries) * len(parts)} pieces are there already", flush=True)
+    from_data = any(entry.row.start == "data" for entry, _ in wanted)
+    first = dict(chunks(starts(data, card, parts[-1].stop), PIECE)) if from_data else {}
+    return {(entry, seeds): ("run", (entry.task(seeds, first.get(seeds.start)),)) for entry, seeds in wanted}
+
+
+def _reference(pool: Pool, train: Tensor) -> ReferenceFeatures:
+    """The features of the training rows."""
+    tasks: Tasks = {(a,): ("run", (Features(first=a, rows=rows),)) for a, rows in chunks(train, REFERENCE_CHUNK)}
+    found = pool.run(tasks, "reference features")
+    return ReferenceFeatures(torch.cat([part for _, part in sorted(found.items())]))
+
+
+def _results(
+    entries: Sequence[Entry], parts: Sequence[range], real: ReferenceFeatures, reference: Reference
+) -> dict[Entry, RowResult]:
+    """The figures of every entry, with a line of progress every few seconds."""
+    results = {}
+    began = shown = time.monotonic()
+    for num, entry in enumerate(entries, 1):
+        results[entry] = entry.result(parts, real, reference)
+        if time.monotonic() - shown > 5:
+            shown = time.monotonic()
+            left = (shown - began) / num * (len(entries) - num)
+            print(f"distances: {num}/{len(entries)} rows, about {left:.0f} s left", flush=True)
+    return results

@@ -1,0 +1,112 @@
+"""The document of a table of samplers, as JSON, as text and as a picture."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pipelines.evaluation import earlier
+from pipelines.evaluation.estimates import with_error
+from pipelines.evaluation.measurements.distances import DistancesResult
+from pipelines.evaluation.reference import Reference
+from pipelines.evaluation.results import read_document, write_document
+from pipelines.evaluation.sampling.rows import family
+from pipelines.runs.pictures import lines
+
+__all__ = ["FILE", "Comparison", "RowResult", "table"]
+
+FILE = "compare.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowResult:
+    """A row of one run.
+
+    Args:
+        row: As it was written.
+        seconds: Of one actor, for all samples.
+        result: Distances, and the evaluations of the score.
+    """
+
+    row: str
+    seconds: float
+    result: DistancesResult
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """A table of samplers.
+
+    Args:
+        num_samples: Per row.
+        key: Of the feature network and the kind of device: rows are comparable where it is equal.
+        reference: What the samples were compared with.
+        weights: Identity of the model of the run in whose directory this lies; '' of several runs.
+        runs: By run, its rows.
+    """
+
+    num_samples: int
+    key: str
+    reference: Reference
+    weights: str
+    runs: dict[str, tuple[RowResult, ...]]
+
+    @staticmethod
+    def read(file: Path) -> Comparison:
+        """The table in a file, of this version or an earlier one.
+
+        Raises:
+            ValueError: something else.
+        """
+        return read_document(Comparison, file, earlier.comparison)
+
+    def write(self, file: Path) -> None:
+        write_document(self, file)
+
+    def with_earlier(self, run: Path, model: str) -> Comparison:
+        """With the rows that the last table of a run has and this one has not, where they are comparable."""
+        new = self.runs[run.name]
+        try:
+            last = Comparison.read(run / FILE)
+        except ValueError:
+            last = replace(self, weights="")
+        same = (last.num_samples, last.key, last.reference) == (self.num_samples, self.key, self.reference)
+        there = {row.row for row in new}
+        rows = last.runs.get(run.name, ()) if same and last.weights == model else ()
+        kept = [row for row in rows if row.row not in there]
+        return replace(self, weights=model, runs=self.runs | {run.name: (*kept, *new)})
+
+    def draw(self, file: Path) -> None:
+        """Frechet distance against evaluations, one line for each sampler of each run, whatever its number of steps."""
+        series: dict[str, list[tuple[float, float, float]]] = {}
+        for name, rows in self.runs.items():
+            for row in rows:
+                frechet = row.result.distances.frechet
+                point = (row.result.evaluations, frechet.value, frechet.se)
+                if all(map(math.isfinite, point)):
+                    series.setdefault(f"{name} {family(row.row)}", []).append(point)
+        up = f"FD({self.reference.features}), n = {self.num_samples:,}"
+        lines(series, "evaluations of the score per sample", up, file, log=True)
+
+
+def table(document: Comparison) -> str:
+    """The rows as text, every distance with its standard error, and what they are of."""
+    width = max((len(row.row) for rows in document.runs.values() for row in rows), default=24)
+    head = f"{'row':<{width}} {'NFE':>7} {'seconds':>9}  {f'FD({document.reference.features})':<20} {'FD at n = inf':<20} KD"
+    shown = [
+        f"{document.num_samples:,} samples per row, averaged weights; FD at n = inf: extrapolated in 1/n",
+        f"compared with {document.reference}; seconds: of one actor, all samples",
+    ]
+    for name, rows in document.runs.items():
+        shown += [name, head, *(_line(row, width) for row in rows)]
+    return "\n".join(shown)
+
+
+def _line(row: RowResult, width: int) -> str:
+    result, frechet, kernel = row.result, row.result.distances.frechet, row.result.distances.kernel
+    figures = ((frechet.value, frechet.se), (frechet.at_infinity, frechet.at_infinity_se), (kernel.value, kernel.se))
+    near, at_infinity, far = (with_error(value, error, ".4g", ".2g") for value, error in figures)
+    cost = "n/a" if math.isnan(result.evaluations) else f"{result.evaluations:.1f}"
+    lost = f"  ({result.diverged} diverged)" if result.diverged else ""
+    return f"{row.row:<{width}} {cost:>7} {row.seconds:>9.1f}  {near:<20} {at_infinity:<20} {far}{lost}"

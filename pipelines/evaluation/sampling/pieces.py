@@ -1,0 +1,74 @@
+"""Samples and their features on disk, in pieces: what a table of samplers has done is not done again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+
+from pipelines.config.sampling import Sampling
+from pipelines.evaluation.measurements.distances import SampleBatch
+from pipelines.evaluation.sampling.rows import Row
+from pipelines.storage.files import write_tensors
+
+__all__ = ["PIECE", "Pieces"]
+
+PIECE = 250
+"""Samples of a task and of a file."""
+SHOWN = 2000
+"""Samples that are kept themselves, of the first piece."""
+LATER = ("power",)
+"""Options that came after the first pieces were written: at their defaults they do not count, so that those are still found."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """The samples of one row of one run; the directory follows from all that they depend on.
+
+    Args:
+        directory: RUN/compare/SAMPLER-HASH.
+    """
+
+    directory: Path
+
+    @staticmethod
+    def of(run: Path, model: str, row: Row, features: str) -> Pieces:
+        """
+        Args:
+            model: Identity of the run's model.
+            features: Of the feature network and the kind of device.
+        """
+        default = Sampling()
+        options = {k: v for k, v in asdict(row.sampling).items() if k not in LATER or v != getattr(default, k)}
+        options |= {"start": row.start} if row.start != "prior" else {}
+        text = f"{model}\n{json.dumps(options, sort_keys=True)}\n{features}"
+        key = hashlib.sha256(text.encode()).hexdigest()[:16]
+        return Pieces(run / "compare" / f"{row.sampling.sampler}-{key}")
+
+    def write(self, seeds: range, made: SampleBatch) -> None:
+        """Keeps the samples of some seeds."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        cost = torch.tensor([made.evaluations, made.seconds, made.diverged], dtype=torch.float64)
+        tensors = {"features": made.features, "logits": made.logits, "cost": cost}
+        if seeds.start == 0:
+            # the features of vectors are the vectors, and a file takes no memory twice
+            tensors["shown"] = made.shown[:SHOWN].clone()
+        write_tensors(self._file(seeds), tensors)
+
+    def read(self, seeds: range) -> SampleBatch | None:
+        """What was kept; None where there is none, or half of one."""
+        try:
+            kept = load_file(self._file(seeds))
+            evaluations, seconds, diverged = kept["cost"].tolist()
+            shown = kept.get("shown", torch.zeros(0))
+        except (OSError, SafetensorError, KeyError, ValueError):
+            return None
+        return SampleBatch(kept["features"], kept["logits"], shown, evaluations, seconds, int(diverged))
+
+    def _file(self, seeds: range) -> Path:
+        return self.directory / f"{seeds.start:06d}-{seeds.stop:06d}.safetensors"

@@ -1,0 +1,138 @@
+"""The rows of a table of samplers.
+
+A row is a sampler with options, `em:100`, `pc:1000:snr=0.1`, `ode:rtol=1e-5,atol=1e-5`,
+`deis:nfe=10,method=iPNDM,grid=edm`: its name, the number of its steps, any option of `Sampling`, and `start=data`, by
+which sampling starts from the diffused latents of test data instead of the model's law. `table` stands for a set of
+rows, `TABLE`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from indm_core.likelihood import dequantise
+from indm_core.model import GenerativeModel
+from pipelines.config.cli import override
+from pipelines.config.sampling import Sampling
+from pipelines.data.card import Card
+from pipelines.evaluation.reference import split_rows
+from pipelines.evaluation.sampling.draw import check
+
+__all__ = ["TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
+
+Start = Literal["prior", "data"]
+
+_EVALUATIONS = (5, 10, 15, 20, 50)
+_FAST = (
+    "order=0",
+    "order=3",
+    "method=rho-AB,order=3,grid=edm",
+    "method=rho-RK,order=2,grid=edm",
+    "method=rho-RK,order=3,grid=edm",
+    "method=iPNDM,order=3,grid=edm",
+)
+TABLE = (
+    *(f"em:{nfe - 1}" for nfe in _EVALUATIONS),
+    *(f"deis:nfe={nfe},{options}" for options in _FAST for nfe in _EVALUATIONS),
+    "ode",
+)
+"""What `--rows table` stands for: at 5 to 50 evaluations of the score Euler-Maruyama (whose last evaluation is Tweedie's mean),
+DDIM, t-AB DEIS of order 3, rho-AB, Kutta's third-order and the classical Runge-Kutta method in rho, and iPNDM, the last four on
+the EDM grid of power 7; and the adaptive ODE solver, which all but Euler-Maruyama approach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """A row: what was written, the sampler that it names, and where sampling starts."""
+
+    text: str
+    sampling: Sampling
+    start: Start = "prior"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen:
+    """The rows of a table that a model allows, and what is left out of a named set: (row, why)."""
+
+    rows: tuple[Row, ...]
+    left_out: tuple[tuple[str, str], ...]
+
+    def remarks(self) -> list[str]:
+        """What is left out, a line for each reason."""
+        reasons: dict[str, list[str]] = {}
+        for row, why in self.left_out:
+            reasons.setdefault(why, []).append(row)
+        return [f"left out: {' '.join(rows)} ({why})" for why, rows in reasons.items()]
+
+
+def parse_row(text: str) -> Row:
+    """The row that a word names.
+
+    Raises:
+        ValueError: an unknown sampler or option, with the row.
+    """
+    name, *rest = text.split(":")
+    given = {"sampler": name}
+    try:
+        for part in (part for word in rest for part in word.split(",")):
+            option, equals, value = part.partition("=")
+            option, value = (option, value) if equals else ("steps", part)
+            if option in given:
+                raise ValueError(f"{option} is given twice")
+            given[option] = value
+        if "steps" in given and "nfe" in given:
+            raise ValueError("steps and nfe both say how long; give one")
+        start = given.pop("start", "prior")
+        if start not in ("prior", "data"):
+            raise ValueError(f"start={start} is neither prior nor data")
+        return Row(text=text, sampling=override(Sampling(), given), start=start)
+    except ValueError as error:
+        raise ValueError(f"rows: {text!r}: {error}") from None
+
+
+def parse_rows(text: str) -> tuple[Row, ...]:
+    """The rows that words separated by blanks name, each once; `table` is `TABLE`."""
+    words = (word for given in text.split() for word in (TABLE if given == "table" else (given,)))
+    return tuple(parse_row(word) for word in dict.fromkeys(words))
+
+
+def choose(text: str, model: GenerativeModel, name: str) -> Chosen:
+    """The rows that words name and the model allows.
+
+    Args:
+        text: As of `parse_rows`.
+        name: Of the model, for the message.
+
+    Raises:
+        ValueError: a row that was named itself, not by a set, and that the model does not allow.
+    """
+    asked, rows, left_out = set(text.split()), [], []
+    for row in parse_rows(text):
+        try:
+            check(model, row.sampling)
+            rows.append(row)
+        except ValueError as error:
+            if row.text in asked:
+                raise ValueError(f"rows: {row.text!r} on {name}: {error}") from None
+            left_out.append((row.text, str(error)))
+    return Chosen(rows=tuple(rows), left_out=tuple(left_out))
+
+
+def family(row: str) -> str:
+    """A row's name without what says how long it takes."""
+    options = [part for word in row.split(":") for part in word.split(",")]
+    lengths = ("steps", "nfe", "rtol", "atol")
+    return " ".join(part for part in options if not part.isdigit() and part.partition("=")[0] not in lengths)
+
+
+def starts(data: Path, card: Card, num: int, seed: int = 0) -> Tensor:
+    """Test data to start from, dequantised by the seed (num, *shape); sample i has row i modulo their number, so that it starts
+    from the same image whatever `num` is."""
+    k = split_rows(data, card, "test", num)
+    k = k[torch.arange(num) % len(k)]
+    return dequantise(k, card.levels, card.low, card.high, torch.Generator().manual_seed(seed))

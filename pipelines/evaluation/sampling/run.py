@@ -1,0 +1,117 @@
+"""Samples of a trained run into a directory: drawn in batches, here or by actors, and written as they arrive."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pipelines.config.sampling import Sampling
+from pipelines.config.store import load, read_run
+from pipelines.data.cache import ensure
+from pipelines.data.card import load_card
+from pipelines.data.spec import DataSpec
+from pipelines.evaluation.sampling.draw import Drawn, check, draw_by, shown
+from pipelines.evaluation.sampling.rows import starts
+from pipelines.evaluation.settings import SampleOptions
+from pipelines.runs.pictures import pixels, save_levels
+from pipelines.storage.outputs import output_root
+
+__all__ = ["Artist", "Written", "draw_run"]
+
+MOST_IN_GRID = {3: 400, 1: 10_000}
+"""Samples in the picture of all, by the rank of an event: images, points of a plot."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What was drawn of a run.
+
+    Args:
+        out: Where it lies.
+        evaluations: Of the score, by a sample on average.
+        diverged: Samples that had left the data's range.
+    """
+
+    out: Path
+    evaluations: float
+    diverged: int
+
+
+class Artist:
+    """An actor that holds a model and draws of it."""
+
+    def __init__(self, run: str, threads: int, device: str) -> None:
+        torch.set_num_threads(threads)
+        self.model, self.device = load(run).to(device), device
+
+    def draw(self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None) -> Drawn:
+        drawn = draw_by(self.model, seeds, sampling, self.device, start)
+        return Drawn(drawn.x.cpu(), drawn.evaluations)
+
+
+def draw_run(run: Path, wanted: SampleOptions) -> Written:
+    """Draws samples of a run and writes them: images as sample-000000.png, ..., vectors as samples.npy, and grid.png of both.
+
+    Raises:
+        ValueError: a run without weights, or a sampler that its model does not allow.
+    """
+    _, spec = read_run(run / "config.json")
+    check(load(run), wanted.sampling)
+    out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
+    rank, kept = len(spec.shape), {}
+    began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
+    for first, drawn in _batches(run, wanted):
+        values, lost = shown(drawn.x, spec)
+        evaluated, diverged, done = evaluated + drawn.evaluations * len(values), diverged + lost, done + len(values)
+        if rank == 3:
+            _write(values, spec, out, first)
+        if rank == 1 or first < MOST_IN_GRID[3]:
+            kept[first] = values
+        print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
+    values = torch.cat([kept[first] for first in sorted(kept)])
+    if rank == 1:
+        np.save(out / "samples.npy", values.numpy())
+    save_levels(values[: MOST_IN_GRID[rank]], spec, out / "grid.png")
+    return Written(out=out, evaluations=evaluated / wanted.num_samples, diverged=diverged)
+
+
+def _batches(run: Path, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
+    """(number of the first sample, samples and what they took) as they are done."""
+    config, _ = read_run(run / "config.json")
+    data = None
+    if wanted.start == "data":
+        place = ensure(config.data.source, output_root(None) / "data", config.data.options)
+        data = starts(place, load_card(place), wanted.num_samples, wanted.seed)
+    seeds, firsts = range(wanted.seed, wanted.seed + wanted.num_samples), range(0, wanted.num_samples, wanted.batch)
+
+    def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None]:
+        part = slice(first, first + wanted.batch)
+        return seeds[part], wanted.sampling, None if data is None else data[part].clone()
+
+    if not wanted.actors:
+        artist = Artist(str(run), torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu")
+        yield from ((first, artist.draw(*arguments(first))) for first in firsts)
+        return
+    from pipelines.cluster.pool import Pool, places
+    from pipelines.cluster.session import connect
+
+    connect(wanted.actors, 1.0)
+    actors, device = places(wanted.actors)
+    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {(i,): ("draw", arguments(i)) for i in firsts}
+    with Pool(Artist, (str(run), 1, device), actors, gpus=float(device == "cuda")) as pool:
+        yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
+
+
+def _write(values: Tensor, spec: DataSpec, out: Path, first: int) -> None:
+    """One PNG per image; grey images stay grey."""
+    for i, image in enumerate(pixels(values, spec)):
+        picture = Image.fromarray(image[..., 0] if spec.shape[0] == 1 else image)
+        picture.save(out / f"sample-{first + i:06d}.png")

@@ -1,0 +1,86 @@
+"""An evaluation as text, and in MLflow."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from pipelines.config.store import read_run
+from pipelines.data.cache import ensure
+from pipelines.data.card import load_card
+from pipelines.evaluation.estimates import with_error
+from pipelines.evaluation.measurements.distances import DistancesResult
+from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
+from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.settings import BRIEF, FULL
+from pipelines.runs import tracking
+from pipelines.runs.catalogue import log_figures
+
+__all__ = ["log", "table"]
+
+
+def table(document: Evaluation) -> str:
+    """The figures as text, laid out as Table 4 of the INDM paper; every figure with its standard error."""
+    unit, features = document.unit, _features(document)
+    lines = [
+        f"{'model':<24} {'params':>8} {'cost':>6}  {f'NLL {unit}':<22} {f'NELBO {unit}':<22} {'gap':<22} FD{features}"
+    ]
+    for name, figures in document.runs.items():
+        lines += [_row(name, figures), *(f"  {line}" for result in figures.results for line in result.lines())]
+    lines += [line for result in document.results for line in result.lines()]
+    return "\n".join([*lines, _settings(document)])
+
+
+def _features(document: Evaluation) -> str:
+    """In brackets, the features that distances are taken in."""
+    found = (figures.of(DistancesResult) for figures in document.runs.values())
+    return next((f"({distances.reference.features})" for distances in found if distances), "")
+
+
+def _row(name: str, figures: Figures) -> str:
+    likelihoods = (figures.of(kind) for kind in (NllResult, NelboResult, GapResult))
+    cells = " ".join(f"{'-' if found is None else str(found.after):<22}" for found in likelihoods)
+    distances, shown = figures.of(DistancesResult), "-"
+    if distances is not None:
+        frechet = distances.distances.frechet
+        lost = f" ({distances.diverged} diverged)" if distances.diverged else ""
+        shown = f"{with_error(frechet.value, frechet.se)} (n = {frechet.n:,}){lost}"
+    params, cost = f"{figures.parameters / 1e6:.2f}M", sum(figures.evaluations.values()) or "-"
+    return f"{name:<24} {params:>8} {cost:>6}  {cells} {shown}"
+
+
+def _settings(document: Evaluation) -> str:
+    """How exactly it was measured."""
+    s = document.settings
+    one = " (of NLL and gap: over images)" if s.nll_replicates == 1 else ""
+    return (
+        f"{document.images} test {'images' if document.unit.startswith('bits') else 'rows'} of {document.data}; "
+        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, x{s.nll_replicates}; "
+        f"NELBO: {s.nelbo_draws} draws, x{s.nelbo_replicates}; +- is the estimator's standard error on these images{one}; "
+        f"cost: evaluations of networks per training step; FD: its error over sets of as many samples; {document.seconds:.0f} s"
+    )
+
+
+def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
+    """Writes each run's figures, document and samples into its MLflow run, linked to its last model and to the data."""
+    tracking.log_quietly(partial(_log, document, runs, root), root)
+
+
+def _log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
+    config, _ = read_run(runs[0] / "config.json")
+    card = load_card(ensure(config.data.source, root / "data", config.data.options))
+    for run in runs:
+        found = _metrics(document.runs[run.name]).items()
+        figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
+        files = [run / file for file in (FULL, BRIEF, "samples.png")]
+        log_figures(run, tracking.tracking_uri(root), figures, files, card)
+
+
+def _metrics(figures: Figures) -> dict[str, float]:
+    found: dict[str, float] = {"parameters": figures.parameters}
+    found |= {f"evaluations/{network}": num for network, num in figures.evaluations.items()}
+    for result in figures.results:
+        found |= result.metrics()
+    return found
