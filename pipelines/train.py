@@ -62,7 +62,8 @@ def _one_line(error: Exception) -> str:
 def help_text(recipe: str) -> str:
     """What the command takes; the options are those of a recipe."""
     run = find(recipe)()
-    recipes = "\n".join(f"  {n:<24} {(r.__doc__ or '').split(chr(10))[0]}" for n, r in RECIPES.items())
+    width = max(map(len, RECIPES))
+    recipes = "\n".join(f"  {n:<{width}} {(r.__doc__ or '').split(chr(10))[0]}" for n, r in RECIPES.items())
     return (
         f"{__doc__}\nRecipes:\n{recipes}\n\nLaunch options:\n{describe(Launch())}\n\n"
         f"Options of {run.recipe} (any unambiguous ending of a name will do, --steps for --train.steps):\n"

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from ray_session import train
 from safetensors.torch import load_file
 
+from indm_core.model import Objective
 from indm_core.training import Trainer, network_tensors
 from pipelines.config import load
 from pipelines.config.networks import network_shape
@@ -249,7 +250,7 @@ def _train_a_flow_alone(rank: int) -> None:
     """A frozen network takes no part in what the workers exchange; the flow alone moves, and it is the same on both."""
     recipe = RECIPES["toy2d_spiral"]()
     torch.manual_seed(0)
-    model = replace(recipe.model, pretrain_steps=0).build(PLANE).double()
+    model = replace(recipe.model, objective=Objective()).build(PLANE).double()
     wrap = partial(_wrapped, device=torch.device("cpu"), world=2)
     trainer = Trainer(model, recipe.train.optimisers, frozen=["score"], wrap=wrap)
     before = {key: value.clone() for key, value in network_tensors(model).items()}
