@@ -207,6 +207,14 @@ class _LeaveOneOut:
         """y_i^T (S + t)^-power y_i, (n, T)."""
         return self.squares @ (self.lam.unsqueeze(1) + self.t).pow(-power)
 
+    def kept(self) -> Tensor:
+        """1 - c q_i = det(S - c y_i y_i^T + t) / det(S + t), (n, T).
+
+        It goes to 0 like t if sample i alone has a direction, as each has for n <= d + 1: rounding must not pass 0.
+        """
+        c = self.num_samples / (self.num_samples - 1) ** 2
+        return (1 - c * self.q(1)).clamp(min=torch.finfo(self.t.dtype).eps)
+
 
 def _leave_one_out(x: Tensor, mean_ref: Tensor, factor_ref: Tensor) -> _LeaveOneOut:
     n, N = len(x), len(x) - 1
@@ -252,10 +260,8 @@ def _spectrum(x: Tensor, cov: Tensor, factor: Tensor) -> tuple[Tensor, Tensor]:
 
 def _roots_left_out(sets: _LeaveOneOut) -> Tensor:
     """tr S_i^1/2 of the n sets that lack one sample, (n,)."""
-    n, N = sets.num_samples, sets.num_samples - 1
-    # For n <= d + 1 the set without i has one direction less: 1 - c q_i goes to 0 like t, and rounding may pass it.
-    kept = (1 - n / N**2 * sets.q(1)).clamp(min=torch.finfo(sets.t.dtype).eps)
-    return (N / (N - 1)) ** 0.5 * (sets.lam.sqrt().sum() + kept.log() @ sets.dt / (2 * math.pi))
+    N = sets.num_samples - 1
+    return (N / (N - 1)) ** 0.5 * (sets.lam.sqrt().sum() + sets.kept().log() @ sets.dt / (2 * math.pi))
 
 
 def _roots_at_infinity(sets: _LeaveOneOut) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,7 +269,7 @@ def _roots_at_infinity(sets: _LeaveOneOut) -> tuple[Tensor, Tensor, Tensor]:
     N, lam, t, c = sets.num_samples - 1, sets.lam.unsqueeze(1), sets.t, sets.num_samples / (sets.num_samples - 1) ** 2
     p = lam / (lam + t)
     phi, psi = p.sum(dim=0) / N, p.square().sum(dim=0) / N
-    kept = 1 - c * sets.q(1)
+    kept = sets.kept()
     lost = c * t * sets.q(2) / kept
     phi_i = (N * phi - lost) / (N - 1)
     psi_i = (N * psi - 2 * lost + lost.square() + 2 * c * t.square() * sets.q(3) / kept) / (N - 1)
