@@ -15,8 +15,8 @@ ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "indm_core"} | set(sys.stdlib_
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
     {"shapes", "noise", "errors"},
-    {"flow", "nn", "metrics", "ode"},
-    {"sde"},
+    {"flow", "nn", "frechet", "ode"},
+    {"sde", "metrics"},
     {"times"},
     {"model"},
     {"sample", "likelihood", "training"},
