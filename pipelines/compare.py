@@ -3,7 +3,8 @@
 A row is a sampler with options, `em:100`, `pc:1000:snr=0.1`, `ode:rtol=1e-5,atol=1e-5`,
 `deis:nfe=10,method=iPNDM,grid=edm`: its name, the number of its steps, any option of `Sampling`, and `start=data`, by
 which sampling starts from the diffused latents of test data instead of the model's law. `--rows table` is a whole table
-of fast samplers at 5 to 50 evaluations of the score; what a model does not allow of it is left out and told.
+of fast samplers at 5 to 50 evaluations of the score, `--rows ablation` the ingredients of DEIS one after the other; what a
+model does not allow of a set is left out and told.
 
 Every row of every run draws the same seeds, and is measured by the Frechet and kernel distance to the training data,
 the evaluations of the score that a sample takes, and the seconds of one actor. Samples and their features are kept
@@ -27,7 +28,7 @@ from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import load
 from pipelines.evaluation.plan import subjects_of
-from pipelines.evaluation.sampling.compare import CompareOptions, compare
+from pipelines.evaluation.sampling.compare import CompareOptions, compare, log
 from pipelines.evaluation.sampling.comparison import table
 from pipelines.evaluation.sampling.rows import choose
 from pipelines.storage.outputs import RULE, find_run, output_root
@@ -48,7 +49,9 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
         for remark in choose(wanted.rows, load(run), run.name).remarks():
             print(f"{run.name}: {remark}", flush=True)
     connect(1, 1.0)
-    print(table(compare(runs, wanted, root)))
+    document = compare(runs, wanted, root)
+    log(document, runs, root)
+    print(table(document))
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 
 from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.reporting.diagnosis import DiagnoseOptions, diagnose_runs
+from pipelines.runs.artifacts import log_made
 from pipelines.storage.outputs import RULE, find_run
 
 
@@ -28,7 +29,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _diagnose(words: list[str], given: dict[str, str]) -> None:
-    print(diagnose_runs([find_run(word) for word in words], override(DiagnoseOptions(), given)))
+    runs = [find_run(word) for word in words]
+    page = diagnose_runs(runs, override(DiagnoseOptions(), given))
+    log_made(runs, [page, page.with_suffix(".md")])
+    print(page)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,10 @@ def connect(workers: int, cpus_per_worker: float) -> str:
         return "the running Ray session"
     quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     clone = str(Path(__file__).resolve().parents[2])
-    runtime_env = {"env_vars": {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}}
+    variables = {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}
+    if "INDM_MODULES" in os.environ:  # files of the user's own that recipes are made of
+        variables["INDM_MODULES"] = os.environ["INDM_MODULES"]
+    runtime_env = {"env_vars": variables}
     try:
         if not _address():
             raise ConnectionError

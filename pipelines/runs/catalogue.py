@@ -27,7 +27,7 @@ from torch import Tensor
 
 from pipelines.data.card import Card
 from pipelines.runs import checkpoint
-from pipelines.storage.files import write_text
+from pipelines.storage.files import write_tensors, write_text
 
 __all__ = ["Kept", "data_set", "experiment_address", "inputs", "log_figures", "log_models", "run_id", "source_tags"]
 
@@ -133,7 +133,7 @@ def _export(directory: Path, tensors: Mapping[str, Tensor], folder: Path) -> Non
     """What `load` reads: config.json and the averaged weights."""
     shutil.copy(directory / "config.json", folder)
     averaged = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
-    checkpoint.save_tensors(folder / "model.safetensors", averaged)
+    write_tensors(folder / "model.safetensors", averaged)
 
 
 def log_figures(

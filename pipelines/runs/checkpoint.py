@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pipelines.storage.files import new_directory, write_tensors, write_text
 
-__all__ = ["checkpoints", "latest", "prune", "read", "save_tensors", "write"]
+__all__ = ["checkpoints", "latest", "prune", "read", "write"]
 
 STATE, TENSORS = "state.json", "training.safetensors"
 
@@ -30,13 +30,8 @@ STATE, TENSORS = "state.json", "training.safetensors"
 def write(directory: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     """Writes a checkpoint beside its place and renames it there: a kill leaves a complete one or none, never half of one."""
     with new_directory(directory) as partial:
-        save_tensors(partial / TENSORS, tensors)
+        write_tensors(partial / TENSORS, tensors)
         write_text(partial / STATE, json.dumps(numbers, indent=1) + "\n")
-
-
-def save_tensors(file: Path, tensors: dict[str, Tensor]) -> None:
-    """Writes a safetensors file, whole or not at all."""
-    write_tensors(file, tensors)
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +27,11 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.config.cli import options
 from pipelines.data.card import load_card
-from pipelines.runs.catalogue import Kept, inputs, run_id, source_tags
+from pipelines.runs.catalogue import Kept, inputs, log_figures, run_id, source_tags
 from pipelines.runs.job import Job
 from pipelines.runs.record import Record
 
-__all__ = ["EXPERIMENT", "OpenLogs", "RunLog", "environment", "log_quietly", "open_run", "tracking_uri"]
+__all__ = ["EXPERIMENT", "OpenLogs", "RunLog", "environment", "log_files", "log_quietly", "open_run", "tracking_uri"]
 
 EXPERIMENT = "indm"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -96,6 +96,11 @@ def _open_run(job: Job, root: Path) -> str:
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
     Kept(run_id=run.info.run_id).write(job.directory)
     return run.info.run_id
+
+
+def log_files(directory: Path, files: Sequence[Path], root: Path) -> None:
+    """Writes files that a command made of a run into its MLflow run, where it has one and MLflow is installed with a store."""
+    log_quietly(lambda: log_figures(directory, tracking_uri(root), {}, files), root)
 
 
 def log_quietly(action: Callable[[], None], root: Path) -> None:

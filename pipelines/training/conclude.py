@@ -14,6 +14,7 @@ from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.settings import BRIEF, Settings
 from pipelines.evaluation.table import log, table
 from pipelines.runs import tracking
+from pipelines.runs.catalogue import log_models
 from pipelines.runs.job import Job, read_metrics
 from pipelines.runs.pictures import learning_curve
 
@@ -39,7 +40,9 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     unit = next((r.unit for records in series.values() for r in records), "")
     for job in jobs:
         learning_curve(series, unit, job.directory / "learning_curve.png")
-    runs = [job.directory for job in jobs]
+    runs, uri = [job.directory for job in jobs], tracking.tracking_uri(root)
+    for run in runs:  # first, so that the measurement's figures are linked to them
+        tracking.log_quietly(partial(log_models, run, uri), root)
     if measure:
         document = _measured_already(runs)
         if document is None:
@@ -58,11 +61,9 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
 
 
 def _keep(job: Job, root: Path) -> None:
-    """The learning curve and the model in the job's MLflow run, which is finished by this."""
+    """The learning curve in the job's MLflow run, which is finished by this."""
     run_log = tracking.RunLog(job.directory, tracking.tracking_uri(root))
     run_log.artifact(job.directory / "learning_curve.png")
-    for file in ("config.json", "model.safetensors"):
-        run_log.artifact(job.directory / file, "model")
     run_log.close("FINISHED")
 
 

@@ -28,7 +28,7 @@ from pipelines.config.run import Train
 from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import Meter
-from pipelines.storage.files import write_text
+from pipelines.storage.files import write_tensors, write_text
 from pipelines.training.session import Session, Work
 
 __all__ = ["run"]
@@ -72,7 +72,7 @@ def run(work: Work[Any], session: Session) -> None:
         meter.add(trainer.step(batch(generator), generator))
         _after_step(work, session, trainer, meter)
     if session.rank == 0:
-        checkpoint.save_tensors(training.directory / "model.safetensors", network_tensors(trainer.averaged))
+        write_tensors(training.directory / "model.safetensors", network_tensors(trainer.averaged))
 
 
 def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:

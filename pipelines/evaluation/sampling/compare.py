@@ -8,6 +8,8 @@ RUN/compare.json.
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,9 +38,11 @@ from pipelines.evaluation.reference import Reference, extractor_of, reference_ro
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces
 from pipelines.evaluation.sampling.rows import Row, choose, parse_rows, starts
+from pipelines.runs import tracking
+from pipelines.runs.catalogue import log_figures
 from pipelines.runs.pictures import save_levels
 
-__all__ = ["CompareOptions", "compare"]
+__all__ = ["CompareOptions", "compare", "log"]
 
 Tasks = dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]]
 """As a pool takes them: the method and its arguments."""
@@ -181,3 +185,19 @@ def _results(
             left = (shown - began) / num * (len(entries) - num)
             print(f"distances: {num}/{len(entries)} rows, about {left:.0f} s left", flush=True)
     return results
+
+
+def log(document: Comparison, runs: Sequence[Path], root: Path) -> None:
+    """Writes each run's rows, document and picture into its MLflow run."""
+
+    def write() -> None:
+        for run in runs:
+            figures = {
+                f"compare/{re.sub(r'[^-.:/ A-Za-z0-9_]', '-', row.row)}/{name}": value
+                for row in document.runs[run.name]
+                for name, value in row.result.metrics().items()
+                if math.isfinite(value)
+            }
+            log_figures(run, tracking.tracking_uri(root), figures, [run / FILE, run / "compare.png"])
+
+    tracking.log_quietly(write, root)

@@ -3,7 +3,7 @@
 A row is a sampler with options, `em:100`, `pc:1000:snr=0.1`, `ode:rtol=1e-5,atol=1e-5`,
 `deis:nfe=10,method=iPNDM,grid=edm`: its name, the number of its steps, any option of `Sampling`, and `start=data`, by
 which sampling starts from the diffused latents of test data instead of the model's law. `table` stands for a set of
-rows, `TABLE`.
+rows, `TABLE`, and `ablation` for `ABLATION`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,10 @@ from pipelines.data.card import Card
 from pipelines.evaluation.reference import split_rows
 from pipelines.evaluation.sampling.draw import check
 
-__all__ = ["TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
+__all__ = ["ABLATION", "TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
 
 Start = Literal["prior", "data"]
+Words = tuple[str, ...]
 
 _EVALUATIONS = (5, 10, 15, 20, 50)
 _FAST = (
@@ -44,6 +45,19 @@ TABLE = (
 """What `--rows table` stands for: at 5 to 50 evaluations of the score Euler-Maruyama (whose last evaluation is Tweedie's mean),
 DDIM, t-AB DEIS of order 3, rho-AB, Kutta's third-order and the classical Runge-Kutta method in rho, and iPNDM, the last four on
 the EDM grid of power 7; and the adaptive ODE solver, which all but Euler-Maruyama approach."""
+
+_INGREDIENTS = (
+    "em:{}:lam=0,grid=uniform",
+    "deis:{}:order=0,basis=score,grid=uniform",
+    "deis:{}:order=0,grid=uniform",
+    "deis:{}:order=3,grid=uniform",
+    "deis:{}:order=3,grid=power",
+)
+ABLATION = tuple(row.format(steps) for row in _INGREDIENTS for steps in (5, 10, 20, 50))
+"""What `--rows ablation` stands for, the ingredients of DEIS one after the other: Euler's method, an exponential integrator
+that holds the score constant, one that holds eps constant, polynomials of eps, and the quadratic grid (thesis, Figure 6.5)."""
+SETS: dict[str, Words] = {"table": TABLE, "ablation": ABLATION}
+"""Names that stand for rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,8 +110,8 @@ def parse_row(text: str) -> Row:
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
-    """The rows that words separated by blanks name, each once; `table` is `TABLE`."""
-    words = (word for given in text.split() for word in (TABLE if given == "table" else (given,)))
+    """The rows that words separated by blanks name, each once; a word of `SETS` stands for its rows."""
+    words = (word for given in text.split() for word in SETS.get(given, (given,)))
     return tuple(parse_row(word) for word in dict.fromkeys(words))
 
 

@@ -1,0 +1,21 @@
+"""Files that a command made of runs, into their MLflow runs; a run without one, as of `--local`, needs no MLflow for it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from pipelines.storage.outputs import output_root
+
+__all__ = ["log_made"]
+
+
+def log_made(runs: Sequence[Path], files: Sequence[Path]) -> None:
+    """Logs the files into the MLflow run of each run that has one; a store that does not answer is told, and no error."""
+    known = [run for run in runs if (run / "mlflow.json").is_file()]
+    if not known:
+        return
+    from pipelines.runs.tracking import log_files
+
+    for run in known:
+        log_files(run, files, output_root(None))
