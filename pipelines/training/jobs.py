@@ -9,7 +9,7 @@ from typing import Any
 
 from indm_core.training import check_frozen
 from pipelines.config.cli import options, with_values
-from pipelines.config.run import RunConfig
+from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import read_run
 from pipelines.data.cache import embedded, ensure
 from pipelines.data.card import Card, load_card
@@ -32,12 +32,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
         ValueError: data that cannot be had, a batch that the workers cannot share, or a directory of another run.
     """
     train = run.train
-    for workers in range(launch.min_workers or launch.workers, launch.workers + 1):
-        if train.batch_size % (workers * train.accumulate):
-            raise ValueError(
-                f"batch_size={train.batch_size} is not divisible by workers={workers} x accumulate={train.accumulate}; "
-                "change one of them"
-            )
+    _check_shares(train, launch)
     run.model.check_steps(train.steps)
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
@@ -72,6 +67,16 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     for job in jobs:
         _refuse_another_run(job)
     return jobs
+
+
+def _check_shares(train: Train, launch: Launch) -> None:
+    """Refuses a batch that some number of workers cannot share."""
+    for workers in range(launch.min_workers or launch.workers, launch.workers + 1):
+        if train.batch_size % (workers * train.accumulate):
+            raise ValueError(
+                f"batch_size={train.batch_size} is not divisible by workers={workers} x accumulate={train.accumulate}; "
+                "change one of them"
+            )
 
 
 def _absolute(source: str) -> str:
