@@ -20,7 +20,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["at_least", "equal", "finite", "holds", "like", "seeded", "unbiased", "verify"]
+__all__ = ["at_least", "equal", "finite", "holds", "like", "positive", "seeded", "unbiased", "verify"]
 
 Checked = TypeVar("Checked")
 NUM_ERRORS = 5.0
@@ -70,8 +70,8 @@ def equal(
     excess = (error / limit.clamp(min=torch.finfo(error.dtype).tiny)).nan_to_num(math.inf, math.inf)
     index = _largest(excess)
     raise AssertionError(
-        f"{prefix}largest error {float(error[index]):.1e}{_where(index, t)}: {float(found[index]):.6g}, should be "
-        f"{float(expected[index]):.6g}"
+        f"{prefix}largest error {float(error[index]):.1e}{_where(index, t)}: {float(found[index]):.9g}, should be "
+        f"{float(expected[index]):.9g}"
     )
 
 
@@ -86,11 +86,18 @@ def like(found: Tensor, expected: Tensor, *, of: str = "") -> None:
 
 def at_least(found: Tensor, bound: float, *, of: str, t: Tensor | None = None) -> None:
     """found >= bound, entry by entry."""
-    found = found.detach()
-    if not bool((found >= bound).all()):
-        index = _largest((-found).nan_to_num(math.inf, math.inf))
-        value = float(found[index])
-        raise AssertionError(f"{of}: smallest value {value:.3g}{_where(index, t)}, should be at least {bound:.3g}")
+    _is_so(found, found >= bound, f"at least {bound:.3g}", of, t)
+
+
+def positive(found: Tensor, *, of: str, t: Tensor | None = None) -> None:
+    """found > 0, entry by entry."""
+    _is_so(found, found > 0, "positive", of, t)
+
+
+def _is_so(found: Tensor, so: Tensor, should_be: str, of: str, t: Tensor | None) -> None:
+    if not bool(so.all()):
+        index = _largest((-found.detach()).nan_to_num(math.inf, math.inf))
+        raise AssertionError(f"{of}: smallest value {float(found[index]):.3g}{_where(index, t)}, should be {should_be}")
 
 
 def finite(found: Tensor, *, of: str, t: Tensor | None = None) -> None:

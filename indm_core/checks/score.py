@@ -97,8 +97,8 @@ def _is_the_gradient(case: States) -> None:
 
 SCORE = {
     "score(u, t) is like u and finite": _is_like_u,
-    "score(u, t, y=None) takes a condition": _takes_a_condition,
     "score(u, t) is a function of u and t": _is_a_function,
+    "score(u, t, y=None) takes a condition": _takes_a_condition,
     "one time and the same time for each row give one score": _takes_both_times,
     "a row is the same alone and in a batch": _keeps_rows_apart,
     "score = grad log p_t": _is_the_gradient,

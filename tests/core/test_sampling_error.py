@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from indm_core.diffflow import DiffFlow
-from indm_core.dinof import DiNof
-from indm_core.resflow import ResFlow
+from indm_core.model import DiffFlow
+from indm_core.model import DiNof
+from indm_core.flow import ResFlow
 from problems import Affine, Coupled, ExactModel, Gaussian, Mixture, SmallBackbone, ids, randn, rng, scalar
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
