@@ -81,6 +81,19 @@ def _ends(sde: SDE, low: float | None, high: float | None) -> tuple[float, float
 
 
 def _log_rho(sde: LinearSDE, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """log rho at both ends.
+
+    Raises:
+        ValueError: it does not grow between them. A Langevin diffusion that is damped weakly has a psi that passes 0, where rho
+            is infinite.
+    """
+    share = torch.linspace(0, 1, 257, dtype=torch.float64)
+    between = torch.cat([low * (high / low) ** share, low + share * (high - low)]).clamp(low, high).sort().values
+    value = sde.log_rho(between)
+    if not bool((value.diff() >= -1e-12 * (1 + value[1:].abs())).all()):  # nan is no growth either
+        raise ValueError(
+            f"log-rho and EDM grids need a rho that grows with t, which {sde}'s does not; take a power grid"
+        )
     first, last = sde.log_rho(torch.tensor([low, high], dtype=torch.float64))
     return first, last
 

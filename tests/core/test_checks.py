@@ -1,4 +1,4 @@
-"""The checks pass on what is right, leave it as it is, and name what raises; `test_checks_mutants` has what is wrong."""
+"""The checks pass on what is right and leave it as it is; planted mistakes are in `test_checks_sde` and `test_checks_model`."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from problems import Affine, Coupled, Gaussian, SmallBackbone, ids, randn
 from torch import nn
 
 from indm_core.checks import check_flow, check_model, check_score, check_sde
-from indm_core.model import DiffFlow
-from indm_core.model import DiNof
-from indm_core.flow import ActNorm, Composed, Flow, Identity
+from indm_core.flow import ActNorm, Composed, Flow, Glow, Identity, LipSwish, ResFlow, Roulette
 from indm_core.flow.glow import AffineCoupling, InvertibleConv
-from indm_core.flow import Glow
-from indm_core.model import INDM, Bridge
+from indm_core.model import INDM, Bridge, DiffFlow, DiNof, Objective, ScoreModel
 from indm_core.nn import MLP, UNet
-from indm_core.flow import LipSwish, ResFlow, Roulette
-from indm_core.model import ScoreModel
 from indm_core.sde import BDM, CLD, VE, VP, SubVP
 
 
@@ -133,9 +128,13 @@ class Dropped(SmallBackbone):
 
 
 MODELS = {
-    "INDM": lambda: INDM(glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), pretrain_steps=100),
+    "INDM": lambda: INDM(
+        glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=100)
+    ),
     "linear": lambda: INDM(Identity(), SmallBackbone(2), SubVP(), shape=(2,)),
-    "INDM FID VE": lambda: INDM(resflow(2), SmallBackbone(2), VE(), shape=(2,), mode="fid", soft_truncation=1.2),
+    "INDM FID VE": lambda: INDM(
+        resflow(2), SmallBackbone(2), VE(), shape=(2,), objective=Objective(mode="fid", soft_truncation=1.2)
+    ),
     "INDM CLD": lambda: INDM(glow(), MLP(4, time_feature=lambda t: t), CLD(), shape=(2,)),
     "INDM BDM": lambda: INDM(
         Glow((1, 4, 4), levels=1, steps=1, hidden=4), Dropped(16), BDM(height=4, width=4), shape=(1, 4, 4)
@@ -162,7 +161,7 @@ def test_models_with_labels_or_a_partner_pass():
 def test_nothing_is_touched():
     """Parameters, gradients, buffers, modes, the phase and torch's generator are what they were."""
     flow = Glow((2,), levels=1, steps=2, hidden=8).train()
-    model = INDM(flow, SmallBackbone(2), VP(), shape=(2,), pretrain_steps=10)
+    model = INDM(flow, SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=10))
     model.begin_phase("pretraining")
     model.score_model.eval()
     for p in model.parameters():

@@ -451,3 +451,11 @@ def test_bad_paths_and_temperatures_are_named():
         forward_path(model, randn(2, 2), torch.tensor([0.5, 0.2]).double())
     with pytest.raises(ValueError, match="rungs=9"):
         generative_path(model, SAMPLERS["EM"], randn(2, 2, 1), ts, 9)
+
+
+@pytest.mark.parametrize("gamma", [0.4, 0.7])
+def test_a_rho_that_passes_infinity_has_no_grid(gamma):
+    """A weakly damped Langevin diffusion swings: psi_xx passes 0 within [t_min, t_max]."""
+    for grid in (log_rho_times, edm_times):
+        with pytest.raises(ValueError, match="take a power grid"):
+            grid(CLD(gamma=gamma), 20)

@@ -11,9 +11,6 @@ from itertools import pairwise
 
 import pytest
 import torch
-from indm_core.model import DiffFlow
-from indm_core.model import DiNof
-from indm_core.flow import ResFlow
 from problems import Affine, Coupled, ExactModel, Gaussian, Mixture, SmallBackbone, ids, randn, rng, scalar
 from torch import Tensor
 from torch.distributions import MultivariateNormal, kl_divergence
@@ -34,10 +31,10 @@ from indm_core.diagnostics.sampling_error import (
     smoothness,
     total_variation_bound,
 )
-from indm_core.flow import Identity
+from indm_core.flow import Identity, ResFlow
 from indm_core.likelihood import nelbo
 from indm_core.metrics import frechet_distance
-from indm_core.model import INDM
+from indm_core.model import INDM, DiffFlow, DiNof
 from indm_core.noise import seeded
 from indm_core.sample import power_times, sample_em, uniform_times
 from indm_core.sde import CLD, VE, VP, SubVP
