@@ -102,7 +102,7 @@ def test_a_form_goes_by_its_name_with_and_without_the_ending_and_by_earlier_ones
 def test_help_shows_forms_without_the_ending():
     lines = {line.split()[0]: line for line in describe(RUN).splitlines()}
     assert lines["--model.flow"].split()[1] == "ResFlow"
-    assert "One of Bridge, DiNof, DiffFlow, INDM." in lines["--model"]
+    assert "One of Bridge, DiNof, DiffFlow, FFJORD, INDM." in lines["--model"]
     assert "Glow, Identity, ResFlow" in lines["--model.flow"]
 
 

@@ -123,9 +123,9 @@ def test_it_is_reported(trained, tmp_path):
 
 def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
     run = trained[1]
-    figures = {"mean": 1.0, "se": 0.1}
+    figures, unit = {"mean": 1.0, "se": 0.1}, read_run(run / "config.json")[1].unit
     document = {
-        "unit": "nats/dim",
+        "unit": unit,
         "features": "raw",
         "differences": {},
         "runs": {run.name: {"parameters": 5, "nll": figures, "nelbo": figures, "gap": figures}},
@@ -136,7 +136,7 @@ def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
         (run / "evaluation.json").write_text(json.dumps(document))
         report([run], ReportOptions(images=0, out=str(tmp_path)))
         text = (tmp_path / "report.md").read_text()
-        assert ("1.0000 ± 0.1000 nats/dim" in text) is shown
+        assert (f"1.0000 ± 0.1000 {unit}" in text) is shown
         assert ("not measured on these weights" in text) is not shown
     (run / "evaluation.json").write_text('{"runs": {}}')
     with pytest.raises(ValueError, match=r"evaluation.json: no measurement of runs"):
