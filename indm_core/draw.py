@@ -71,8 +71,8 @@ def draw(
         denoise: Whether E[u_0 | u at ts[-1]] replaces the state there.
         temperature: Factor of the final latent (as published).
         start_temperature: Factor of the noise that the law at t_start is drawn from; with `start`, of the state there.
-        start: Data (num, *shape) whose diffused latents are the states at t_start, instead of draws of the model's law there:
-            what is lost between the two laws is then no part of the samples.
+        start: Data (num, *shape). Sampling then starts from their diffused latents instead of draws of the model's law at
+            t_start, so that the difference between these two laws does not enter the samples.
 
     References: Kim et al. 2022, appendix F (temperature, stopping time, z_T^phi).
     """

@@ -1,4 +1,4 @@
-"""The one error of this package that is no `ValueError`: an iteration that did not arrive."""
+"""`ConvergenceError`, the only error of this package that is not a `ValueError`: an iteration did not converge."""
 
 from __future__ import annotations
 

@@ -44,9 +44,10 @@ def rand(num: int, like: Tensor, generator: Noise = None) -> Tensor:
 
 
 def branch(generator: Noise) -> Noise:
-    """Generators seeded by one draw from the given ones: whatever is drawn from them, the given ones move on alike.
+    """New generators, each seeded by one draw from the given one.
 
-    Two models that are compared on the same draws give their flows a branch, because one flow draws more than another.
+    What is drawn from a branch does not change what the given generator draws next. Two models that are compared on the same
+    draws give their flows a branch, because one flow may draw more numbers than another.
     """
     if generator is None:
         return None

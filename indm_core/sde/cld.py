@@ -53,8 +53,8 @@ class CLD(LinearSDE):
         beta: Speed of time, positive.
         gamma: Friction, positive; 2/sqrt(m_inv) is critical.
         m_inv: Inverse mass m, positive.
-        vv_gamma: Velocity's variance at time 0 as a share of its final one, positive: it is hybrid score matching that the
-            velocity is marginalised from the start.
+        vv_gamma: Variance of the velocity at time 0, as a share of its final variance, positive. The score is that of u_t given
+            x alone, with this velocity integrated out (hybrid score matching).
     """
 
     beta: float = 4.0

@@ -1,7 +1,7 @@
 """Flows as configurations: frozen dataclasses that build what they describe.
 
 A class below `FlowConfig` is a form that a file or the command line may name; adding one is writing it, here or in a file of
-one's own (see `modules`), and needs an entry nowhere.
+one's own (see `modules`), and nothing else has to be changed.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Networks as configurations: what a score or a drift is computed by, and what it sees of the time.
 
 A class below `BackboneConfig` is a form that a file or the command line may name; adding one is writing it, here or in a file
-of one's own (see `modules`), and needs an entry nowhere.
+of one's own (see `modules`), and nothing else has to be changed.
 """
 
 from __future__ import annotations

@@ -92,7 +92,7 @@ class Card:
         if min(self.shape) < 1:
             raise ValueError(f"shape={self.shape}: every length must be at least 1")
         if self.kind == "vector" and self.levels != 0:
-            raise ValueError(f"levels={self.levels}: vectors are continuous, leave levels at 0")
+            raise ValueError(f"levels={self.levels}: vectors are continuous and have levels=0")
         if self.kind == "image" and not 2 <= self.levels <= 65536:
             raise ValueError(f"levels={self.levels}: an image has 2 to 65536 levels")
         if not self.low < self.high:
