@@ -5,8 +5,8 @@ computed concurrently by a pool of actors, which take the models' weights once f
 data are measured on the same draws, and compared by differences paired per image.
 
 Every figure has a standard error. Of likelihoods: `se`, the estimator's on these very images, from replicates (the same images,
-fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of distances: a
-bootstrap over the samples.
+fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of the Frechet
+distance: a jackknife, with what the finite number of samples adds (indm_core/frechet.py); of the kernel distance: over subsets.
 """
 
 from __future__ import annotations

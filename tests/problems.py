@@ -12,6 +12,7 @@ it too.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -20,14 +21,20 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor, nn
 
-from indm_core.flow import Flow, Identity
-from indm_core.model import LinearModel, Losses
+from indm_core.flow import ActNorm, Composed, Flow, Glow, Identity, LipSwish, ResFlow, Roulette
+from indm_core.flow.glow import AffineCoupling, InvertibleConv
+from indm_core.model import FFJORD, INDM, DiffFlow, DiNof, GenerativeModel, LinearModel, Losses, Objective
 from indm_core.model.elbo import linear_nelbo
+from indm_core.nn import MLP
 from indm_core.noise import Noise, randn_like
 from indm_core.sample import uniform_times
-from indm_core.sde import VE, VP, LinearSDE, SubVP
+from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP
 
 __all__ = [
+    "FIVE",
+    "FLOWS",
+    "ISOTROPIC_SDES",
+    "MODELS",
     "SDES",
     "Affine",
     "Coupled",
@@ -35,8 +42,10 @@ __all__ = [
     "Gaussian",
     "Mixture",
     "SmallBackbone",
+    "glow",
     "ids",
     "randn",
+    "resflow",
     "rng",
     "scalar",
 ]
@@ -97,7 +106,7 @@ class Coupled(LinearSDE):
         return (cov + cov.mT) / 2
 
     def R(self, t: Tensor) -> Tensor:
-        x = 2 * _tau(t) / _tau(scalar(self.t_max)) - 1
+        x = 2 * _tau(t) / _tau(scalar(self.t_max)).to(t) - 1
         basis = torch.cos(torch.arange(_DEGREE + 1).to(t) * torch.acos(x.clamp(-1, 1)).unsqueeze(-1))
         R = torch.einsum("...n,neij->...eij", basis, _chebyshev_R(self).to(t))
         R = R.squeeze(-4) if t.ndim and t.shape[-1] == 1 else R
@@ -148,8 +157,11 @@ def _chebyshev_R(sde: Coupled) -> Tensor:
     return torch.from_numpy(coefficients).reshape(-1, 2, 2, 2)
 
 
-SDES = [VP(), SubVP(), VE(), Coupled()]
-"""Every linear SDE that the generic code is tested on."""
+ISOTROPIC_SDES = [VP(), SubVP(), VE()]
+SDES = [*ISOTROPIC_SDES, Coupled()]
+"""What the generic code is tested on: `Coupled` has everything that a linear SDE may have."""
+FIVE = [*ISOTROPIC_SDES, CLD(), BDM(height=2, width=3)]
+"""Every linear SDE of the project. A new one goes in here, and every test of linear SDEs has it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -327,3 +339,60 @@ class SmallBackbone(nn.Module):
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         hidden = x.flatten(1) @ self.w_in.T + t.unsqueeze(-1).to(x) * self.w_time
         return (torch.tanh(hidden) @ self.w_out.T).reshape(x.shape)
+
+
+def glow(**options) -> Glow:
+    return Glow((2,), levels=1, steps=2, hidden=8, **options)
+
+
+def resflow(d: int, **options) -> ResFlow:
+    return ResFlow((d,), blocks=(2,), width=16, **options)
+
+
+FLOWS: dict[str, tuple[Callable[[], Flow], tuple[int, ...], float]] = {
+    "Identity": (Identity, (3,), 1e-9),
+    "ActNorm": (lambda: ActNorm((2, 3, 4), data_init=True), (2, 3, 4), 1e-9),
+    "Composed": (lambda: Composed([Affine(randn(3, 3), randn(3, seed=1)), ActNorm((3,))]), (3,), 1e-9),
+    "InvertibleConv": (lambda: InvertibleConv(5), (5, 2, 3), 1e-9),
+    "AffineCoupling": (lambda: AffineCoupling((5,), hidden=8, flip=True), (5,), 1e-9),
+    "Glow": (glow, (2,), 1e-9),
+    "Glow image": (lambda: Glow((1, 4, 8), levels=2, steps=2, hidden=5), (1, 4, 8), 1e-9),
+    "exact": (lambda: resflow(2), (2,), 1e-4),
+    "exact image": (lambda: ResFlow((1, 4, 4), blocks=(1, 1), width=8, activation=LipSwish), (1, 4, 4), 1e-4),
+    "estimated": (lambda: resflow(5, exact_train=0, exact_eval=0, constraint="infinity"), (5,), 1e-4),
+    "estimated with few terms": (
+        lambda: resflow(5, exact_eval=0, eval_terms=2, roulette=Roulette(law="geometric", parameter=0.7)),
+        (5,),
+        1e-4,
+    ),
+}
+"""Every flow, as it is made, its event, and the tolerance of its inverse. A new one goes in here."""
+
+
+class Dropped(SmallBackbone):
+    """A backbone that draws in training, from torch's own generator."""
+
+    def forward(self, x, t, y=None):
+        return super().forward(nn.functional.dropout(x, 0.2, self.training), t, y)
+
+
+MODELS: dict[str, Callable[[], GenerativeModel]] = {
+    "INDM": lambda: INDM(
+        glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=100)
+    ),
+    "linear": lambda: INDM(Identity(), SmallBackbone(2), SubVP(), shape=(2,)),
+    "INDM FID VE": lambda: INDM(
+        resflow(2), SmallBackbone(2), VE(), shape=(2,), objective=Objective(mode="fid", soft_truncation=1.2)
+    ),
+    "INDM CLD": lambda: INDM(glow(), MLP(4, time_feature=lambda t: t), CLD(), shape=(2,)),
+    "INDM BDM": lambda: INDM(
+        Glow((1, 4, 4), levels=1, steps=1, hidden=4), Dropped(16), BDM(height=4, width=4), shape=(1, 4, 4)
+    ),
+    "DiNof": lambda: DiNof(glow(), glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), t_m=0.5),
+    "DiNof CLD": lambda: DiNof(resflow(4), Identity(), SmallBackbone(4), CLD(), shape=(2,), t_m=0.3),
+    "DiffFlow": lambda: DiffFlow(
+        SmallBackbone(3, seed=1), SmallBackbone(3, seed=2), shape=(3,), schedule=((0, 4), (10, 6))
+    ),
+    "FFJORD": lambda: FFJORD(SmallBackbone(3, seed=1), shape=(3,), num_steps=3),
+}
+"""Every model, as it is made. A new one goes in here."""

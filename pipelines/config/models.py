@@ -87,10 +87,9 @@ class DiffusionConfig(ModelConfig):
         return self.backbone.build(network_shape(spec, self.sde), self.sde)
 
 
-@final
 @dataclass(frozen=True, kw_only=True)
-class INDMConfig(DiffusionConfig):
-    """INDM, or with the identity for a flow the linear diffusion (see indm_core/model/indm.py)."""
+class JointConfig(DiffusionConfig):
+    """A flow and a score that are trained jointly, after steps in which the score alone is trained."""
 
     flow: FlowConfig = field(default_factory=ResFlowConfig)
     objective: Objective = field(default_factory=Objective)
@@ -98,6 +97,12 @@ class INDMConfig(DiffusionConfig):
     @property
     def shared_steps(self) -> int:
         return self.objective.pretrain_steps
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class INDMConfig(JointConfig):
+    """INDM, or with the identity for a flow the linear diffusion (see indm_core/model/indm.py)."""
 
     @property
     def needs_partner(self) -> bool:
@@ -110,15 +115,8 @@ class INDMConfig(DiffusionConfig):
 
 @final
 @dataclass(frozen=True, kw_only=True)
-class BridgeConfig(DiffusionConfig):
+class BridgeConfig(JointConfig):
     """An INDM whose flow carries the data set `data.partner` to the prior (see indm_core/model/indm.py)."""
-
-    flow: FlowConfig = field(default_factory=ResFlowConfig)
-    objective: Objective = field(default_factory=Objective)
-
-    @property
-    def shared_steps(self) -> int:
-        return self.objective.pretrain_steps
 
     @property
     def needs_partner(self) -> bool:

@@ -3,49 +3,29 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 
 import pytest
 import torch
-from problems import Affine, Coupled, Gaussian, SmallBackbone, ids, randn
+from problems import FIVE, FLOWS, MODELS, Coupled, Gaussian, SmallBackbone, glow, ids, randn
 from torch import nn
 
 from indm_core.checks import check_flow, check_model, check_score, check_sde
-from indm_core.flow import ActNorm, Composed, Flow, Glow, Identity, LipSwish, ResFlow, Roulette
-from indm_core.flow.glow import AffineCoupling, InvertibleConv
-from indm_core.model import INDM, Bridge, DiffFlow, DiNof, Objective, ScoreModel
+from indm_core.flow import Flow, Glow, Identity
+from indm_core.model import INDM, Bridge, DiffFlow, Objective, ScoreModel
 from indm_core.nn import MLP, UNet
 from indm_core.sde import BDM, CLD, VE, VP, SubVP
 
-
-@dataclass(frozen=True, kw_only=True)
-class DoubleCoupled(Coupled):
-    """`Coupled`, whose R is computed in float64 whatever the dtype of t."""
-
-    def R(self, t):
-        return super().R(t.double()).to(t)
-
-
-SDES = [
+OTHERS = [
     VP(t_min=1e-3, t_max=2.0, beta_min=0.5, beta_max=5.0),
     SubVP(beta_max=8.0),
     VE(sigma_min=1e-3, sigma_max=5.0, t_max=0.7),
     CLD(gamma=1.5, vv_gamma=1.0, t_max=2.0),
     CLD(gamma=0.4, beta=2.0),
     BDM(height=3, width=4, sigma_blur_max=3.0, min_scale=0.1, t_max=0.5),
-    DoubleCoupled(),
 ]
 
 
-def glow(**options) -> Glow:
-    return Glow((2,), levels=1, steps=2, hidden=8, **options)
-
-
-def resflow(d: int, **options) -> ResFlow:
-    return ResFlow((d,), blocks=(2,), width=16, **options)
-
-
-@pytest.mark.parametrize("sde", SDES, ids=ids)
+@pytest.mark.parametrize("sde", [*FIVE, Coupled(), *OTHERS], ids=ids)
 def test_sdes_pass(sde):
     check_sde(sde)
 
@@ -56,38 +36,10 @@ def test_a_learned_sde_passes():
     check_sde(model.float().sde, shape=(2,))  # and the dtype
 
 
-CLOSED = {
-    "Identity": (Identity, (3,)),
-    "ActNorm": (lambda: ActNorm((2, 3, 4), data_init=True), (2, 3, 4)),
-    "Composed": (lambda: Composed([Affine(randn(3, 3), randn(3, seed=1)), ActNorm((3,))]), (3,)),
-    "InvertibleConv": (lambda: InvertibleConv(5), (5, 2, 3)),
-    "AffineCoupling": (lambda: AffineCoupling((5,), hidden=8, flip=True), (5,)),
-    "Glow": (glow, (2,)),
-    "Glow image": (lambda: Glow((1, 4, 8), levels=2, steps=2, hidden=5), (1, 4, 8)),
-}
-
-
-@pytest.mark.parametrize("name", CLOSED)
-def test_flows_of_closed_form_pass(name):
-    make, shape = CLOSED[name]
-    check_flow(make(), shape, tolerance=1e-9)
-
-
-ITERATED = {
-    "exact": (lambda: resflow(2), (2,)),
-    "exact image": (lambda: ResFlow((1, 4, 4), blocks=(1, 1), width=8, activation=LipSwish), (1, 4, 4)),
-    "estimated": (lambda: resflow(5, exact_train=0, exact_eval=0, constraint="infinity"), (5,)),
-    "estimated with few terms": (
-        lambda: resflow(5, exact_eval=0, eval_terms=2, roulette=Roulette(law="geometric", parameter=0.7)),
-        (5,),
-    ),
-}
-
-
-@pytest.mark.parametrize("name", ITERATED)
-def test_residual_flows_pass(name):
-    make, shape = ITERATED[name]
-    check_flow(make(), shape)
+@pytest.mark.parametrize("name", FLOWS)
+def test_flows_pass(name):
+    make, shape, tolerance = FLOWS[name]
+    check_flow(make(), shape, tolerance=tolerance)
 
 
 def test_a_flow_that_computes_in_float32_is_checked_in_float32():
@@ -118,33 +70,6 @@ def test_scores_pass(sde):
 def test_a_score_of_a_float32_network_passes():
     backbone = UNet((1, 8, 8), time_feature=lambda t: t, nf=8, ch_mult=(1, 1))
     check_score(ScoreModel(backbone, VP()).eval(), VP(), (1, 8, 8))
-
-
-class Dropped(SmallBackbone):
-    """A backbone that draws in training, from torch's own generator."""
-
-    def forward(self, x, t, y=None):
-        return super().forward(nn.functional.dropout(x, 0.2, self.training), t, y)
-
-
-MODELS = {
-    "INDM": lambda: INDM(
-        glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), objective=Objective(pretrain_steps=100)
-    ),
-    "linear": lambda: INDM(Identity(), SmallBackbone(2), SubVP(), shape=(2,)),
-    "INDM FID VE": lambda: INDM(
-        resflow(2), SmallBackbone(2), VE(), shape=(2,), objective=Objective(mode="fid", soft_truncation=1.2)
-    ),
-    "INDM CLD": lambda: INDM(glow(), MLP(4, time_feature=lambda t: t), CLD(), shape=(2,)),
-    "INDM BDM": lambda: INDM(
-        Glow((1, 4, 4), levels=1, steps=1, hidden=4), Dropped(16), BDM(height=4, width=4), shape=(1, 4, 4)
-    ),
-    "DiNof": lambda: DiNof(glow(), glow(start="identity"), SmallBackbone(2), VP(), shape=(2,), t_m=0.5),
-    "DiNof CLD": lambda: DiNof(resflow(4), Identity(), SmallBackbone(4), CLD(), shape=(2,), t_m=0.3),
-    "DiffFlow": lambda: DiffFlow(
-        SmallBackbone(3, seed=1), SmallBackbone(3, seed=2), shape=(3,), schedule=((0, 4), (10, 6))
-    ),
-}
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -7,7 +7,20 @@ from functools import partial
 
 import pytest
 import torch
-from problems import SDES, Affine, Coupled, ExactModel, Gaussian, Mixture, SmallBackbone, ids, randn, rng, scalar
+from problems import (
+    ISOTROPIC_SDES,
+    SDES,
+    Affine,
+    Coupled,
+    ExactModel,
+    Gaussian,
+    Mixture,
+    SmallBackbone,
+    ids,
+    randn,
+    rng,
+    scalar,
+)
 from torch import Tensor
 
 from indm_core.diagnostics import (
@@ -26,10 +39,10 @@ from indm_core.model import INDM, ScoreModel
 from indm_core.nn.unet import UNet
 from indm_core.noise import Noise
 from indm_core.sample import power_times, sample_em, uniform_times
-from indm_core.sde import VE, VP, SubVP, apply, sqrt_psd
+from indm_core.sde import VE, VP, apply, sqrt_psd
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
-ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
+ISOTROPIC = pytest.mark.parametrize("sde", ISOTROPIC_SDES, ids=ids)
 COV = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
 MEAN = torch.tensor([0.4, -0.7], dtype=torch.float64)
 A = torch.tensor([[1.5, 0.4], [-0.3, 0.8]], dtype=torch.float64)

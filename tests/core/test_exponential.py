@@ -9,7 +9,7 @@ from functools import lru_cache
 import numpy as np
 import pytest
 import torch
-from problems import ids, randn, rng, scalar
+from problems import FIVE, ids, randn, rng, scalar
 from torch import Tensor
 
 from indm_core.exponential import evaluations, noise_factor, sample_deis, steps_for
@@ -17,7 +17,6 @@ from indm_core.noise import seeded
 from indm_core.sample import power_times, sample_ode, uniform_times
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
 
-FIVE = [VP(), SubVP(), VE(), CLD(), BDM(height=2, width=3)]
 EVERY = pytest.mark.parametrize("sde", FIVE, ids=ids)
 SCALAR = pytest.mark.parametrize("sde", FIVE[:3], ids=ids)
 METHODS = [

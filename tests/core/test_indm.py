@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from problems import SDES, Affine, Coupled, SmallBackbone, ids, randn, rng, scalar
+from problems import ISOTROPIC_SDES, SDES, Affine, Coupled, SmallBackbone, ids, randn, rng, scalar
 from scipy.optimize import brentq
 from test_score import Function, log_odds
 from torch import Tensor
@@ -20,9 +20,9 @@ from indm_core.model import INDM, Bridge, Objective
 from indm_core.model.diffusion import truncation_time
 from indm_core.nn import MLP
 from indm_core.sample import power_times, sample_ode, uniform_times
-from indm_core.sde import CLD, VE, VP, SubVP, apply
+from indm_core.sde import CLD, VE, VP, apply
 
-ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
+ISOTROPIC = pytest.mark.parametrize("sde", ISOTROPIC_SDES, ids=ids)
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
 D = 2
 

@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 import numpy as np
 import pytest
 import torch
-from problems import Gaussian, SmallBackbone, ids, randn, rng, scalar
+from problems import FIVE, Gaussian, SmallBackbone, ids, randn, rng, scalar
 from torch import Tensor
 
 from indm_core.diagnostics.integration import (
@@ -33,9 +33,8 @@ from indm_core.sample import (
     sample_ode,
     uniform_times,
 )
-from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
+from indm_core.sde import BDM, CLD, VP, LinearSDE, apply, inverse
 
-FIVE = [VP(), SubVP(), VE(), CLD(), BDM(height=2, width=3)]
 EVERY = pytest.mark.parametrize("sde", FIVE, ids=ids)
 ISOTROPIC = pytest.mark.parametrize("sde", FIVE[:3], ids=ids)
 MEAN, VAR = 0.4, 0.09

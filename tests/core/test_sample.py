@@ -8,7 +8,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from problems import SDES, Affine, Coupled, ExactModel, Gaussian, Mixture, ids, randn, rng, scalar
+from problems import ISOTROPIC_SDES, SDES, Affine, Coupled, ExactModel, Gaussian, Mixture, ids, randn, rng, scalar
 from scipy.stats import kstest, norm
 from torch import Tensor
 
@@ -24,10 +24,10 @@ from indm_core.sample import (
     sample_pc,
     uniform_times,
 )
-from indm_core.sde import BDM, CLD, VE, VP, SubVP
+from indm_core.sde import BDM, CLD, VE, VP
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
-ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
+ISOTROPIC = pytest.mark.parametrize("sde", ISOTROPIC_SDES, ids=ids)
 COV = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
 MEAN = torch.tensor([0.4, -0.7], dtype=torch.float64)
 

@@ -7,7 +7,7 @@ import math
 import mpmath
 import pytest
 import torch
-from problems import SDES, Coupled, Gaussian, ids, randn, rng, scalar
+from problems import ISOTROPIC_SDES, SDES, Coupled, Gaussian, ids, randn, rng, scalar
 from torch import Tensor
 
 from indm_core.checks import check_sde
@@ -30,7 +30,7 @@ EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
 COEFFICIENTS = pytest.mark.parametrize(
     "sde", [*SDES, CLD(), CLD(gamma=1.5), CLD(gamma=0.4), BDM(height=3, width=4)], ids=str
 )
-ISOTROPIC = pytest.mark.parametrize("sde", [VP(), SubVP(), VE()], ids=ids)
+ISOTROPIC = pytest.mark.parametrize("sde", ISOTROPIC_SDES, ids=ids)
 TIMES = [1e-5, 1e-3, 0.1, 0.5, 0.9]
 
 
