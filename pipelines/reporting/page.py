@@ -44,6 +44,7 @@ body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13.5px; display: block; overflow-x: auto }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem .7rem; text-align: left; vertical-align: top }
 th { background: #f4f4f6 } tr.paper td { color: #777 } figure { margin: 1.5rem 0 } img { max-width: 100% }
+.figures { display: flex; flex-wrap: wrap; gap: 0 2rem } .figures section { max-width: 100% } figcaption { max-width: 44rem }
 figcaption { color: #555; font-size: 13.5px } summary { cursor: pointer; color: #336 }
 pre { background: #f6f6f8; padding: 1rem; overflow-x: auto; font-size: 12.5px }
 """
@@ -51,7 +52,7 @@ pre { background: #f6f6f8; padding: 1rem; overflow-x: auto; font-size: 12.5px }
 
 def _page(title: str, tables: Sequence[Table], drawings: Sequence[Drawing], runs: Sequence[Run]) -> str:
     """One HTML page; pictures are embedded, and everything that came from files is escaped."""
-    parts = [f"<h1>{html.escape(title)}</h1>", *map(_figure, drawings)]
+    parts = [f"<h1>{html.escape(title)}</h1>", "<div class='figures'>", *map(_figure, drawings), "</div>"]
     for name, head, rows in tables:
         parts.append(f"<h2>{html.escape(name)}</h2>")
         near = [row for row in rows if not isinstance(row, Printed) or _on(row, runs[0].spec.name)]
@@ -74,8 +75,8 @@ def _page(title: str, tables: Sequence[Table], drawings: Sequence[Drawing], runs
 def _figure(drawing: Drawing) -> str:
     encoded = base64.b64encode(drawing.file.read_bytes()).decode()
     return (
-        f"<h2>{html.escape(drawing.title)}</h2><figure><img alt='{html.escape(drawing.title, quote=True)}' "
-        f"src='data:image/png;base64,{encoded}'><figcaption>{html.escape(drawing.caption)}</figcaption></figure>"
+        f"<section><h2>{html.escape(drawing.title)}</h2><figure><img alt='{html.escape(drawing.title, quote=True)}' "
+        f"src='data:image/png;base64,{encoded}'><figcaption>{html.escape(drawing.caption)}</figcaption></figure></section>"
     )
 
 
