@@ -81,10 +81,11 @@ def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
     """Rows laid out as Table 4 of INDM's paper: ours, then the papers'; cost: evaluations of networks per training step."""
     head = ("model", "data, source", "params", "cost", "steps", "NLL", "NELBO", "gap", "distance")
     rows: list[Row] = [_measured_row(run) for run in runs]
-    baselines = runs[0].measured.of(BaselinesResult) if runs[0].measured else None
-    for law in () if baselines is None else baselines.laws:
-        shown = _figure(law.nll, runs[0].spec)
-        rows.append((law.name, _source(runs[0]), "", "", "", shown, "", "", ""))
+    if runs[0].measured:
+        unit, baselines = runs[0].measured.unit, runs[0].measured.of(BaselinesResult)
+        for law in baselines.laws if baselines else ():
+            shown = _figure(law.nll, unit, runs[0].spec)
+            rows.append((law.name, _source(runs[0]), "", "", "", shown, "", "", ""))
     images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
     for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):
         cells = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
@@ -96,11 +97,12 @@ def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
 def _measured_row(run: Run) -> Row:
     """One of our models."""
     steps, figures = f"{run.config.train.steps:,}", run.figures
-    if figures is None:
+    if run.measured is None or figures is None:
         why = "not measured on these weights: pipelines/evaluate.py"
         return (run.name, _source(run), "", "", steps, why, "", "", "")
     likelihoods = (figures.of(kind) for kind in (NllResult, NelboResult, GapResult))
-    cells = ["" if found is None else _figure(found.after, run.spec) for found in likelihoods]
+    unit = run.measured.unit
+    cells = ["" if found is None else _figure(found.after, unit, run.spec) for found in likelihoods]
     cost = " + ".join(f"{num} {network}" for network, num in figures.evaluations.items())
     params, distances = f"{figures.parameters / 1e6:.2f}M", figures.of(DistancesResult)
     return (run.name, _source(run), params, cost, steps, *cells, _distance(distances) if distances else "")
@@ -110,9 +112,9 @@ def _source(run: Run) -> str:
     return f"{run.spec.name}, this machine"
 
 
-def _figure(estimate: Estimate, spec: DataSpec) -> str:
+def _figure(estimate: Estimate, unit: str, spec: DataSpec) -> str:
     """Mean, error and unit; of vectors, whose papers print totals, the total too."""
-    text = f"{_with_error(estimate.mean, estimate.error)} {spec.unit}"
+    text = f"{_with_error(estimate.mean, estimate.error)} {unit}"
     if len(spec.shape) == 3 or math.isnan(estimate.mean):
         return text
     return f"{text} (total {spec.num_dims * estimate.mean:.2f})"

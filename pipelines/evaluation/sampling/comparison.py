@@ -95,7 +95,7 @@ def table(document: Comparison) -> str:
     width = max((len(row.row) for rows in document.runs.values() for row in rows), default=24)
     head = f"{'row':<{width}} {'NFE':>7} {'seconds':>9}  {f'FD({document.reference.features})':<20} {'FD at n = inf':<20} KD"
     shown = [
-        f"{document.num_samples:,} samples per row, averaged weights; FD at n = inf: extrapolated in 1/n",
+        f"{document.num_samples:,} samples per row, averaged weights; FD at n = inf: as if they were infinitely many",
         f"compared with {document.reference}; seconds: of one actor, all samples",
     ]
     for name, rows in document.runs.items():
