@@ -316,7 +316,7 @@ def _as_samples_and_reference(
 
 def as_samples(argument: str, features: Tensor, at_least: int) -> Tensor:
     """Features as a float64 matrix (n, d) of finite numbers."""
-    if features.ndim != 2:
+    if features.ndim != 2 or features.shape[1] == 0:
         raise ValueError(f"{argument}: shape {tuple(features.shape)}, but one sample per row (n, d) is expected")
     if len(features) < at_least:
         raise ValueError(f"{argument}: {len(features)} samples, at least {at_least} are needed")
@@ -330,7 +330,7 @@ def as_samples(argument: str, features: Tensor, at_least: int) -> Tensor:
 def _as_gaussian(label: str, mean: Tensor, cov: Tensor) -> tuple[Tensor, Tensor]:
     """Mean (d,) and a factor A (d, rank) with A A^T = cov, in float64."""
     mean, cov = mean.to(torch.float64), cov.to(torch.float64)
-    if mean.ndim != 1 or not mean.isfinite().all():
+    if mean.ndim != 1 or not len(mean) or not mean.isfinite().all():
         raise ValueError(f"mean_{label}: a vector of finite numbers is expected, not {_describe(mean)}")
     if cov.shape != (len(mean), len(mean)) or not cov.isfinite().all():
         raise ValueError(f"cov_{label}: a finite {len(mean)}x{len(mean)} matrix is expected, not {_describe(cov)}")

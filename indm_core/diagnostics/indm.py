@@ -173,6 +173,7 @@ def induced_sde(model: GenerativeModel, u: Float[Tensor, "b *event k"], t: Float
         x_in = x.detach().requires_grad_()
         z = sde.project(model.encode(x_in)[0]).flatten(1)
         J = torch.stack([_gradient(z_i, x_in) for z_i in z.unbind(1)], 1)
+        noise = noise.expand(len(J), -1, -1)  # else `solve` may take a matrix for a batch of vectors
         volatility = torch.linalg.solve(J.detach(), noise)
         curvature = torch.stack([_trace_along(row, x_in, volatility) for row in J.unbind(1)], 1)
     drift = torch.linalg.solve(J.detach(), (drift_z - 0.5 * curvature).unsqueeze(-1)).squeeze(-1)

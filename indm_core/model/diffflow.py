@@ -68,13 +68,13 @@ class LinearDrift(nn.Module):
     With rate = g^2 T / 2 the law N(0, I) is stationary, as for VP; what is left of x at T is exp(-rate).
 
     Args:
-        rate: Not negative; 0 is Brownian motion.
+        rate: Finite and not negative; 0 is Brownian motion.
     """
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        if not rate >= 0:
-            raise ValueError(f"rate={rate} must not be negative")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate={rate} must be finite and not negative")
         self.rate = rate
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

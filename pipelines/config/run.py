@@ -122,7 +122,8 @@ def from_document(document: dict[str, Any], where: str = "") -> RunConfig:
         return from_json(RunConfig, document.get("run"), f"{where}run")
     except UnknownClassError as error:
         if not modules:
-            raise
+            own = f"a class of your own is found through --recipe path.py:function or {VARIABLE}"
+            raise ValueError(f"{error}; {own}") from None
         files = list(map(str, modules)) if isinstance(modules, list) else [str(modules)]
         raise ValueError(
             f"{error}; the run's own classes are defined in {', '.join(files)}: if you trust that, let it be run by "

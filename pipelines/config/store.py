@@ -43,11 +43,17 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     """
     try:
         document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
         raise ValueError(
             f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
         ) from None
-    if not isinstance(document, dict) or document.get("version") != VERSION:
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{file}: no readable run here: the file is damaged ({type(error).__name__}); restore it or train the run again"
+        ) from None
+    if not isinstance(document, dict) or "version" not in document:
+        raise ValueError(f"{file}: no configuration of a run (it has no version); give the directory of a run")
+    if document["version"] != VERSION:
         raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
     return from_document(document, f"{file}: "), from_json(DataSpec, document.get("spec"), f"{file}: spec")
 

@@ -135,8 +135,8 @@ def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _R
         held = round(part.count * options.test_fraction)
         if not 0 < held < part.count:
             raise ValueError(
-                f"test_fraction={options.test_fraction}: leaves {part.count - held} of {part.count} rows to train on; "
-                "0 holds none out"
+                f"test_fraction={options.test_fraction}: the source has {part.count} rows, of which {held} would be held out "
+                f"and {part.count - held} trained on; give more rows, or 0, which holds none out"
             )
         target[permutation(options.seed, 0, 0, part.count)[:held]] = 1
         names = ("train", "test")

@@ -35,7 +35,7 @@ def chosen(words: list[str], given: dict[str, str], default: str = DEFAULT) -> s
     """
     named = list(dict.fromkeys([*words, given.pop("recipe")] if "recipe" in given else words))
     if len(named) > 1:
-        raise ValueError(f"one recipe at a time, got {' '.join(named)}; options need --")
+        raise ValueError(f"one recipe at a time, got {' '.join(named)}; name one, and write options with --")
     return named[0] if named else default
 
 

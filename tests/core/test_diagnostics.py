@@ -143,6 +143,16 @@ def test_induced_coefficients_are_the_rates_of_the_increments(flow, monkeypatch)
     torch.testing.assert_close(2 * c_2 - c_1, volatility @ volatility.mT, rtol=0, atol=2e-4)
 
 
+def test_induced_coefficients_of_a_row_do_not_depend_on_the_others():
+    """As many rows as dimensions among them: a matrix of noise is not a batch of vectors."""
+    model, t = ExactModel(gaussian(VP()), flow=Twist()), scalar(0.2)
+    u = model.encode(randn(4, 2))[0].detach()
+    together = induced_sde(model, u, t)
+    for rows in (slice(0, 1), slice(0, 2), slice(1, 4)):
+        for part, whole in zip(induced_sde(model, u[rows], t), together, strict=True):
+            close(part, whole[rows])
+
+
 # Norm ratio (Figure 4)
 
 

@@ -155,8 +155,9 @@ def test_a_fixed_drift_is_a_diffusion_trained_on_paths():
 def test_refused_volatilities_and_grids(options, message):
     with pytest.raises(ValueError, match=message):
         make(**options)
-    with pytest.raises(ValueError, match="rate=-1"):
-        LinearDrift(-1.0)
+    for rate in (-1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match=f"rate={rate}"):
+            LinearDrift(rate)
 
 
 def test_bound_and_likelihood_of_a_stationary_gaussian():

@@ -369,6 +369,8 @@ def test_plug_in_distance_is_biased_upward_and_less_so_in_n():
 
 
 def test_estimates_refuse_too_few():
+    with pytest.raises(ValueError, match=r"features: shape \(5, 0\)"):
+        frechet_from_samples(torch.zeros(5, 0), torch.zeros(0), torch.zeros(0, 0))
     mean, cov = torch.zeros(64), torch.eye(64)
     for num in (0, 1, 2):
         with pytest.raises(ValueError, match=f"features: {num} samples, at least 3"):

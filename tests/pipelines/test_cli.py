@@ -295,7 +295,7 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys):
     assert main_of("train")(["qqqq"]) == 2
     one_line(capsys.readouterr().err, "there are", *RECIPES)
     assert main_of("train")(["digits_vp_nll", "toy2d_spiral"]) == 2
-    one_line(capsys.readouterr().err, "one recipe at a time", "options need --")
+    one_line(capsys.readouterr().err, "one recipe at a time", "options with --")
 
 
 def test_rows_of_a_sampler_are_one_line_of_the_picture():

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mlflow.artifacts import download_artifacts
 from PIL import Image
 from ray_session import TINY, TINY_2D, kill_when, later_wins, main_of, one_line, processes, train
 from safetensors.torch import load_file
@@ -33,6 +34,7 @@ from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs import checkpoint
+from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
 from pipelines.training import stream
 from pipelines.training.launch import Launch
@@ -150,17 +152,20 @@ def test_mlflow_holds_the_run(out):
         steps = {metric.step for metric in client(out).get_metric_history(run_id, "nelbo")}
         assert steps == {record.step for record in read_metrics(out / name)}
         files = {file.path for file in client(out).list_artifacts(run_id)}
-        assert {"learning_curve.png", "evaluation-brief.json", "samples.png", "model", "samples"} <= files
-        models = {file.path for file in client(out).list_artifacts(run_id, "model")}
-        assert models == {"model/config.json", "model/model.safetensors"}
+        assert {"learning_curve.png", "evaluation-brief.json", "samples.png", "samples"} <= files
+        kept = Kept.read(out / name).models
+        assert max(kept) == config.train.steps
+        assert {client(out).get_logged_model(model).source_run_id for model in kept.values()} == {run_id}
     first = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
     assert {"system/cpu_utilization_percentage"} <= client(out).get_run(first).data.metrics.keys()
     assert len(client(out).search_runs(["1"])) == 2  # a restarted worker goes on in the same run
 
 
 def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
-    run_id = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
-    copied = Path(client(out).download_artifacts(run_id, "model", str(tmp_path)))
+    kept = Kept.read(out / "digits_vp_nll").models
+    address = client(out).get_logged_model(kept[max(kept)]).artifact_location
+    copied = Path(download_artifacts(address, dst_path=str(tmp_path)))
+    assert sorted(file.name for file in copied.iterdir()) == ["config.json", "model.safetensors"]
     mine, theirs = (load_file(place / "model.safetensors") for place in (out / "digits_vp_nll", copied))
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     load(copied)
