@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.model import Losses, Trainable
 
 __all__ = [
@@ -195,7 +196,7 @@ class Trainer(Generic[T]):
 
     @torch.no_grad()
     def _put_back_frozen(self) -> None:
-        """A power iteration (`LipschitzLayer`) moves its buffer even in evaluation: a resumed run would begin elsewhere."""
+        """A search for the norm (`LipschitzLayer`) moves its buffer even in evaluation: a resumed run would begin elsewhere."""
         for buffer, value in self._frozen_buffers:
             buffer.copy_(value)
 
@@ -319,6 +320,9 @@ def load_networks(model: Trainable, tensors: dict[str, Tensor], networks: Collec
         if networks and name not in networks:
             continue
         own, given = network.state_dict(), _under(tensors, f"{name}.")
+        for path, layer in network.named_modules():
+            if isinstance(layer, LipschitzLayer):
+                layer.of_today(given, f"{path}.")
         for key in sorted(own.keys() | given.keys()):
             if key not in own or key not in given:
                 side = "model" if key not in own else "checkpoint"

@@ -31,7 +31,7 @@ from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import FAULTS, Launch
 from pipelines.training.local import train_local
 
-FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "ema_ramp")
+FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "first_activation", "ema_ramp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

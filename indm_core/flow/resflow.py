@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from indm_core.flow.anderson import invert_block
 from indm_core.flow.base import Flow
 from indm_core.flow.lipschitz import Constraint, LipschitzLayer, Sine
-from indm_core.flow.log_det import Roulette, exact_log_det, residual_step, series_log_det
+from indm_core.flow.log_det import Roulette, Stop, exact_log_det, residual_step, series_log_det
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
@@ -30,7 +30,10 @@ __all__ = ["ResFlow", "ResidualBlock"]
 
 @final
 class ResidualBlock(nn.Module):
-    """g with Lip(g) <= coefficient; the block of a residual flow is x + g(x)."""
+    """g with Lip(g) <= coefficient; the block of a residual flow is x + g(x).
+
+    An activation stands before each layer, before the first one where `first_activation` says so.
+    """
 
     def __init__(
         self,
@@ -41,6 +44,7 @@ class ResidualBlock(nn.Module):
         coefficient: float,
         constraint: Constraint,
         activation: Callable[[], nn.Module],
+        first_activation: bool = True,
     ) -> None:
         super().__init__()
         sizes = [shape[0], *[width] * (len(kernels) - 1), shape[0]]
@@ -55,7 +59,8 @@ class ResidualBlock(nn.Module):
             )
             for i, kernel in enumerate(kernels)
         )
-        self.activations = nn.ModuleList(activation() for _ in kernels)
+        firsts: list[nn.Module] = [activation() if first_activation else nn.Identity()]
+        self.activations = nn.ModuleList(firsts + [activation() for _ in kernels[1:]])
 
     def bound(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
         """x -> g(x) for x of a dtype, with the weights bounded once."""
@@ -83,7 +88,10 @@ class ResFlow(Flow):
         coefficient: Lipschitz bound of each g, in (0, 1).
         constraint: Norm in which g is a contraction.
         activation: Constructor of a 1-Lipschitz activation.
-        roulette: Law of the series in training; evaluation takes `eval_terms` exact terms before it.
+        first_activation: Whether an activation stands before the very first layer too. With the sine the flow then commutes
+            with integer shifts, so that black, grey and white images cannot be told apart; the published form has none.
+        roulette: Law of the series in training.
+        eval_terms: Terms of a series that evaluation takes before the roulette, unless the rest is below `Stop.tolerance`.
         exact_train, exact_eval: Largest dimension at which the log-det is exact in training, in evaluation.
     """
 
@@ -98,8 +106,9 @@ class ResFlow(Flow):
         coefficient: float = 0.98,
         constraint: Constraint = "spectral",
         activation: Callable[[], nn.Module] = Sine,
+        first_activation: bool = False,
         roulette: Roulette | None = None,
-        eval_terms: int = 20,
+        eval_terms: int = 100,
         exact_train: int = 4,
         exact_eval: int = 64,
     ) -> None:
@@ -119,9 +128,11 @@ class ResFlow(Flow):
             raise ValueError(f"blocks={tuple(blocks)}: {num_scales} scales need sides divisible by {fold}, not {shape}")
         self.num_dims = math.prod(shape)
         self.roulette = roulette or Roulette()
-        self.eval_roulette = Roulette(law=self.roulette.law, parameter=self.roulette.parameter, exact=eval_terms)
+        self.eval_roulette = Roulette(law="geometric", parameter=coefficient, exact=eval_terms)
+        self.stop = Stop(lipschitz=coefficient, norm=constraint)
         self.exact_train, self.exact_eval = exact_train, exact_eval
         self.scales = nn.ModuleList()
+        first_scale = next((scale for scale, num_blocks in enumerate(blocks) if num_blocks), 0)
         for scale, num_blocks in enumerate(blocks):
             at_scale = (shape[0] * 4**scale, *[side // 2**scale for side in shape[1:]])
             self.scales.append(
@@ -133,24 +144,24 @@ class ResFlow(Flow):
                         coefficient=coefficient,
                         constraint=constraint,
                         activation=activation,
+                        first_activation=first_activation or scale > first_scale or block > 0,
                     )
-                    for _ in range(num_blocks)
+                    for block in range(num_blocks)
                 )
             )
 
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
         """z and log_det: unbiased, or exact where the event has at most `exact_train` / `exact_eval` dimensions."""
         exact = self.num_dims <= (self.exact_train if self.training else self.exact_eval)
-        roulette = self.roulette if self.training else self.eval_roulette
+        roulette, stop = (self.roulette, None) if self.training else (self.eval_roulette, self.stop)
         num_blocks = sum(len(scale) for scale in self.scales)  # pyright: ignore[reportArgumentType]
-        stream = generator if generator is None or isinstance(generator, torch.Generator) else generator[0]
-        counts = iter([0] * num_blocks if exact else roulette.draw(num_blocks, x, stream))
+        counts = iter([[0]] * num_blocks if exact else roulette.draws(num_blocks, x, generator))
         z, log_det = self._flatten(x), x.new_zeros(x.shape[0])
         for index, scale in enumerate(self.scales):
             z = functional.pixel_unshuffle(z, 2) if index else z
             for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
                 num_extra = next(counts)
-                estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator)
+                estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator, stop)
                 z, term = residual_step(block.bound(z.dtype), z, estimate)
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
-__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "nearest", "subclasses", "to_json"]
+__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "nearest", "subclasses", "to_json", "unsaid"]
 
 
 ALIASES = {
@@ -34,6 +34,9 @@ A class is named alone and a field with its class; a field that has moved into t
 named `Class.other.field` now. `now` is followed as far as it leads: a class or a field that is renamed again gets one more
 entry, and no entry is ever changed. A field is looked up under the names, of now and then, of its class and of its bases.
 """
+
+FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True}
+"""What a field is in files from before its class had it, where that is not its default of today."""
 
 
 class UnknownClassError(ValueError):
@@ -106,6 +109,24 @@ def moved(owner: type, name: str) -> str | None:
     return path
 
 
+def unsaid(value: Any, document: Any, path: str = "") -> dict[str, Any]:
+    """The fields, by dotted path, of a configuration that were read from a document of before its classes had them.
+
+    Args:
+        value: What `from_json` read.
+        document: What it was read from.
+    """
+    found: dict[str, Any] = {}
+    if is_dataclass(value) and isinstance(document, dict):
+        former = _former_defaults(type(value))
+        for f in fields(value):
+            member, inner = getattr(value, f.name), document.get(f.name)
+            if f.name in former and f.name not in document:
+                found[path + f.name] = member
+            found |= unsaid(member, inner, f"{path}{f.name}.")
+    return found
+
+
 def nearest(name: str, known: Sequence[str]) -> str:
     """'did you mean a, b?', or what there is where nothing is near."""
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
@@ -131,7 +152,7 @@ def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
     chosen = form(base, name) if isinstance(name, str) else None
     if chosen is None:
         raise UnknownClassError(f"{where}: unknown class {name!r}: {nearest(str(name), sorted(subclasses(base)))}")
-    hints, given = typing.get_type_hints(chosen), _under_names_of_today(chosen, value, where)
+    hints, given = typing.get_type_hints(chosen), _former_defaults(chosen) | _under_names_of_today(chosen, value, where)
     members = {name: from_json(hints[name], member, f"{where}.{name}") for name, member in given.items()}
     try:
         return chosen(**members)
@@ -157,6 +178,12 @@ def _under_names_of_today(owner: type, value: dict[str, Any], where: str) -> dic
         else:
             members[first] = given[name]
     return members | {first: _with_moved(known[first], moved_in, where) for first, moved_in in inside.items()}
+
+
+def _former_defaults(owner: type) -> dict[str, Any]:
+    """The fields of a class that were something else before the class had them."""
+    entries = {f.name: f"{owner.__name__}.{f.name}" for f in fields(owner)}  # pyright: ignore[reportArgumentType]
+    return {name: FORMER_DEFAULTS[entry] for name, entry in entries.items() if entry in FORMER_DEFAULTS}
 
 
 def _with_moved(of: Field[Any], given: dict[str, Any], where: str) -> dict[str, Any]:

@@ -53,6 +53,7 @@ class ResFlowConfig(FlowConfig):
         coefficient: Lipschitz bound of a block, in (0, 1).
         constraint: Norm that is bounded.
         activation: 1-Lipschitz activation.
+        first_activation: Whether one stands before the very first layer too; the published form has none there.
         roulette: Law of the number of series terms in training.
         actnorm: A learned scale and shift before the blocks, per channel or per pixel.
         actnorm_init: Start of these: identity (an INDM goes on from the linear diffusion that it was), or the mean and the
@@ -66,6 +67,7 @@ class ResFlowConfig(FlowConfig):
     coefficient: float = 0.98
     constraint: Literal["spectral", "infinity"] = "infinity"
     activation: Literal["sine", "lipswish"] = "sine"
+    first_activation: bool = False
     roulette: Roulette = field(default_factory=Roulette)
     actnorm: Literal["none", "channel", "pixel"] = "none"
     actnorm_init: Literal["identity", "data"] = "identity"
@@ -88,6 +90,7 @@ class ResFlowConfig(FlowConfig):
             coefficient=self.coefficient,
             constraint=self.constraint,
             activation=Sine if self.activation == "sine" else LipSwish,
+            first_activation=self.first_activation,
             roulette=self.roulette,
         )
         if self.actnorm == "none":

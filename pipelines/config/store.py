@@ -16,13 +16,14 @@ from safetensors.torch import load_file
 
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
-from pipelines.config.codec import from_json, to_json
+from pipelines.config.cli import options, with_values
+from pipelines.config.codec import from_json, to_json, unsaid
 from pipelines.config.modules import import_file
 from pipelines.config.run import RunConfig, from_document, to_document
 from pipelines.data.spec import DataSpec
 from pipelines.storage.files import write_text
 
-__all__ = ["digest", "identity", "load", "read_run", "write_run"]
+__all__ = ["as_begun", "digest", "identity", "load", "read_run", "write_run"]
 
 
 VERSION = 1
@@ -56,6 +57,14 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     if document["version"] != VERSION:
         raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
     return from_document(document, f"{file}: "), from_json(DataSpec, document.get("spec"), f"{file}: spec")
+
+
+def as_begun(run: RunConfig, file: Path) -> RunConfig:
+    """A configuration in the form in which the run in `file` was begun, where that is from before today's classes."""
+    there, _ = read_run(file)
+    then = unsaid(there, json.loads(file.read_text(encoding="utf-8"))["run"])
+    known = {option.path for option in options(run)}
+    return with_values(run, {path: value for path, value in then.items() if path in known})
 
 
 def digest(run: Path) -> str:

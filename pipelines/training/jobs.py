@@ -10,7 +10,7 @@ from typing import Any
 from indm_core.training import check_frozen
 from pipelines.config.cli import options, with_values
 from pipelines.config.run import RunConfig, Train
-from pipelines.config.store import read_run
+from pipelines.config.store import as_begun, read_run
 from pipelines.data.cache import embedded, ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
@@ -52,6 +52,8 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     partner = _partner(run, card, root)
     start = _start(launch.start_from, train.steps)
     directory = root / (launch.name or run.recipe)
+    if (directory / "config.json").is_file():
+        run = as_begun(run, directory / "config.json")
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start)]
     shared = run.model.shared_steps
     if launch.baseline and shared >= train.steps:
