@@ -133,7 +133,7 @@ class LipschitzLayer(nn.Module):
         if self._kept is None or self._kept[0] != key:
             found, rest = self._iteration(self.vectors)
             for _ in range(0 if self.training else MOST_ROUNDS):  # in training it does not wait for the device
-                if float(rest) <= 8 * torch.finfo(found.dtype).eps:
+                if float(rest) <= torch.finfo(found.dtype).eps ** 0.75:
                     break
                 found, rest = self._iteration(found)
             usable = found.isfinite().all() & (found.abs().sum() > 0)

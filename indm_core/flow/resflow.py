@@ -129,7 +129,7 @@ class ResFlow(Flow):
         self.num_dims = math.prod(shape)
         self.roulette = roulette or Roulette()
         self.eval_roulette = Roulette(law="geometric", parameter=coefficient, exact=eval_terms)
-        self.stop = Stop(lipschitz=coefficient, norm=constraint)
+        self.stop: Stop | None = Stop(lipschitz=coefficient, norm=constraint)
         self.exact_train, self.exact_eval = exact_train, exact_eval
         self.scales = nn.ModuleList()
         first_scale = next((scale for scale, num_blocks in enumerate(blocks) if num_blocks), 0)

