@@ -128,7 +128,7 @@ def test_a_run_of_then_goes_on_to_the_same_weights(killed):
     records = [read_metrics(place) for place in (killed / "indm", OLD / "indm")]
     assert [record.step for record in records[0]] == [3, 6]
     assert records[0][0] == records[1][0]
-    assert records[0][1].terms["nelbo"] == pytest.approx(records[1][1].terms["nelbo"], rel=1e-5)
+    assert records[0][1].terms["nelbo"] == pytest.approx(records[1][1].terms["nelbo"], rel=1e-4)
     assert read_run(killed / "indm" / "config.json") == read_run(OLD / "indm" / "config.json")
 
 
