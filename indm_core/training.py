@@ -56,7 +56,8 @@ class AdamW:
         lr: Learning rate.
         beta_1, beta_2: Decay of the first and second moments.
         weight_decay: Decoupled weight decay; 0 is Adam.
-        clip: Largest norm of the network's gradient; infinity for none.
+        clip: Largest norm of the network's gradient, of a loss in nats, a sum over the D dimensions; infinity for none. A
+            published clip of 1 on the mean over dimensions is a clip of D here.
         warmup: Steps over which the learning rate rises linearly to `lr`.
     """
 
