@@ -24,6 +24,7 @@ from torch import Tensor
 from indm_core.model import GenerativeModel, LinearModel
 from indm_core.noise import Noise
 from indm_core.ode import State, in_sqrt_time, rk45
+from indm_core.ranges import check_positive
 from indm_core.sample import Score
 from indm_core.sde import SDE, LinearSDE, apply
 from indm_core.shapes import Float
@@ -76,9 +77,12 @@ def draw(
 
     References: Kim et al. 2022, appendix F (temperature, stopping time, z_T^phi).
     """
-    if not (temperature > 0 and start_temperature > 0):
-        raise ValueError(f"temperature={temperature} and start_temperature={start_temperature} must be positive")
+    check_positive(temperature=temperature, start_temperature=start_temperature)
     if start is None:
+        if not math.isclose(float(ts[0]), model.t_start, rel_tol=1e-9):
+            raise ValueError(
+                f"ts[0]={float(ts[0]):g} must be the model's t_start={model.t_start:g}, where its law is drawn"
+            )
         u = model.sample_start(model.state_like(num, like), generator, start_temperature)
     else:
         u_0, _ = model.encode(start.to(like), generator)
@@ -109,7 +113,8 @@ def forward_path(model: GenerativeModel, x: Tensor, ts: Tensor, generator: Noise
 
     References: Kim et al. 2022, Figure 8 (with a bridge: from one data set to the other).
     """
-    if ts.ndim != 1 or not bool((ts.diff() > 0).all()) or not 0 <= float(ts[0]) <= float(ts[-1]) <= model.sde.t_max:
+    inside = bool(ts.numel()) and 0 <= float(ts.min()) <= float(ts.max()) <= model.sde.t_max
+    if ts.ndim != 1 or not inside or not bool((ts.diff() > 0).all()):
         raise ValueError(f"ts={ts.tolist()} must increase within [0, {model.sde.t_max:g}]")
     sde, rungs = model.sde, []
     u, _ = model.encode(x, generator)

@@ -41,6 +41,7 @@ from indm_core.frechet import (
     frechet_from_samples,
     frechet_infinity,
 )
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.shapes import Float
 
 __all__ = [
@@ -168,14 +169,14 @@ def kernel_distance(
 
     Args:
         features_a, features_b: One sample per row, (n_a, d) and (n_b, d), at least 2 each.
-        degree, coef0: Of the kernel.
-        gamma: Of the kernel; None is 1/d.
+        degree, coef0: Of the kernel: a whole number from 1, and a number from 0, without which it is none.
+        gamma: Of the kernel, positive; None is 1/d.
         num_subsets: How many subsets; where the subset is both whole sets it is evaluated once.
         subset_size: m, clipped to the smaller of n_a and n_b.
         generator: Draws the subsets.
 
-    Raises: ValueError for fewer than 2 samples, mismatched d, values that are not finite, num_subsets < 1 and
-        subset_size < 2.
+    Raises: ValueError for fewer than 2 samples, mismatched d, values that are not finite, an argument out of its range,
+        num_subsets < 1 and subset_size < 2.
 
     References: Gretton et al. 2012, Lemma 6; Binkowski et al. 2018, Eq. 4.
     """
@@ -183,6 +184,11 @@ def kernel_distance(
     b = as_samples("features_b", features_b, at_least=2).to(a.device)
     if a.shape[1] != b.shape[1]:
         raise ValueError(f"features_b: {b.shape[1]} features a sample, but features_a has {a.shape[1]}")
+    if not isinstance(degree, int) or degree < 1:
+        raise ValueError(f"degree={degree} must be a whole number, at least 1")
+    check_not_negative(coef0=coef0)
+    gamma = 1 / a.shape[1] if gamma is None else gamma
+    check_positive(gamma=gamma)
     if num_subsets < 1:
         raise ValueError(f"num_subsets={num_subsets}: at least 1 is needed")
     if subset_size < 2:
@@ -190,7 +196,6 @@ def kernel_distance(
     size = min(subset_size, len(a), len(b))
     if size == len(a) == len(b):
         num_subsets = 1
-    gamma = 1 / a.shape[1] if gamma is None else gamma
 
     def kernel(x: Tensor, y: Tensor) -> Tensor:
         return (gamma * (x @ y.T) + coef0).pow(degree)

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from indm_core.errors import ConvergenceError
+from indm_core.ranges import check_positive
 
 __all__ = ["State", "in_sqrt_time", "rk45"]
 
@@ -55,11 +56,12 @@ def rk45(
         The state at t_1 and the number of evaluations of f that each row took, (b,).
 
     Raises:
-        ValueError: a tolerance that is not positive.
+        ValueError: a tolerance that is not positive, or a number that is not finite.
         ConvergenceError: a step size below the resolution of t, a value that is not finite, or too many steps.
     """
-    if not (rtol > 0 and atol > 0):
-        raise ValueError(f"rtol={rtol:g} and atol={atol:g} must be positive")
+    check_positive(rtol=rtol, atol=atol)
+    if not (math.isfinite(t_0) and math.isfinite(t_1)):
+        raise ValueError(f"t_0={t_0} and t_1={t_1} must be finite")
     b, device = state[0].shape[0], state[0].device
     sign = 1.0 if t_1 > t_0 else -1.0
     rows = torch.arange(b, device=device)

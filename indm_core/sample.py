@@ -4,9 +4,9 @@ Every sampler has the form  sample_x(sde, score, u, ts, *, generator=None, ...) 
 inside [t_min, t_max]. Noise comes from `generator`; a sequence of generators, one per sample, makes each sample independent of
 its batch.
 
-    EM      u_s = u_t - h [drift - GG^T score] + sqrt(h) G z,   h = t - s                    (weak order 1)
-    PC      Langevin steps at t, then EM to s                                                 (Song et al. 2021, Alg. 2-5)
-    ODE     the probability-flow ODE by an adaptive Dormand-Prince 5(4), a step size per sample
+    EM      u_s = u_t - h [drift - GG^T score] + sqrt(h) G z,   h = t - s        (weak order 1; order 1 without noise, lam = 0)
+    PC      Langevin steps at t, then EM to s    (Song et al. 2021, Alg. 2-5; no order: the Langevin steps keep their length)
+    ODE     the probability-flow ODE by an adaptive Dormand-Prince 5(4), a step size per sample; to a tolerance
 
 References:
     Song et al. 2021, "Score-based generative modeling through SDEs".
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sde import SDE, apply, sqrt_psd
 from indm_core.times import check_times, edm_times, log_rho_times, power_times, uniform_times
 
@@ -59,8 +60,7 @@ def sample_em(sde: SDE, score: Score, u: Tensor, ts: Tensor, *, generator: Noise
     """
     check_times(sde, ts)
     sde.check_state(u)
-    if lam < 0:
-        raise ValueError(f"lam={lam} must not be negative")
+    check_not_negative(lam=lam)
     for t, s in pairwise(ts):
         u = _em_step(sde, score, u, t, s, lam, generator)
     return u
@@ -100,8 +100,7 @@ def sample_pc(
     """
     check_times(sde, ts)
     sde.check_state(u)
-    if snr <= 0:
-        raise ValueError(f"snr={snr} must be positive")
+    check_positive(snr=snr)
     if corrector_steps < 0:
         raise ValueError(f"corrector_steps={corrector_steps} must not be negative")
     for t, s in pairwise(ts):

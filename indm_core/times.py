@@ -16,6 +16,7 @@ import math
 import torch
 from torch import Tensor
 
+from indm_core.ranges import check_positive
 from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
@@ -37,11 +38,10 @@ def power_times(
     sde: SDE, num_steps: int, power: float, *, low: float | None = None, high: float | None = None
 ) -> Float[Tensor, " n"]:
     """Times equally spaced in t^(1/power): power 2 is the quadratic grid, dense at small t."""
-    if power <= 0:
-        raise ValueError(f"power={power} must be positive")
+    check_positive(power=power)
     share, (low, high) = _descending(num_steps), _ends(sde, low, high)
     first, last = low ** (1 / power), high ** (1 / power)
-    return ((first + share * (last - first)) ** power).clamp(low, high)
+    return _with_lengths(((first + share * (last - first)) ** power).clamp(low, high), power)
 
 
 def log_rho_times(
@@ -57,17 +57,23 @@ def edm_times(
     sde: LinearSDE, num_steps: int, power: float = 7.0, *, low: float | None = None, high: float | None = None
 ) -> Float[Tensor, " n"]:
     """Times equally spaced in rho^(1/power) (Karras et al. 2022, Eq. 5)."""
-    if power <= 0:
-        raise ValueError(f"power={power} must be positive")
+    check_positive(power=power)
     share, (low, high) = _descending(num_steps), _ends(sde, low, high)
     first, last = (torch.exp(v / power) for v in _log_rho(sde, low, high))
-    return _times_of(sde, power * torch.log(first + share * (last - first)), low, high)
+    return _times_of(sde, _with_lengths(power * torch.log(first + share * (last - first)), power), low, high)
 
 
 def _descending(num_steps: int) -> Tensor:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
+
+
+def _with_lengths(values: Tensor, power: float) -> Tensor:
+    """Decreasing values; refuses a power at which rounding makes neighbours equal."""
+    if not (values.diff() < 0).all():
+        raise ValueError(f"power={power}: of the {len(values) - 1} steps some have no length; take a power nearer to 1")
+    return values
 
 
 def _ends(sde: SDE, low: float | None, high: float | None) -> tuple[float, float]:

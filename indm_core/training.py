@@ -33,6 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.model import Losses, Trainable
+from indm_core.ranges import check_not_negative, check_positive
 
 __all__ = [
     "AdamW",
@@ -56,7 +57,8 @@ class AdamW:
         lr: Learning rate.
         beta_1, beta_2: Decay of the first and second moments.
         weight_decay: Decoupled weight decay; 0 is Adam.
-        clip: Largest norm of the network's gradient.
+        clip: Largest norm of the network's gradient, of a loss in nats, a sum over the D dimensions; infinity for none. A
+            published clip of 1 on the mean over dimensions is a clip of D here.
         warmup: Steps over which the learning rate rises linearly to `lr`.
     """
 
@@ -68,9 +70,12 @@ class AdamW:
     warmup: int = 0
 
     def __post_init__(self) -> None:
-        if self.lr <= 0 or self.clip <= 0 or self.weight_decay < 0 or self.warmup < 0:
-            settings = f"lr={self.lr}, clip={self.clip}, weight_decay={self.weight_decay}, warmup={self.warmup}"
-            raise ValueError(f"{settings}: lr and clip must be positive, weight_decay and warmup not negative")
+        check_positive(lr=self.lr)
+        check_not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
+        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
+            raise ValueError(f"beta_1={self.beta_1} and beta_2={self.beta_2} must lie in [0, 1)")
+        if not self.clip > 0:
+            raise ValueError(f"clip={self.clip} must be positive; inf leaves gradients as they are")
 
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
@@ -134,6 +139,8 @@ class Trainer(Generic[T]):
             raise ValueError(f"optimisers: no settings for {sorted(missing)}; given are {sorted(optimisers)}")
         if not 0 <= ema_decay < 1:
             raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1)")
+        if not max_skipped >= 1:
+            raise ValueError(f"max_skipped={max_skipped} must be at least 1")
         self.model, self.settings = model, {name: optimisers[name] for name in trained}
         self.optimisers = {name: _adamw(network, self.settings[name]) for name, network in trained.items()}
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
@@ -156,7 +163,7 @@ class Trainer(Generic[T]):
 
         Raises:
             NonFiniteLossError: `max_skipped` steps in a row were not finite; the parameters are the last good ones.
-            ValueError: a phase that would train frozen networks only.
+            ValueError: no batch, or a phase that would train frozen networks only.
         """
         if self._phase != self.model.phase(self.step_count):
             self._begin_phase(self.model.phase(self.step_count))
@@ -164,6 +171,8 @@ class Trainer(Generic[T]):
         for network in self.frozen.values():
             network.eval()
         batches = list(batches)
+        if not batches:
+            raise ValueError("batches: none; a step takes at least one")
         totals: dict[str, Tensor] = {}
         for i, (x, y) in enumerate(batches):
             with self._synchronise(last=i + 1 == len(batches)):

@@ -14,7 +14,7 @@ CORE = sorted((ROOT / "indm_core").rglob("*.py"))
 ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "indm_core"} | set(sys.stdlib_module_names)
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
-    {"shapes", "noise", "errors"},
+    {"shapes", "noise", "errors", "ranges"},
     {"flow", "nn", "frechet", "ode"},
     {"sde", "metrics"},
     {"times"},

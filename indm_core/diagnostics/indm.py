@@ -49,6 +49,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, branch, rademacher_like
 from indm_core.ode import State, in_sqrt_time, rk45
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sample import Score
 from indm_core.sde import SDE, LinearSDE, apply, inverse, sqrt_psd
 from indm_core.shapes import Float
@@ -209,8 +210,7 @@ def induced_norm_ratio(
         raise ValueError(
             f"u: its blocks have size {u.shape[-1]}; a norm ratio of the data needs an SDE in x alone, K = 1"
         )
-    if not dt > 0:
-        raise ValueError(f"dt={dt} must be positive")
+    check_positive(dt=dt)
     x, drift, volatility = induced_sde(model, u, t)
     without_flow = model.sde.project(model.sde.drift(model.sde.embed(x), t)).flatten(1)
     return math.sqrt(dt) * (drift - without_flow).norm(dim=1) / volatility.flatten(1).norm(dim=1)
@@ -327,10 +327,8 @@ def discretisation_error(
     References: Kim et al. 2022, Figure 6 and Theorem 4.
     """
     check_times(sde, ts)
-    if not a > 0:
-        raise ValueError(f"a={a} must be positive")
-    if lam < 0:
-        raise ValueError(f"lam={lam} must not be negative")
+    check_positive(a=a)
+    check_not_negative(lam=lam)
 
     def exact(t: Tensor) -> tuple[Tensor, Tensor]:
         psi = sde.psi0(t)

@@ -33,7 +33,9 @@ from torch import Tensor, nn
 from indm_core.model.adjoint import Path, StochasticAdjoint
 from indm_core.model.base import GenerativeModel, Losses, Node
 from indm_core.model.diffusion import with_parameters
+from indm_core.model.repeatable import check_repeatable
 from indm_core.noise import Noise, rand, randn_like
+from indm_core.ranges import check_positive
 from indm_core.sde import LearnedSDE, Volatility
 from indm_core.shapes import Float
 
@@ -47,15 +49,24 @@ MOST_STEPS = 10_000
 def fixed_times(num_steps: int, t_max: float, beta: float = BETA) -> Float[Tensor, " n"]:
     """t_i = (i/N)^(1/beta) T for i = 0, ..., N, increasing, float64: longer steps towards the noise where beta < 1.
 
+    Raises:
+        ValueError: N < 1, or a T or beta that is not positive and finite or leaves steps without length.
+
     References: Zhang, Chen 2021, section 3.3 (the text prints the reciprocal exponent, which would do the opposite).
     """
-    return t_max * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64) ** (1 / beta)
+    check_positive(t_max=t_max, beta=beta)
+    if num_steps < 1:
+        raise ValueError(f"num_steps={num_steps} must be at least 1")
+    ts = t_max * torch.linspace(0, 1, num_steps + 1, dtype=torch.float64) ** (1 / beta)
+    if not (ts.diff() > 0).all():
+        raise ValueError(f"beta={beta}: of the {num_steps} steps some have no length; take one nearer to 1")
+    return ts
 
 
 def flexible_times(
     num_steps: int, t_max: float, like: Tensor, generator: Noise = None, beta: float = BETA
 ) -> Float[Tensor, " n"]:
-    """Times drawn anew for each batch: t_i uniform between those of a fixed grid of N - 1 steps, t_0 = 0 and t_N = T."""
+    """Times drawn anew for each batch: t_i uniform between those of a fixed grid of N - 1 >= 1 steps, t_0 = 0 and t_N = T."""
     bins = fixed_times(num_steps - 1, t_max, beta)
     inner = bins[:-1] + rand(num_steps - 1, like, generator).cpu() * bins.diff()
     return torch.cat([bins[:1], inner, bins[-1:]])
@@ -86,7 +97,8 @@ class DiffFlow(GenerativeModel):
     """Drift, score and the path between data and N(0, I).
 
     Args:
-        drift: Backbone of T f: drift(x, t / T, y) -> like x. Neither network may draw (dropout): the sweep evaluates it anew.
+        drift: Backbone of T f: drift(x, t / T, y) -> like x. Neither network may draw (dropout): the sweep evaluates it anew
+            (see `repeatable`).
             Without parameters (`LinearDrift`) it is fixed.
         score: Backbone of g(t) sqrt(T) s.
         shape: Event of the data.
@@ -94,13 +106,13 @@ class DiffFlow(GenerativeModel):
         g_end: Volatility at T, towards which it moves geometrically; None keeps it at g, as published.
         t_max: T.
         beta: Of the grid t_i = (i/N)^(1/beta) T, positive; published: 0.9.
-        t_min: Where samplers and likelihoods stop; None takes the first time of the finest fixed grid.
+        t_min: Where samplers and likelihoods stop, above 0; None takes the first time of the finest fixed grid.
         schedule: (first optimiser step, N) in increasing order, the first at 0: progressive training.
         flexible: Whether times are drawn anew for each batch.
         adjoint: Whether gradients come from the stochastic adjoint, else from plain automatic differentiation.
 
     Raises:
-        ValueError: an argument out of range; N < 2; a network with dropout.
+        ValueError: an argument out of range; N < 2; a network that gives another value at each call.
     """
 
     def __init__(
@@ -120,25 +132,23 @@ class DiffFlow(GenerativeModel):
     ) -> None:
         super().__init__()
         volatility = Volatility(first=g, last=g if g_end is None else g_end, t_max=t_max)
-        if not beta > 0:
-            raise ValueError(f"beta={beta} must be positive")
         starts, sizes = [first for first, _ in schedule], [num for _, num in schedule]
         if not starts or starts[0] != 0 or any(a >= b for a, b in pairwise(starts)):
             raise ValueError(f"schedule={tuple(schedule)}: its steps must begin at 0 and increase")
         if min(sizes) < 2 or max(sizes) > MOST_STEPS:
             wrong = min(sizes) if min(sizes) < 2 else max(sizes)
             raise ValueError(f"schedule={tuple(schedule)}: N={wrong} must be at least 2 and at most {MOST_STEPS:,}")
-        if any(isinstance(m, nn.Dropout) and m.p > 0 for network in (drift, score) for m in network.modules()):
-            raise ValueError(
-                "dropout: the adjoint evaluates a network twice at a state, and the two must agree; set it to 0"
-            )
+        for name, network in (("drift", drift), ("score", score)):
+            check_repeatable(name, network, shape)
         self.drift_network, self.score_network = drift, score
         self.shape, self.g, self.t_start, self.beta = tuple(shape), volatility, t_max, beta
         self.schedule, self.flexible, self.adjoint = tuple(schedule), flexible, adjoint
         self.num_steps = sizes[-1]
         first = float(fixed_times(max(sizes), t_max, beta)[1])
-        if t_min is not None and not 0 <= t_min < t_max:
-            raise ValueError(f"t_min={t_min} must lie in [0, t_max={t_max})")
+        if t_min is not None and not 0 < t_min < t_max:
+            raise ValueError(
+                f"t_min={t_min} must lie strictly between 0 and t_max={t_max}: data enter by a step from 0 to t_min"
+            )
         self.sde = LearnedSDE(f=self.f, g=volatility, t_min=first if t_min is None else t_min, t_max=t_max)
 
     def f(self, x: Tensor, t: Tensor) -> Tensor:

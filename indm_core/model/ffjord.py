@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from indm_core.model.base import GenerativeModel, Losses, Node
+from indm_core.model.repeatable import check_repeatable
 from indm_core.noise import Noise, rademacher_like, randn_like
 from indm_core.sde import LearnedODE
 from indm_core.times import uniform_times
@@ -42,19 +43,21 @@ class FFJORD(GenerativeModel):
     """A learned drift between data and N(0, I), without noise.
 
     Args:
-        drift: Backbone of T f: drift(x, t / T, y) -> like x. It may not draw (dropout): a step is evaluated anew.
+        drift: Backbone of T f: drift(x, t / T, y) -> like x. It may not draw (dropout): a step is evaluated
+            anew (see `repeatable`).
         shape: Event of the data.
         t_max: T, positive.
         num_steps: N of training, at least 1; 4 N evaluations of the drift for a sample.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; a network that gives another value at each call.
     """
 
     def __init__(self, drift: nn.Module, *, shape: tuple[int, ...], t_max: float = 1.0, num_steps: int = 10) -> None:
         super().__init__()
         if num_steps < 1:
             raise ValueError(f"num_steps={num_steps} must be at least 1")
+        check_repeatable("drift", drift, shape)
         self.drift_network, self.shape, self.num_steps = drift, tuple(shape), num_steps
         self.sde, self.t_start = LearnedODE(f=self.f, t_max=t_max), t_max
 

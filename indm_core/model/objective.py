@@ -14,8 +14,11 @@ References:
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from indm_core.ranges import check_not_negative
 
 __all__ = ["Mode", "Objective"]
 
@@ -48,9 +51,6 @@ class Objective:
     def __post_init__(self) -> None:
         if self.mode not in ("nll", "fid"):
             raise ValueError(f"mode={self.mode!r} is neither 'nll' nor 'fid'")
-        if self.pretrain_steps < 0:
-            raise ValueError(f"pretrain_steps={self.pretrain_steps} must not be negative")
-        if self.soft_truncation and not self.soft_truncation >= 1:
-            raise ValueError(f"soft_truncation={self.soft_truncation} must be at least 1, or 0 for none")
-        if not self.data_var >= 0:
-            raise ValueError(f"data_var={self.data_var} must not be negative; 0 means no preconditioning")
+        check_not_negative(pretrain_steps=self.pretrain_steps, data_var=self.data_var)
+        if self.soft_truncation and not 1 <= self.soft_truncation < math.inf:
+            raise ValueError(f"soft_truncation={self.soft_truncation} must be at least 1 and finite, or 0 for none")

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from indm_core.noise import Noise, rand
+from indm_core.ranges import check_not_negative
 from indm_core.sde import LinearSDE, apply, inverse
 from indm_core.shapes import Float
 
@@ -46,8 +47,7 @@ class ScoreModel(nn.Module):
 
     def __init__(self, backbone: nn.Module, sde: LinearSDE, data_var: float = 0.0) -> None:
         super().__init__()
-        if not data_var >= 0:
-            raise ValueError(f"data_var={data_var} must not be negative; 0 means no preconditioning")
+        check_not_negative(data_var=data_var)
         self.backbone, self.sde, self.data_var = backbone, sde, data_var
 
     def eps(self, u: Float[Tensor, "b *event k"], t: Float[Tensor, "*t"], y: Tensor | None = None) -> Tensor:

@@ -35,6 +35,8 @@ from indm_core.shapes import Float, Int
 __all__ = ["NEAR_ZERO", "ConditionEmbedding", "FourierEmbedding", "PositionalEmbedding", "initialised"]
 
 NEAR_ZERO = 1e-10
+MOST_TURNS = 2**12
+"""Bound of a Fourier embedding's scale: ticks of 2^-16 in 32 bits hold frequencies of up to eight times that."""
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
 
 
@@ -78,7 +80,7 @@ class FourierEmbedding(nn.Module):
 
     Args:
         num_features: n, even.
-        scale: standard deviation of f_i, in turns per unit of s.
+        scale: standard deviation of f_i, positive, in turns per unit of s.
     """
 
     ticks: Tensor
@@ -87,6 +89,8 @@ class FourierEmbedding(nn.Module):
         super().__init__()
         if num_features < 2 or num_features % 2:
             raise ValueError(f"num_features must be even and positive, got {num_features}")
+        if not 0 < scale < MOST_TURNS:
+            raise ValueError(f"scale={scale} must be positive and below {MOST_TURNS}")
         f = scale * torch.randn(num_features // 2, generator=generator)
         self.register_buffer("ticks", (f * 2**16).round().to(torch.int32))
 

@@ -207,6 +207,8 @@ class UNet(nn.Module):
             raise ValueError(f"nf must be a positive multiple of 4, got {nf}")
         if num_res_blocks < 1:
             raise ValueError(f"num_res_blocks must be at least 1, got {num_res_blocks}")
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout={dropout} must lie in [0, 1)")
         if progressive_input not in ("none", "residual"):
             raise ValueError(f"progressive_input must be 'none' or 'residual', got {progressive_input!r}")
         if len(shape) != 3 or not ch_mult or min(ch_mult) < 1:

@@ -49,8 +49,8 @@ class Volatility:
     t_max: float
 
     def __post_init__(self) -> None:
-        if not (self.first > 0 and self.last > 0 and self.t_max > 0):
-            raise ValueError(f"g={self.first}, g_end={self.last} and t_max={self.t_max} must be positive")
+        if not all(0 < value < math.inf for value in (self.first, self.last, self.t_max)):
+            raise ValueError(f"g={self.first}, g_end={self.last} and t_max={self.t_max} must be positive and finite")
 
     def __call__(self, t: Tensor) -> Tensor:
         """g at times of any shape, in their dtype."""
@@ -100,10 +100,14 @@ class LearnedSDE(_Learned):
     Args:
         f: The drift of x, t of shape (b,).
         g: Volatility.
-        t_min, t_max: Where samplers and likelihoods stay.
+        t_min, t_max: Where samplers and likelihoods stay, 0 < t_min < t_max.
     """
 
     g: Volatility
+
+    def __post_init__(self) -> None:
+        if not 0 < self.t_min < self.t_max < math.inf:
+            raise ValueError(f"t_min={self.t_min} must lie strictly between 0 and t_max={self.t_max}, both finite")
 
     def GG(self, t: Tensor) -> Tensor:
         return self.g(t).square()[..., None, None]
@@ -142,8 +146,10 @@ class LearnedODE(_Learned):
     t_min: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.t_min != 0 or not self.t_max > 0:
-            raise ValueError(f"t_min={self.t_min} must be 0, where the data are, and t_max={self.t_max} positive")
+        if self.t_min != 0 or not 0 < self.t_max < math.inf:
+            raise ValueError(
+                f"t_min={self.t_min} must be 0, where the data are, and t_max={self.t_max} positive and finite"
+            )
 
     def GG(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)[..., None, None]

@@ -175,9 +175,9 @@ def test_bound_and_likelihood_of_a_stationary_gaussian():
 
 def test_without_noise_it_is_the_flow_of_its_drift():
     """Theorem 1: at g = 1e-6 the likelihood of the marginal ODE is that of dx = f dt."""
-    model = make(g=1e-6, t_min=0.0)
+    model = make(g=1e-6, t_min=1e-12)
     x = randn(4, D)
-    ours = log_prob_u(model, x.unsqueeze(-1), 0.0, exact_divergence=True, rtol=1e-9, atol=1e-9)
+    ours = log_prob_u(model, x.unsqueeze(-1), 1e-12, exact_divergence=True, rtol=1e-9, atol=1e-9)
 
     def field(t, state, rows):
         x, _ = state
@@ -323,9 +323,7 @@ def test_refused(options, message):
         make(**options)
 
 
-def test_networks_that_draw_are_refused():
-    with pytest.raises(ValueError, match="dropout: the adjoint evaluates a network twice"):
-        DiffFlow(nn.Sequential(nn.Dropout(0.1)), SmallBackbone(D), shape=(D,))
+def test_grids_that_are_too_short_are_refused():
     with pytest.raises(ValueError, match="num_steps=1: a DiffFlow trained on N=6 steps is sampled in 2 to 6"):
         make().times(1, 0.0)
 
