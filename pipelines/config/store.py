@@ -21,6 +21,7 @@ from pipelines.config.modules import import_file
 from pipelines.config.run import RunConfig, from_document, to_document
 from pipelines.data.spec import DataSpec
 from pipelines.storage.files import write_text
+from pipelines.storage.paths import local_path
 
 __all__ = ["digest", "identity", "load", "read_run", "write_run"]
 
@@ -84,7 +85,7 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
     """
     if module:
         import_file(module)
-    directory = Path(path)
+    directory = local_path(path, "run")
     run, spec = read_run(directory / "config.json")
     file = directory / "model.safetensors"
     if not file.is_file():

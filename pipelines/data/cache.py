@@ -18,7 +18,7 @@ from pipelines.data.readers.embedded import embedded
 from pipelines.data.source import Options
 from pipelines.storage.files import new_directory
 
-__all__ = ["data_directory", "embedded", "ensure"]
+__all__ = ["data_directory", "ensure"]
 
 
 def data_directory(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
@@ -38,10 +38,10 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
     Raises:
         ValueError: the source cannot be prepared, or was prepared otherwise than the options ask.
     """
-    if (Path(source) / CARD).is_file():
-        _check_prepared(load_card(source), source, options)
-        return Path(source).resolve()
     directory, origin = data_directory(source, root, options), canonical(source)
+    if not embedded(origin) and (Path(origin) / CARD).is_file():
+        _check_prepared(load_card(origin), origin, options)
+        return Path(origin)
     if not _current(directory, origin, options):
         with new_directory(directory, keep=lambda: _current(directory, origin, options)) as building:
             prepare(source, building, options)

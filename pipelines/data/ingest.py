@@ -1,10 +1,10 @@
 """Any known format -> Parquet shards and a card: `prepare`.
 
 A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first of the readers that recognises it
-streams its splits. Each row is checked on the way: an integer k must satisfy 0 <= k < L, a vector must be finite, a
-label must be -1 or more. Rows that do not decode are skipped and counted, up to the share `max_skip` of a split. A
-source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a permutation that
-depends on (seed, n) only become `test`. The card is written last.
+streams its splits. The labels are read first, and become classes (labels.py). Each row is checked on the way: an integer k
+must satisfy 0 <= k < L, a vector must be finite. Rows that do not decode are skipped and counted, up to the share
+`max_skip` of a split. A source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a
+permutation that depends on (seed, n) only become `test`. The card is written last.
 """
 
 from __future__ import annotations
@@ -13,14 +13,16 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.card import CARD, Card, Split, load_card, write_card
+from pipelines.data.labels import NONE, Classes, classes_of
 from pipelines.data.order import permutation
 from pipelines.data.origin import canonical, fingerprint, label
 from pipelines.data.readers import FORMATS, READERS
@@ -28,6 +30,7 @@ from pipelines.data.readers.embedded import embedded
 from pipelines.data.shards import ShardWriter
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.storage.files import flush
+from pipelines.storage.paths import local_path
 
 __all__ = ["prepare"]
 
@@ -43,7 +46,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     Raises:
         ValueError: an unknown format, or bad content; the message names file, row and remedy.
     """
-    directory, origin = Path(out).expanduser(), canonical(source)
+    directory, origin = local_path(out, "--out"), canonical(source)
     found = _open_source(origin, options)
     if not embedded(origin) and directory.resolve() == Path(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
@@ -77,14 +80,21 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
-    num_classes = found.num_classes
+    classes = _classes(found, options)
     for name, part in found.splits.items():
-        written, labels = _write(directory, card, found, _routes(name, part, found, options), part, options)
-        splits |= written
-        num_classes = max(num_classes, labels)
-    card = replace(card, splits=splits, num_classes=num_classes)
+        routes = _routes(name, part, found, options)
+        splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options)
+    card = replace(card, splits=splits, num_classes=classes.num, classes=classes.names)
     write_card(directory, card)
     return card
+
+
+def _classes(found: Source, options: Options) -> Classes:
+    """What the labels of the splits stand for."""
+    if options.labels == "ignore":
+        return Classes()
+    labels = {name: part.labels() if part.labels else NONE for name, part in found.splits.items()}
+    return classes_of(labels, lambda name, row: found.splits[name].locate(row), found.num_classes)
 
 
 def _open_source(origin: str, options: Options) -> Source:
@@ -192,13 +202,19 @@ class _Range:
 
 
 def _write(
-    directory: Path, card: Card, found: Source, routes: _Routes, part: SourceSplit, options: Options
-) -> tuple[dict[str, Split], int]:
-    """Write a source's split; returns the result's splits and the number of classes that the labels show."""
+    directory: Path,
+    card: Card,
+    found: Source,
+    routes: _Routes,
+    part: SourceSplit,
+    classes: Callable[[np.ndarray], np.ndarray],
+    options: Options,
+) -> dict[str, Split]:
+    """Write a source's split, whose rows are of some classes; returns the result's splits."""
     keep = {name: index for index, name in enumerate(routes.names) if not options.splits or name in options.splits}
     if not keep:
-        return {}, 0
-    bad, trained, classes = _Bad(part, routes, options.max_skip), _Range(found.shape), 0
+        return {}
+    bad, trained = _Bad(part, routes, options.max_skip), _Range(found.shape)
     with ExitStack() as opened:
         writers = {
             name: opened.enter_context(ShardWriter(directory, card, name, 16 * card.group_rows)) for name in keep
@@ -206,10 +222,10 @@ def _write(
         for chunk in _progress(part, " + ".join(keep)):
             bad.add(chunk)
             _check(chunk, card, found, part)
-            classes = max(classes, int(chunk.label.max(initial=-1)) + 1)
+            label = classes(chunk.row)
             for name, index in keep.items():
                 rows = routes.target[chunk.row] == index
-                writers[name].add(chunk.x[rows], chunk.label[rows])
+                writers[name].add(chunk.x[rows], label[rows])
                 if found.kind == "vector" and name == "train":
                     trained.add(chunk.x[rows])
         splits = {name: writer.close(int(bad.counts[keep[name]])) for name, writer in writers.items()}
@@ -220,11 +236,11 @@ def _write(
             )
     if found.kind == "vector" and "train" in keep:
         trained.check(card.source, found)
-    return splits, classes
+    return splits
 
 
 def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
-    """Every value within the levels (or finite), every label within the classes."""
+    """Every value within the levels, or finite."""
     if card.levels:
         wrong = (chunk.x < 0) | (chunk.x >= card.levels) if chunk.x.size else np.zeros(chunk.x.shape, bool)
         remedy = f"is not one of the {card.levels} levels 0 to {card.levels - 1}; give --levels or repair the row"
@@ -236,11 +252,6 @@ def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
         where = part.locate(int(chunk.row[index[0]]))
         where += f" column {found.column(index[1])}" if found.kind == "vector" else ""
         raise ValueError(f"{where}: the value {chunk.x[index]} {remedy}")
-    wrong = (chunk.label < -1) | (chunk.label >= (found.num_classes or 2**31 - 1))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        classes = f"0 to {found.num_classes - 1}" if found.num_classes else "0, 1, ... (-1: none)"
-        raise ValueError(f"{part.locate(int(chunk.row[row]))}: the label {chunk.label[row]} is not in {classes}")
 
 
 def _progress(part: SourceSplit, name: str) -> Iterator[Chunk]:

@@ -6,13 +6,14 @@ import hashlib
 from pathlib import Path
 
 from pipelines.data.readers.embedded import embedded
+from pipelines.storage.paths import local_path
 
 __all__ = ["canonical", "fingerprint", "label"]
 
 
 def canonical(source: str | Path) -> str:
     """A source as a card names it: an absolute path, or the name of an embedded set."""
-    return str(source) if embedded(str(source)) else str(Path(source).expanduser().resolve())
+    return str(source) if embedded(str(source)) else str(local_path(source, "source").resolve())
 
 
 def label(origin: str) -> str:

@@ -12,9 +12,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
+
+from pipelines.data.labels import Labels
 
 __all__ = [
     "Chunk",
@@ -32,6 +34,8 @@ __all__ = [
 
 BLOCK = 1 << 16
 """Rows that are checked at a time."""
+LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
+"""Options that the first cards did not know, with what was done without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +54,10 @@ class Options:
         splits: Which splits to keep; () keeps all.
         rows: Training rows of a generated set; it gets rows // 5 test rows.
         table: Which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
+        labels: classes: of the rows, where the source has them; ignore prepares the rows without.
+        separator: What divides the columns of a .csv file; those of a .tsv file are divided by tabs.
+        decimal: How its numbers are written, 1.5 or 1,5.
+        header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
     """
 
     name: str = ""
@@ -64,6 +72,10 @@ class Options:
     splits: tuple[str, ...] = ()
     rows: int = 50_000
     table: str = ""
+    labels: Literal["classes", "ignore"] = "classes"
+    separator: Literal["comma", "semicolon", "tab"] = "comma"
+    decimal: Literal["point", "comma"] = "point"
+    header: Literal["auto", "yes", "no"] = "auto"
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):
@@ -74,33 +86,45 @@ class Options:
                 raise ValueError(f"{argument}={getattr(self, argument)}: a share, at least 0 and below 1")
         if self.rows < 5:
             raise ValueError(f"rows={self.rows}: a generated set has at least 5")
+        if self.separator == self.decimal == "comma":
+            raise ValueError(
+                f"separator={self.separator}, decimal={self.decimal}: a comma is one of them; give --separator"
+            )
 
     def to_json(self) -> str:
-        """Canonical JSON: equal options give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Canonical JSON: equal options give equal text, also to that of a version that had not all of them."""
+        said = {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+        return json.dumps(said, sort_keys=True)
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a split: x (m, *shape), label (m,) (-1: none), row (m,) in the split, and the bad ones."""
+    """Consecutive rows of a split: x (m, *shape), row (m,) in the split, and the bad ones."""
 
     x: np.ndarray
-    label: np.ndarray
     row: np.ndarray
     bad: tuple[tuple[int, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSplit:
-    """A split: its number of rows, a stream of them, and the name of a row in the source's files."""
+    """A split.
+
+    Args:
+        count: Its number of rows.
+        chunks: Gives a stream of them.
+        locate: Names a row in the source's files.
+        labels: Reads the labels of all rows; None where the source has none.
+    """
 
     count: int
     chunks: Callable[[], Iterator[Chunk]]
     locate: Callable[[int], str]
+    labels: Callable[[], Labels] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: count the labels; columns: the
+    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: the labels tell; columns: the
     names of a table's, () for their numbers."""
 
     kind: str
@@ -121,12 +145,12 @@ def chunk_rows(row_bytes: int) -> int:
     return max(1, min(1024, 2**24 // row_bytes))
 
 
-def array_chunks(x: np.ndarray, label: np.ndarray) -> Iterator[Chunk]:
+def array_chunks(x: np.ndarray) -> Iterator[Chunk]:
     """The chunks of a split that is in memory."""
     step = chunk_rows(x[:1].nbytes or 1)
     for start in range(0, len(x), step):
         stop = min(start + step, len(x))
-        yield Chunk(x[start:stop], label[start:stop], np.arange(start, stop))
+        yield Chunk(x[start:stop], np.arange(start, stop))
 
 
 def records(stream: BinaryIO, size: int, count: int, file: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -149,8 +173,10 @@ def records(stream: BinaryIO, size: int, count: int, file: str) -> Iterator[tupl
 
 def in_memory(x: np.ndarray, file: str, label: np.ndarray | None = None) -> SourceSplit:
     """A split that is in memory; without labels where none are given."""
-    label = np.full(len(x), -1) if label is None else label
-    return SourceSplit(count=len(x), chunks=lambda: array_chunks(x, label), locate=lambda row: f"{file} row {row}")
+    labels = None if label is None else lambda: Labels.of([label])
+    return SourceSplit(
+        count=len(x), chunks=lambda: array_chunks(x), locate=lambda row: f"{file} row {row}", labels=labels
+    )
 
 
 def vectors(parts: dict[str, tuple[np.ndarray, str]]) -> Source:

@@ -14,15 +14,17 @@ import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from pipelines.data.card import one_line
+from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
 
 __all__ = ["read_array", "read_numpy"]
@@ -51,7 +53,8 @@ def read_numpy(source: str, options: Options) -> Source | None:
         y = [name for name in ("y", "label", "labels") if name in members]
         pairs = {"train": (x[0], y[0] if y else "")}
     splits = {
-        split: (_open_array(file, x), _open_array(file, y) if y in members else None) for split, (x, y) in pairs.items()
+        split: (_open_array(file, x), partial(_open_array, file, y, kinds="biufUS") if y in members else None)
+        for split, (x, y) in pairs.items()
     }
     return _numpy_source(splits, options)
 
@@ -105,8 +108,8 @@ def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     return read(stream)
 
 
-def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
-    """An array by its header; unless it is read whole, its rows have to lie one after the other."""
+def _open_array(file: Path, member: str, *, whole: bool = False, kinds: str = "biuf") -> _Array:
+    """An array by its header, of one of the kinds of dtype; unless it is read whole, its rows lie one after the other."""
     try:
         with _stream(file, member) as stream:
             shape, fortran, dtype = _header(stream)
@@ -118,8 +121,9 @@ def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
     held = _bytes(file, member)
     if math.prod(shape) * dtype.itemsize > held:
         raise ValueError(f"{array}: a header of shape {shape} {dtype}, but {held:,} bytes; save it again")
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers")
+    if dtype.hasobject or dtype.kind not in kinds:
+        words = " or text" if "U" in kinds else ""
+        raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers{words}")
     if fortran and len(shape) > 1 and not whole:
         raise ValueError(f"{array}: Fortran order cannot be streamed; save numpy.ascontiguousarray of it")
     if not shape or 0 in shape:
@@ -127,7 +131,7 @@ def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
     return array
 
 
-def _numpy_source(arrays: dict[str, tuple[_Array, _Array | None]], options: Options) -> Source:
+def _numpy_source(arrays: Mapping[str, tuple[_Array, Callable[[], _Array] | None]], options: Options) -> Source:
     train = next(iter(arrays.values()))[0]
     layout = _layout(train)
     vector = len(layout) == 1
@@ -159,12 +163,7 @@ def _layout(array: _Array) -> tuple[int, ...]:
     )
 
 
-def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> SourceSplit:
-    label = None  # not an array of as many as a header claims
-    if y is not None:
-        if y.dtype.kind not in "iu" or y.shape[0] != x.shape[0] or math.prod(y.shape[1:]) != 1:
-            raise ValueError(f"{y}: labels {y.shape} {y.dtype} for {x.shape[0]} rows; save one integer per row")
-        label = np.concatenate([block.reshape(-1) for _, block in y.rows()]).astype(np.int64)
+def _numpy_split(x: _Array, y: Callable[[], _Array] | None, layout: tuple[int, ...]) -> SourceSplit:
     channels_last = len(x.shape) == 4 and x.shape[1:] != layout
 
     def chunks() -> Iterator[Chunk]:
@@ -172,10 +171,17 @@ def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> Source
             images = np.moveaxis(block, -1, 1) if channels_last else block.reshape(len(block), *layout)
             with np.errstate(over="ignore"):
                 values = images.astype(np.float32) if x.dtype.kind == "f" else images
-            found = np.full(len(block), -1) if label is None else label[first : first + len(block)]
-            yield Chunk(values, found, np.arange(first, first + len(block)))
+            yield Chunk(values, np.arange(first, first + len(block)))
 
-    return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}")
+    labels = partial(_labels, y, x.shape[0]) if y else None
+    return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}", labels=labels)
+
+
+def _labels(y: Callable[[], _Array], rows: int) -> Labels:
+    array = y()
+    if array.shape[0] != rows or math.prod(array.shape[1:]) != 1:
+        raise ValueError(f"{array}: labels {array.shape} {array.dtype} for {rows} rows; save one per row, or {IGNORE}")
+    return Labels.of(block.reshape(-1) for _, block in array.rows())
 
 
 def _bytes(file: Path, member: str) -> int:

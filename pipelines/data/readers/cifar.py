@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import math
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipelines.data.card import one_line
+from pipelines.data.labels import Labels
 from pipelines.data.source import (
     Chunk,
     Options,
     Source,
     SourceSplit,
-    array_chunks,
     locate_among,
     records,
 )
@@ -51,7 +51,8 @@ def read_cifar(source: str, options: Options) -> Source | None:
     return Source(kind="image", shape=CIFAR_SHAPE, levels=256, num_classes=10, splits=splits)
 
 
-Batch = Callable[[Path], Iterator[Chunk]]
+Batch = Callable[[Path], Iterator[tuple[int, np.ndarray, Sequence[int]]]]
+"""Reads a file: (first row, images, labels) of consecutive rows."""
 
 
 def _batches(files: list[Path], read: Batch, count: Callable[[Path], int]) -> SourceSplit:
@@ -61,11 +62,14 @@ def _batches(files: list[Path], read: Batch, count: Callable[[Path], int]) -> So
     def chunks() -> Iterator[Chunk]:
         first = 0
         for file, rows in zip(files, counts, strict=True):
-            for chunk in read(file):
-                yield chunk._replace(row=chunk.row + first)
+            for start, x, _ in read(file):
+                yield Chunk(x, np.arange(first + start, first + start + len(x)))
             first += rows
 
-    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among(files, counts))
+    def labels() -> Labels:
+        return Labels.of(label for file in files for _, _, label in read(file))
+
+    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among(files, counts), labels=labels)
 
 
 def _binary_count(file: Path) -> int:
@@ -75,22 +79,21 @@ def _binary_count(file: Path) -> int:
     return size // record
 
 
-def _binary_batch(file: Path) -> Iterator[Chunk]:
+def _binary_batch(file: Path) -> Iterator[tuple[int, np.ndarray, Sequence[int]]]:
     with file.open("rb") as stream:
         for first, block in records(stream, 1 + math.prod(CIFAR_SHAPE), _binary_count(file), str(file)):
-            x, row = block[:, 1:].reshape(-1, *CIFAR_SHAPE), np.arange(first, first + len(block))
-            yield Chunk(x, block[:, 0].astype(np.int64), row)
+            yield first, block[:, 1:].reshape(-1, *CIFAR_SHAPE), block[:, 0].tolist()
 
 
 def _python_count(file: Path) -> int:
     return len(_load_batch(file)[1])
 
 
-def _python_batch(file: Path) -> Iterator[Chunk]:
-    return array_chunks(*_load_batch(file))
+def _python_batch(file: Path) -> Iterator[tuple[int, np.ndarray, Sequence[int]]]:
+    yield 0, *_load_batch(file)
 
 
-def _load_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _load_batch(file: Path) -> tuple[np.ndarray, list[int]]:
     try:
         with file.open("rb") as stream:
             batch = BatchUnpickler(stream, encoding="bytes").load()
@@ -100,7 +103,7 @@ def _load_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(f"{file}: refused as a CIFAR-10 batch ({one_line(error)}); unpack the archive again") from None
     if not isinstance(labels, list) or len(labels) != len(x) or not all(isinstance(label, int) for label in labels):
         raise ValueError(f"{file}: no 'labels' with one integer for each of {len(x)} images; unpack the archive again")
-    return x.reshape(-1, *CIFAR_SHAPE), np.array(labels, np.int64)
+    return x.reshape(-1, *CIFAR_SHAPE), labels
 
 
 class _Dtype:

@@ -52,7 +52,7 @@ def read_csv(source: str, options: Options) -> Source | None:
 
     def chunks() -> Iterator[Chunk]:
         for _, first, block in _blocks(file, np.float32):
-            yield Chunk(block, np.full(len(block), -1), np.arange(first, first + len(block)))
+            yield Chunk(block, np.arange(first, first + len(block)))
 
     part = SourceSplit(count=rows, chunks=chunks, locate=lambda row: f"{file} row {row}")
     return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part}, columns=tuple(names))

@@ -27,6 +27,7 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 
 from pipelines.data.card import one_line
+from pipelines.data.labels import Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
 
 __all__ = ["CLASSES", "read_idx"]
@@ -88,16 +89,16 @@ def _file(directory: Path, name: str, rank: int) -> Path | None:
 
 def _split(files: _Files, subset: str) -> SourceSplit:
     count = _sizes(files.images, 3)[0]
-    label = _labels(files.labels, files.images, count, subset) if files.labels else np.full(count, -1)
+    told = files.labels
     shape = _shape(files.images, subset)
 
     def chunks() -> Iterator[Chunk]:
         for first, block in _records(files.images, 3):
-            stop = first + len(block)
             upright = block.reshape(-1, shape[2], shape[1]).swapaxes(1, 2) if subset else block
-            yield Chunk(upright.reshape(-1, *shape), label[first:stop], np.arange(first, stop))
+            yield Chunk(upright.reshape(-1, *shape), np.arange(first, first + len(block)))
 
-    return SourceSplit(count=count, chunks=chunks, locate=lambda row: f"{files.images} row {row}")
+    labels = (lambda: Labels.of([_labels(told, files.images, count, subset)])) if told else None
+    return SourceSplit(count=count, chunks=chunks, locate=lambda row: f"{files.images} row {row}", labels=labels)
 
 
 def _shape(images: Path, subset: str) -> tuple[int, int, int]:

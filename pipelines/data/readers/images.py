@@ -21,13 +21,14 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.card import one_line
+from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.source import (
     Chunk,
     Options,
@@ -47,6 +48,14 @@ FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 SPLITS = {"train": "train", "test": "test", "valid": "valid", "validation": "valid", "val": "valid"}
+LABELS = (
+    pa.types.is_integer,
+    pa.types.is_floating,
+    pa.types.is_boolean,
+    pa.types.is_string,
+    pa.types.is_large_string,
+    pa.types.is_null,
+)
 GREY = {"1", "L", "LA"}
 COLOUR = {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}
 
@@ -126,15 +135,11 @@ def read_folder(source: str, options: Options) -> Source | None:
     classes = sorted({name for found in files.values() for name, _ in found})
     if "" in classes and len(classes) > 1:
         raise ValueError(f"{root}: images both beside and inside class folders such as {classes[1]!r}; sort them all")
-    label = {name: -1 if name == "" else index for index, name in enumerate(classes)}
     train = [file for _, file in next(iter(files.values()))]
     fit = _probe(((file.read_bytes(), str(file)) for file in train[:: -(-len(train) // 16)]), options)
-    splits = {
-        split: _folder_split([(file, label[name]) for name, file in found], fit) for split, found in files.items()
-    }
+    splits = {split: _folder_split(found, fit) for split, found in files.items()}
     shape = (fit.channels, fit.height, fit.width)
-    num_classes = 0 if "" in classes else len(classes)
-    return Source(kind="image", shape=shape, levels=256, splits=splits, num_classes=num_classes, resizable=True)
+    return Source(kind="image", shape=shape, levels=256, splits=splits, resizable=True)
 
 
 def _pillow() -> None:
@@ -219,7 +224,6 @@ def _decode(
     fit: Fit,
     first: int,
     images: list[Callable[[], bytes | None]],
-    label: np.ndarray,
     strict: list[str],
 ) -> Chunk:
     """Rows first, first + 1, ... of a split, decoded in parallel."""
@@ -231,7 +235,7 @@ def _decode(
     shape = (fit.channels, fit.height, fit.width)
     x = np.array([pixels for pixels, reason in found if not reason], np.uint8).reshape(-1, *shape)
     bad = tuple((first + index, reason) for index, (_, reason) in enumerate(found) if reason)
-    return Chunk(x, label[good], first + np.flatnonzero(good), bad)
+    return Chunk(x, first + np.flatnonzero(good), bad)
 
 
 def _pool() -> ThreadPoolExecutor:
@@ -261,23 +265,34 @@ class _Table:
                 f"{file}: columns {', '.join(schema.names)}; needs img or image as a struct of bytes and path"
             )
         label = next((name for name in ("label", "labels", "fine_label") if name in schema.names), "")
-        if label and not pa.types.is_integer(schema.field(label).type):
-            raise ValueError(f"{file}: column {label} is {schema.field(label).type}, labels are integers")
         return cls(file=file, image=image, label=label, count=count)
 
     def head(self, num: int) -> list[bytes | None]:
         """The first encoded images."""
-        return [cell for cells, _ in islice(self.batches(num), 1) for cell in cells]
+        return [cell for cells in islice(self.batches(num), 1) for cell in cells]
 
-    def batches(self, num: int) -> Iterator[tuple[list[bytes | None], np.ndarray]]:
-        """At most `num` encoded images and their labels at a time."""
-        columns = [self.image, self.label] if self.label else [self.image]
+    def batches(self, num: int) -> Iterator[list[bytes | None]]:
+        """At most `num` encoded images at a time."""
+        for batch in self._columns(num, self.image):
+            yield [cell and cell["bytes"] for cell in batch.to_pylist()]
+
+    def labels(self) -> Iterator[list[Any]]:
+        """The labels of consecutive rows; None of all where there is no such column."""
+        if not self.label:
+            yield [None] * self.count
+            return
+        for batch in self._columns(1024, self.label):
+            kind = batch.type.value_type if pa.types.is_dictionary(batch.type) else batch.type
+            if not any(known(kind) for known in LABELS):
+                raise ValueError(f"{self.file}: column {self.label} is {kind}, labels are numbers or words; {IGNORE}")
+            yield batch.to_pylist()
+
+    def _columns(self, num: int, name: str) -> Iterator[pa.Array]:
+        """A column, at most `num` rows at a time."""
         try:
             with pq.ParquetFile(self.file) as parquet:
-                for batch in parquet.iter_batches(batch_size=num, columns=columns):
-                    cells = [cell and cell["bytes"] for cell in batch[self.image].to_pylist()]
-                    labels = batch[self.label].to_pylist() if self.label else [None] * len(cells)
-                    yield cells, np.array([-1 if label is None else label for label in labels], np.int64)
+                for batch in parquet.iter_batches(batch_size=num, columns=[name]):
+                    yield batch[name]
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{self.file}: cannot read it ({one_line(error)}); download it again") from None
 
@@ -289,12 +304,16 @@ def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
         first = 0
         step = chunk_rows(fit.channels * fit.height * fit.width)
         with _pool() as pool:
-            for cells, label in chain.from_iterable(table.batches(step) for table in tables):
+            for cells in chain.from_iterable(table.batches(step) for table in tables):
                 images = [lambda cell=cell: cell for cell in cells]
-                yield _decode(pool, fit, first, images, label, [""] * len(images))
+                yield _decode(pool, fit, first, images, [""] * len(images))
                 first += len(cells)
 
-    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among([table.file for table in tables], counts))
+    def labels() -> Labels:
+        return Labels.of(block for table in tables for block in table.labels())
+
+    locate = locate_among([table.file for table in tables], counts)
+    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate, labels=labels)
 
 
 def _images(folder: Path) -> list[tuple[str, Path]]:
@@ -303,14 +322,17 @@ def _images(folder: Path) -> list[tuple[str, Path]]:
     return [("" if file.parent == folder else file.relative_to(folder).parts[0], file) for file in files]
 
 
-def _folder_split(files: list[tuple[Path, int]], fit: Fit) -> SourceSplit:
+def _folder_split(files: list[tuple[str, Path]], fit: Fit) -> SourceSplit:
+    """A split of (class, file)."""
     step = chunk_rows(fit.channels * fit.height * fit.width)
 
     def chunks() -> Iterator[Chunk]:
         with _pool() as pool:
             for first in range(0, len(files), step):
-                part = files[first : first + step]
-                label = np.array([label for _, label in part], np.int64)
-                yield _decode(pool, fit, first, [file.read_bytes for file, _ in part], label, [str(f) for f, _ in part])
+                part = [file for _, file in files[first : first + step]]
+                yield _decode(pool, fit, first, [file.read_bytes for file in part], [str(file) for file in part])
 
-    return SourceSplit(count=len(files), chunks=chunks, locate=lambda row: str(files[row][0]))
+    def labels() -> Labels:
+        return Labels.of([[name for name, _ in files]])
+
+    return SourceSplit(count=len(files), chunks=chunks, locate=lambda row: str(files[row][1]), labels=labels)
