@@ -13,7 +13,8 @@ from sources import WHOLE, refused, stored
 
 from pipelines.data.ingest import prepare
 from pipelines.data.readers import csv_table
-from pipelines.data.readers.csv_table import Form, read_rows
+from pipelines.data.readers.csv_table import read_rows
+from pipelines.data.readers.text_form import SEPARATORS, Form
 
 
 @pytest.fixture
@@ -262,7 +263,7 @@ def test_other_separators_and_decimals(
     """By their options, by pyarrow as by the plain code; without them they are named."""
     monkeypatch.setattr(csv_table, "BLOCK", block)
     monkeypatch.setattr(csv_table, "COLUMN_BYTES", block // (1 << 10))
-    sign = csv_table.SEPARATORS[separator]
+    sign = SEPARATORS[separator]
     file = table(tmp_path / "table.csv", header.format(sign), sign, "," if decimal == "comma" else ".")
     refused(file, tmp_path / "out", "line ", f"--separator {separator}")
     form = {"separator": separator, "decimal": decimal}

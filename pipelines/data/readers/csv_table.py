@@ -2,7 +2,7 @@
 
 The text is UTF-8, with or without a byte-order mark. Cells are divided by commas (or as `Form` says) and may be quoted; lines
 end in LF, CRLF or CR; empty lines are passed over. Where no cell of the first line is a number, it is a header that names the
-columns; so it is where its numbers are plainly names (`_header_of_numbers`). A cell is whatever Python's `float` takes, but
+columns; so it is where its numbers are plainly names (text_form.py). A cell is whatever Python's `float` takes, but
 for its 1_000: it becomes the nearest float64, then the nearest number of the type asked for, which must be finite.
 
 The file is read in blocks of whole lines of about 1 MiB. pyarrow parses a block, to the same bits and some eight times
@@ -17,23 +17,23 @@ import codecs
 import csv
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions
 from pyarrow.csv import read_csv as parse
 
+from pipelines.data.readers.text_form import PLAIN, Form, brief, names_columns, written_otherwise
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.storage.messages import one_line
 from pipelines.storage.reading import open_regular
 
-__all__ = ["PLAIN", "Form", "read_csv", "read_rows"]
+__all__ = ["read_csv", "read_rows"]
 
 BLOCK = 1 << 20
 """Bytes that are read at a time."""
@@ -42,42 +42,10 @@ COLUMN_BYTES = 500
 LONGEST = 32 << 20
 """Bytes of a line."""
 SUFFIXES = (".csv", ".tsv")
-SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 LINE = re.compile(rb"[^\r\n]*(?:\r\n|\r|\n|\Z)")
 
 Record = tuple[int, list[str]]
 """The number of a line (the last one, where cells have several) and its cells."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Form:
-    """How a table is written: what divides its columns, 1.5 or 1,5, and whether its first line names them."""
-
-    separator: str = ","
-    decimal: str = "."
-    header: Literal["auto", "yes", "no"] = "auto"
-
-    @staticmethod
-    def of(file: Path, options: Options) -> Form:
-        """As the options say; the columns of a .tsv file are divided by tabs."""
-        separator = "\t" if file.suffix.lower() == ".tsv" else SEPARATORS[options.separator]
-        return Form(separator=separator, decimal="," if options.decimal == "comma" else ".", header=options.header)
-
-    def is_number(self, cell: str) -> bool:
-        """Whether `number` takes it."""
-        try:
-            self.number(cell)
-        except ValueError:
-            return False
-        return "_" not in cell  # Python's 1_000
-
-    def number(self, cell: str) -> float:
-        if self.decimal == ".":
-            return float(cell)
-        return float(cell.replace(".", "?").replace(",", "."))  # 1.000,5 is refused
-
-
-PLAIN = Form()
 
 
 def read_csv(source: str, options: Options) -> Source | None:
@@ -222,7 +190,7 @@ def _start(file: Path, lines: _Lines, form: Form, spare: bool) -> tuple[list[str
     if not found:
         return [], []
     line, cells = found[0]
-    if _names_columns(file, found, form):
+    if names_columns(file, found, form):
         names, rows = [cell.strip() for cell in cells], found[1:]
         _check_header(file, line, names)
     else:
@@ -236,43 +204,12 @@ def _decided(file: Path, form: Form) -> Form:
     """The form with `header` settled; that numbers are taken for names is said."""
     with _opened(file, form) as lines:
         found = _first_two(lines)
-        named = bool(found) and _names_columns(file, found, form)
+        named = bool(found) and names_columns(file, found, form)
     if named and form.header == "auto" and any(map(form.is_number, found[0][1])):
-        shown = _brief(form.separator.join(found[0][1][:6]))
+        shown = brief(form.separator.join(found[0][1][:6]))
         said = f"{shown} are taken for the names of columns; else give --header no"
         print(f"{file} line {found[0][0]}: {said}", file=sys.stderr)
     return replace(form, header="yes" if named else "no")
-
-
-def _names_columns(file: Path, found: Sequence[Record], form: Form) -> bool:
-    """Whether the first of the first two lines names the columns."""
-    line, cells = found[0]
-    if form.header != "auto":
-        return form.header == "yes"
-    if not any(map(form.is_number, cells)):
-        return True
-    below = found[1][1] if len(found) == 2 else []
-    if not _may_be_names(cells) or len(below) != len(cells) or not all(map(form.is_number, below)):
-        return False
-    fractions = not all(cell.strip().lstrip("+-").isdecimal() for cell in below)
-    first = int(cells[0])
-    if len(cells) > 2 and fractions:
-        return True
-    if first == 1 or (len(cells) == 1 and not (first == 0 and fractions)):
-        return False
-    raise ValueError(
-        f"{file} line {line}: {shown} may be the names of columns or a row; give --header yes or --header no"
-    )
-
-
-def _may_be_names(cells: Sequence[str]) -> bool:
-    """Whether numbers count columns from 0 or 1, as programs name those that have no names, or are years in their order."""
-    if not all(re.fullmatch(r"[0-9]{1,9}", cell) for cell in cells):
-        return False
-    numbers = np.array(cells, np.int64)
-    years = numbers[0] >= 1800 and numbers[-1] <= 2200
-    steps = np.diff(numbers)
-    return bool((steps > 0).all() if years else numbers[0] in (0, 1) and (steps == 1).all())
 
 
 def _rest(file: Path, lines: _Lines, names: list[str], dtype: type, form: Form) -> Iterator[np.ndarray]:
@@ -337,12 +274,8 @@ def _check_header(file: Path, line: int, names: list[str]) -> None:
                 "name the column or remove it"
             )
         if name in seen:
-            raise ValueError(f"{file} line {line} column {index}: a second column is called {_brief(name)}; rename it")
+            raise ValueError(f"{file} line {line} column {index}: a second column is called {brief(name)}; rename it")
         seen.add(name)
-
-
-def _brief(cell: str) -> str:
-    return repr(cell if len(cell) <= 40 else f"{cell[:40]}...")
 
 
 def _converted(file: Path, names: list[str], records: list[Record], dtype: type, form: Form) -> np.ndarray:
@@ -351,36 +284,17 @@ def _converted(file: Path, names: list[str], records: list[Record], dtype: type,
         if len(cells) != len(names):
             raise ValueError(
                 f"{file} line {line}: {len(cells)} columns where the first line has {len(names)}; "
-                f"{_written_otherwise([*names, *cells], form) or 'repair it'}"
+                f"{written_otherwise([*names, *cells], form) or 'repair it'}"
             )
         for name, cell in zip(names, cells, strict=True):
             if not form.is_number(cell):
-                found = f"{_brief(cell)} is not a number" if cell.strip() else "a missing value"
-                remedy = _written_otherwise([cell], form) or "remove the row or the column"
-                raise ValueError(f"{file} line {line} column {_brief(name)[1:-1]}: {found}; {remedy}")
+                found = f"{brief(cell)} is not a number" if cell.strip() else "a missing value"
+                remedy = written_otherwise([cell], form) or "remove the row or the column"
+                raise ValueError(f"{file} line {line} column {brief(name)[1:-1]}: {found}; {remedy}")
     with np.errstate(over="ignore"):
         block = np.array([[form.number(cell) for cell in cells] for _, cells in records]).astype(dtype)
     if not np.isfinite(block).all():
         row, column = np.argwhere(~np.isfinite(block))[0]
-        found, name = _brief(records[row][1][column]), _brief(names[column])[1:-1]
+        found, name = brief(records[row][1][column]), brief(names[column])[1:-1]
         raise ValueError(f"{file} line {records[row][0]} column {name}: {found} is not finite; remove the row")
     return block
-
-
-def _written_otherwise(cells: Sequence[str], form: Form) -> str:
-    """The remedy where cells look as if the table were written in another form; '' where they do not."""
-    text = " ".join(cells[:1000])[:10_000]
-    for name, separator in SEPARATORS.items():
-        if separator != form.separator and separator != "," and separator in text:
-            return f"columns are divided by {name}s? then give --separator {name}"
-    if form.separator != "," and form.decimal == "." and re.search(r"[0-9],[0-9]", text):
-        return "numbers are written 1,5? then give --decimal comma"
-    if form.separator == "," and any(
-        re.fullmatch(r"\s*[-+]?[0-9]+,[0-9]+(e[-+]?[0-9]+)?\s*", cell) for cell in cells[:1000]
-    ):
-        return "numbers are written 1,5? then write them 1.5, or divide columns by semicolons and give --decimal comma"
-    if len(cells) < 3 and re.search(r"[0-9.] +[-+0-9.]", text):
-        return "columns are divided by spaces? then divide them by commas"
-    if form.separator != "," and "," in text:
-        return "columns are divided by commas? then leave --separator out"
-    return ""
