@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["check_expansion", "open_regular", "parse_json", "read_json", "refuse_irregular"]
+__all__ = ["expands_too_far", "open_regular", "parse_json", "read_json", "refuse_irregular"]
 
 EXPANSION, FREE = 100, 64 << 20
 """No data gain more than this factor by compression, but for sets so small that it does not matter."""
@@ -47,20 +47,9 @@ def _check(file: Path, mode: int) -> None:
         raise ValueError(f"{file}: {kinds.get(stat.S_IFMT(mode), 'a device')} and not a regular file")
 
 
-def check_expansion(size: int, held: int, name: str, remedy: str) -> None:
-    """Refuses to expand compressed data.
-
-    Args:
-        size: Bytes that they claim to become.
-        held: Bytes that they are.
-        name: Of the data, for the message.
-        remedy: What to do about it.
-
-    Raises:
-        ValueError: no data are compressed as much.
-    """
-    if size > max(FREE, EXPANSION * held):
-        raise ValueError(f"{name}: {size:,} bytes are more than {held:,} compressed ones can hold; {remedy}")
+def expands_too_far(size: int, held: int) -> bool:
+    """Whether `held` bytes of a file claim to become `size` bytes, as no data do."""
+    return size > max(FREE, EXPANSION * held)
 
 
 def read_json(file: Path) -> Any:

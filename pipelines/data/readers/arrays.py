@@ -10,6 +10,7 @@ hold is refused before anything of that size is made.
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import zipfile
@@ -23,14 +24,15 @@ from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.data.card import one_line
 from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
+from pipelines.storage.messages import listed, one_line
+from pipelines.storage.reading import expands_too_far
 
 __all__ = ["read_array", "read_numpy"]
 
-DEFLATE = 1100
-"""No archive of numpy.savez_compressed is smaller by more than this factor."""
+HEADER = 1 << 16
+"""Bytes of a header at most."""
 
 
 def read_numpy(source: str, options: Options) -> Source | None:
@@ -43,13 +45,13 @@ def read_numpy(source: str, options: Options) -> Source | None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile takes a damaged directory at its word
         raise ValueError(f"{file}: not a readable .npz archive ({one_line(error)}); save it again") from None
     pairs = {split: (f"x_{split}", f"y_{split}") for split in ("train", "test", "valid") if f"x_{split}" in members}
     if not pairs:
         x = [name for name in ("x", "images", "data", "arr_0") if name in members]
         if not x:
-            raise ValueError(f"{file}: holds {', '.join(sorted(members))}; call the rows x and their labels y")
+            raise ValueError(f"{file}: holds {listed(sorted(members))}; call the rows x and their labels y")
         y = [name for name in ("y", "label", "labels") if name in members]
         pairs = {"train": (x[0], y[0] if y else "")}
     splits = {
@@ -98,18 +100,24 @@ def _stream(file: Path, member: str) -> Iterator[BinaryIO]:
             return
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
             yield stream  # pyright: ignore[reportReturnType]
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); save it again") from None
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
+    first = version == (1, 0)
+    length = stream.read(2 if first else 4)
+    if int.from_bytes(length, "little") > HEADER:
+        raise ValueError(f"a header of {int.from_bytes(length, 'little'):,} bytes")
+    header = io.BytesIO(length + stream.read(int.from_bytes(length, "little")))
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    return read(header)
 
 
 def _open_array(file: Path, member: str, *, whole: bool = False, kinds: str = "biuf") -> _Array:
     """An array by its header, of one of the kinds of dtype; unless it is read whole, its rows lie one after the other."""
+    held = _bytes(file, member)
     try:
         with _stream(file, member) as stream:
             shape, fortran, dtype = _header(stream)
@@ -118,10 +126,9 @@ def _open_array(file: Path, member: str, *, whole: bool = False, kinds: str = "b
     array = _Array(file=file, member=member, shape=shape, dtype=dtype)
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f"{array}: a header of shape {shape}; save it again")
-    held = _bytes(file, member)
     if math.prod(shape) * dtype.itemsize > held:
         raise ValueError(f"{array}: a header of shape {shape} {dtype}, but {held:,} bytes; save it again")
-    if dtype.hasobject or dtype.kind not in kinds:
+    if dtype.hasobject or dtype.kind not in kinds or not dtype.itemsize:
         words = " or text" if "U" in kinds else ""
         raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers{words}")
     if fortran and len(shape) > 1 and not whole:
@@ -188,7 +195,10 @@ def _bytes(file: Path, member: str) -> int:
     if not member:
         return file.stat().st_size
     with zipfile.ZipFile(file) as archive:
-        size = archive.getinfo(f"{member}.npy").file_size
-    if size > DEFLATE * file.stat().st_size:
-        raise ValueError(f"{file}:{member}: {size:,} bytes are more than the archive can hold; save it again")
-    return size
+        entry = archive.getinfo(f"{member}.npy")
+    held = min(entry.compress_size, file.stat().st_size)
+    if expands_too_far(entry.file_size, held):
+        raise ValueError(
+            f"{file}:{member}: {entry.file_size:,} bytes are more than the archive can hold; save it again"
+        )
+    return entry.file_size

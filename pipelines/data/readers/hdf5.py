@@ -8,19 +8,22 @@ dataset. The tables are read into memory, after all of them are known to fit.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.data.card import one_line
 from pipelines.data.source import Options, Source, checked_table, vectors
+from pipelines.storage.messages import listed, one_line
+from pipelines.storage.reading import expands_too_far
+
+if TYPE_CHECKING:
+    import h5py
 
 __all__ = ["SUFFIXES", "read_hdf5", "tables_of"]
 
 SUFFIXES = (".h5", ".hdf5")
-MOST_BYTES = 1 << 30
-"""Compressed datasets of up to this size (as float64) are read whatever the size of their file."""
 
 
 def read_hdf5(source: str, options: Options) -> Source | None:
@@ -57,27 +60,29 @@ def tables_of(file: Path, *names: str) -> dict[str, np.ndarray]:
                     others.append(f"{name} {table.shape}")
                 else:
                     tables[name] = table
-            refused = _refusal(file, {name: table.shape for name, table in tables.items()}, names, others)
+            refused = _refusal(file, list(tables), names, others) or _too_large(file, tables)
             found = {} if refused else {name: table[()] for name, table in tables.items()}
-    except (OSError, RuntimeError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, KeyError, TypeError, UnicodeDecodeError, OverflowError, MemoryError) as error:
         raise ValueError(f"{file}: not a readable HDF5 file ({one_line(error)[:200]}); download it again") from None
     if refused:
         raise ValueError(refused)
     return {name: checked_table(found.pop(name), f"{file}:{name}") for name in list(found)}
 
 
-def _refusal(file: Path, shapes: dict[str, tuple[int, ...]], names: Sequence[str], others: list[str]) -> str:
+def _refusal(file: Path, tables: list[str], names: Sequence[str], others: list[str]) -> str:
     """What is wrong with the tables of a file, before they are read; '' if nothing is."""
-    if not shapes:
-        return (
-            f"{file}: holds {', '.join(others) or 'no dataset of its own'}; a table is numbers of shape (rows, columns)"
-        )
-    if len(shapes) > 1 and (not names or names[0] not in shapes):
+    if not tables:
+        return f"{file}: holds {listed(others) or 'no dataset of its own'}; a table is numbers of shape (rows, columns)"
+    if len(tables) > 1 and (not names or names[0] not in tables):
         wanted = f"call the rows {', '.join(names)}" if names else "save the table as one dataset"
-        return f"{file}: holds {', '.join(sorted(shapes))}; {wanted}"
-    most, total = max(MOST_BYTES, 100 * file.stat().st_size), 0
-    for name, shape in shapes.items():
-        total += 8 * math.prod(shape)
-        if total > most:
-            return f"{file}:{name}: {shape} are more numbers than the file can hold"
+        return f"{file}: holds {listed(sorted(tables))}; {wanted}"
+    return ""
+
+
+def _too_large(file: Path, tables: Mapping[str, h5py.Dataset]) -> str:
+    """Which table, as float64, is more than what is stored of it can be; '' if none is."""
+    for name, table in tables.items():
+        held = min(table.id.get_storage_size(), file.stat().st_size)
+        if expands_too_far(8 * math.prod(table.shape), held):
+            return f"{file}:{name}: {table.shape} are more numbers than the file can hold; save it again"
     return ""

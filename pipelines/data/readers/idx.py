@@ -21,21 +21,23 @@ import gzip
 import math
 import zlib
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 
-from pipelines.data.card import one_line
 from pipelines.data.labels import Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import expands_too_far
 
 __all__ = ["CLASSES", "read_idx"]
 
 CLASSES = {"balanced": 47, "byclass": 62, "bymerge": 47, "digits": 10, "letters": 26, "mnist": 10}
 """EMNIST's subsets: how many classes each has."""
-GZIP_RATIO = 1032
-"""What a byte of a gzip file can become at most."""
+PIECE = 1 << 20
+"""Bytes that are expanded at a time."""
 
 
 class _Files(NamedTuple):
@@ -88,7 +90,7 @@ def _file(directory: Path, name: str, rank: int) -> Path | None:
 
 
 def _split(files: _Files, subset: str) -> SourceSplit:
-    count = _sizes(files.images, 3)[0]
+    count = _checked(files.images, 3)[0]
     told = files.labels
     shape = _shape(files.images, subset)
 
@@ -109,7 +111,7 @@ def _shape(images: Path, subset: str) -> tuple[int, int, int]:
 
 def _labels(file: Path, images: Path, count: int, subset: str) -> np.ndarray:
     """The classes of a split, 0, 1, ..."""
-    (num_labels,) = _sizes(file, 1)
+    (num_labels,) = _checked(file, 1)
     if num_labels != count:
         raise ValueError(f"{file}: {num_labels} labels for the {count} images of {images}; download both again")
     label = np.concatenate([block[:, 0] for _, block in _records(file, 1)]).astype(np.int64)
@@ -134,6 +136,26 @@ def _sizes(file: Path, rank: int) -> tuple[int, ...]:
         raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
 
 
+def _checked(file: Path, rank: int) -> tuple[int, ...]:
+    """The sizes in a header, which the file is known to hold: nothing is allocated for a count that nobody has counted."""
+    sizes = _sizes(file, rank)
+    declared, held = 4 + 4 * rank + math.prod(sizes), file.stat().st_size
+    if expands_too_far(declared, held):
+        raise ValueError(f"{file}: declares the sizes {sizes}, more than its bytes can hold; download it again")
+    if file.suffix == ".gz":
+        try:
+            with _open(file) as stream:
+                held = sum(map(len, iter(partial(stream.read, PIECE), b"")))
+        except (EOFError, zlib.error, OSError) as error:
+            raise ValueError(f"{file}: truncated or corrupt ({one_line(error)}); download it again") from None
+    if held < declared:
+        row = (held - 4 - 4 * rank) // math.prod(sizes[1:])
+        raise ValueError(f"{file}: truncated at row {row} of the {sizes[0]} that it declares; download it again")
+    if held > declared:
+        raise ValueError(f"{file}: more bytes than the {sizes[0]} rows that it declares; download it again")
+    return sizes
+
+
 def _records(file: Path, rank: int) -> Iterator[tuple[int, np.ndarray]]:
     try:
         with _open(file) as stream:
@@ -154,6 +176,4 @@ def _header(stream: BinaryIO, file: Path, rank: int) -> tuple[int, ...]:
     sizes = tuple(int(size) for size in np.frombuffer(head, ">u4", rank, 4))
     if 0 in sizes:
         raise ValueError(f"{file}: declares the sizes {sizes}, of which one is 0; download it again")
-    if math.prod(sizes) > GZIP_RATIO * file.stat().st_size:  # before anything of that size is allocated
-        raise ValueError(f"{file}: declares the sizes {sizes}, more than its bytes can hold; download it again")
     return sizes

@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.card import one_line
 from pipelines.data.labels import IGNORE, Labels
+from pipelines.data.readers.columns import cells
 from pipelines.data.source import (
     Chunk,
     Options,
@@ -273,28 +274,18 @@ class _Table:
 
     def batches(self, num: int) -> Iterator[list[bytes | None]]:
         """At most `num` encoded images at a time."""
-        for batch in self._columns(num, self.image):
-            yield [cell and cell["bytes"] for cell in batch.to_pylist()]
+        for _, found in cells(self.file, f"{self.image}.bytes", num):
+            yield found
 
     def labels(self) -> Iterator[list[Any]]:
         """The labels of consecutive rows; None of all where there is no such column."""
         if not self.label:
             yield [None] * self.count
             return
-        for batch in self._columns(1024, self.label):
-            kind = batch.type.value_type if pa.types.is_dictionary(batch.type) else batch.type
+        for kind, found in cells(self.file, self.label, 1024):
             if not any(known(kind) for known in LABELS):
                 raise ValueError(f"{self.file}: column {self.label} is {kind}, labels are numbers or words; {IGNORE}")
-            yield batch.to_pylist()
-
-    def _columns(self, num: int, name: str) -> Iterator[pa.Array]:
-        """A column, at most `num` rows at a time."""
-        try:
-            with pq.ParquetFile(self.file) as parquet:
-                for batch in parquet.iter_batches(batch_size=num, columns=[name]):
-                    yield batch[name]
-        except (pa.ArrowException, OSError) as error:
-            raise ValueError(f"{self.file}: cannot read it ({one_line(error)}); download it again") from None
+            yield found
 
 
 def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
@@ -304,10 +295,10 @@ def _parquet_split(tables: list[_Table], fit: Fit) -> SourceSplit:
         first = 0
         step = chunk_rows(fit.channels * fit.height * fit.width)
         with _pool() as pool:
-            for cells in chain.from_iterable(table.batches(step) for table in tables):
-                images = [lambda cell=cell: cell for cell in cells]
+            for found in chain.from_iterable(table.batches(step) for table in tables):
+                images = [lambda cell=cell: cell for cell in found]
                 yield _decode(pool, fit, first, images, [""] * len(images))
-                first += len(cells)
+                first += len(found)
 
     def labels() -> Labels:
         return Labels.of(block for table in tables for block in table.labels())
