@@ -27,12 +27,26 @@ from pipelines.storage.files import write_text
 from pipelines.storage.messages import one_line
 from pipelines.storage.reading import read_json
 
-__all__ = ["CARD", "VERSION", "Card", "Shard", "Split", "load_card", "one_line", "verify", "write_card"]
+__all__ = [
+    "CARD",
+    "RULES",
+    "VERSION",
+    "Card",
+    "LeftOut",
+    "Shard",
+    "Split",
+    "load_card",
+    "one_line",
+    "verify",
+    "write_card",
+]
 
 CARD = "card.json"
 VERSION = 1
 MOST_BYTES = 1 << 30
 """Of a row, and of a row group."""
+RULES = 2
+"""Of what is taken from a source, and how; a card without the field is of rules 1, which did not record what they left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +67,40 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The rows of a split, how many corrupt ones its source had, and the shards that hold them in order."""
+    """The rows of a split.
+
+    Args:
+        count: How many there are.
+        skipped: How many corrupt ones its source had.
+        shards: The files that hold them in order.
+        source: What they come from, as people read it.
+        classes: How many classes occur.
+        reasons: Why rows were skipped, each with its number and its first row.
+    """
 
     count: int
     skipped: int
     shards: tuple[Shard, ...]
+    source: str = ""
+    classes: int = 0
+    reasons: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        _check_whole(count=self.count, skipped=self.skipped)
+        _check_whole(count=self.count, skipped=self.skipped, classes=self.classes)
+        _check_text(source=self.source, reasons="".join(self.reasons))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Something in a source that is in no split: its name, how many files it holds, and why."""
+
+    name: str
+    files: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_text(name=self.name, reason=self.reason)
+        _check_whole(files=self.files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +120,9 @@ class Card:
         options: how it was prepared, canonical JSON.
         fingerprint: of the source's file names, lengths and times, so that another content is prepared anew.
         splits: by name.
+        left_out: what the source holds besides.
+        notes: what was decided on the way.
+        rules: see RULES.
     """
 
     name: str
@@ -95,12 +138,16 @@ class Card:
     options: str = "{}"
     fingerprint: str = ""
     splits: dict[str, Split] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    rules: int = RULES
     version: int = VERSION
 
     def __post_init__(self) -> None:
         _check_text(name=self.name, source=self.source, options=self.options, fingerprint=self.fingerprint)
         _check_text(**dict(zip(self._numbered("classes"), self.classes, strict=True)))
-        _check_whole(levels=self.levels, num_classes=self.num_classes, group_rows=self.group_rows)
+        _check_text(notes="".join(self.notes))
+        _check_whole(rules=self.rules, levels=self.levels, num_classes=self.num_classes, group_rows=self.group_rows)
         _check_whole(**dict(zip(self._numbered("shape"), self.shape, strict=True)))
         if (self.kind, len(self.shape)) not in (("image", 3), ("vector", 1)):
             raise ValueError(f"kind={self.kind!r} with shape={self.shape}: an image is (c, h, w), a vector (d,)")
@@ -237,12 +284,20 @@ def _parse(document: Any, file: Path) -> Card:
                 count=split["count"],
                 skipped=split["skipped"],
                 shards=tuple(Shard(**shard) for shard in split["shards"]),
+                source=split.get("source", ""),
+                classes=split.get("classes", 0),
+                reasons=tuple(split.get("reasons", ())),
             )
             for name, split in document["splits"].items()
         }
         known = {entry.name for entry in fields(Card)}
-        rest = {key: value for key, value in document.items() if key in known}
-        lists = {"shape": tuple(document["shape"]), "classes": tuple(document.get("classes", ()))}
+        rest = {"rules": document.get("rules", 1)} | {key: value for key, value in document.items() if key in known}
+        lists = {
+            "shape": tuple(document["shape"]),
+            "classes": tuple(document.get("classes", ())),
+            "left_out": tuple(LeftOut(**entry) for entry in document.get("left_out", ())),
+            "notes": tuple(document.get("notes", ())),
+        }
         card = Card(**rest | lists | {"splits": splits})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{file}: not a valid card ({one_line(error, 200)}); prepare the data set again") from None

@@ -16,7 +16,9 @@ from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
+from pipelines.data.card import LeftOut
 from pipelines.data.labels import Labels
+from pipelines.data.splits import given_parts
 
 __all__ = [
     "Chunk",
@@ -35,6 +37,7 @@ __all__ = [
 BLOCK = 1 << 16
 """Rows that are checked at a time."""
 LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
+LATER |= {"split": (), "mode": "auto", "background": "white", "orient": True}
 """Options that the first cards did not know, with what was done without them."""
 
 
@@ -58,6 +61,11 @@ class Options:
         separator: What divides the columns of a .csv file; those of a .tsv file are divided by tabs.
         decimal: How its numbers are written, 1.5 or 1,5.
         header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
+        split: Which parts of the source are which split, train=PART,test=PART,valid=PART, each a folder, a file or a key of it
+            (or a pattern of them); () goes by their names. What is not named is left out.
+        mode: Of encoded images: grey, colour, or auto, which is grey where all images are.
+        background: What transparent images are laid on, a colour's name or #rrggbb.
+        orient: Turn photographs as their EXIF orientation says.
     """
 
     name: str = ""
@@ -76,6 +84,10 @@ class Options:
     separator: Literal["comma", "semicolon", "tab"] = "comma"
     decimal: Literal["point", "comma"] = "point"
     header: Literal["auto", "yes", "no"] = "auto"
+    split: tuple[str, ...] = ()
+    mode: Literal["auto", "grey", "colour"] = "auto"
+    background: str = "white"
+    orient: bool = True
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):
@@ -90,6 +102,7 @@ class Options:
             raise ValueError(
                 f"separator={self.separator}, decimal={self.decimal}: a comma is one of them; give --separator"
             )
+        given_parts(self.split)
 
     def to_json(self) -> str:
         """Canonical JSON: equal options give equal text, also to that of a version that had not all of them."""
@@ -98,11 +111,13 @@ class Options:
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a split: x (m, *shape), row (m,) in the split, and the bad ones."""
+    """Consecutive rows of a split: x (m, *shape), row (m,) in the split, the bad ones, and what was done to rows to make them
+    fit, an entry for each."""
 
     x: np.ndarray
     row: np.ndarray
     bad: tuple[tuple[int, str], ...] = ()
+    done: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,26 +129,40 @@ class SourceSplit:
         chunks: Gives a stream of them.
         locate: Names a row in the source's files.
         labels: Reads the labels of all rows; None where the source has none.
+        source: What people call the files or folders of it.
     """
 
     count: int
     chunks: Callable[[], Iterator[Chunk]]
     locate: Callable[[int], str]
     labels: Callable[[], Labels] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: the labels tell; columns: the
-    names of a table's, () for their numbers."""
+    """A data set that a reader recognised.
+
+    Args:
+        kind, shape, levels: As in `Card`.
+        splits: By name.
+        num_classes: 0: the labels tell.
+        images: Whether it is encoded images, for which the options of images hold.
+        parts: Whether it has parts with names, for which the option `split` holds.
+        columns: The names of a table's, () for their numbers.
+        left_out, notes: As in `Card`.
+    """
 
     kind: str
     shape: tuple[int, ...]
     levels: int
     splits: dict[str, SourceSplit]
     num_classes: int = 0
-    resizable: bool = False
+    images: bool = False
+    parts: bool = False
     columns: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def column(self, index: int) -> str:
         """The name of a vector's coordinate."""
@@ -175,7 +204,11 @@ def in_memory(x: np.ndarray, file: str, label: np.ndarray | None = None) -> Sour
     """A split that is in memory; without labels where none are given."""
     labels = None if label is None else lambda: Labels.of([label])
     return SourceSplit(
-        count=len(x), chunks=lambda: array_chunks(x), locate=lambda row: f"{file} row {row}", labels=labels
+        count=len(x),
+        chunks=lambda: array_chunks(x),
+        locate=lambda row: f"{file} row {row}",
+        labels=labels,
+        source=file,
     )
 
 

@@ -28,7 +28,9 @@ def test_hdf5_is_judged_before_it_is_read(tmp_path):
     with h5py.File(file, "w") as archive:
         for name in ("a", "b"):
             archive.create_dataset(name, data=np.zeros((1000, 30), "u1"), compression="gzip")
-    with pytest.raises(ValueError, match=r"x.h5: holds a, b; call the rows train, test, validation"):
+    with pytest.raises(
+        ValueError, match=r"x.h5: a, b are no split that is known; say which each is, such as --split train=a,test=b"
+    ):
         prepared(tmp_path, file)
     with h5py.File(file, "w") as archive:
         for name in ("train", "test"):

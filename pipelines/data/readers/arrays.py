@@ -1,8 +1,8 @@
 """Reader of NumPy files: one .npy array, or the arrays of an .npz archive.
 
     rows        images are integers (n, h, w), (n, h, w, c) or (n, c, h, w), c <= 4; vectors are floats (n, d)
-    .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; x_train, y_train, x_test, y_test,
-                x_valid and y_valid make splits
+    .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; with a split's name beside it
+                (x_train and y_train, X_test, train_images and train_labels, or train alone) they make splits
 
 Nothing is unpickled. Rows are streamed, also out of a compressed archive; a header that claims more than the file can
 hold is refused before anything of that size is made.
@@ -17,20 +17,26 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from pipelines.data.card import LeftOut
 from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
+from pipelines.data.splits import Name, assign, parse
 from pipelines.storage.messages import listed, one_line
 from pipelines.storage.reading import expands_too_far
 
 __all__ = ["read_array", "read_numpy"]
 
+ALONE = ("x", "images", "data", "arr_0")
+ROWS = {"x", "image", "images", "data", "arr"}
+LABELS = {"y", "label", "labels", "target", "targets"}
+"""Words in the names of an archive's members: of rows that are alone, in this order; of rows; of labels."""
 HEADER = 1 << 16
 """Bytes of a header at most."""
 
@@ -47,18 +53,45 @@ def read_numpy(source: str, options: Options) -> Source | None:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
     except Exception as error:  # zipfile takes a damaged directory at its word
         raise ValueError(f"{file}: not a readable .npz archive ({one_line(error)}); save it again") from None
-    pairs = {split: (f"x_{split}", f"y_{split}") for split in ("train", "test", "valid") if f"x_{split}" in members}
-    if not pairs:
-        x = [name for name in ("x", "images", "data", "arr_0") if name in members]
-        if not x:
-            raise ValueError(f"{file}: holds {listed(sorted(members))}; call the rows x and their labels y")
-        y = [name for name in ("y", "label", "labels") if name in members]
-        pairs = {"train": (x[0], y[0] if y else "")}
-    splits = {
-        split: (_open_array(file, x), partial(_open_array, file, y, kinds="biufUS") if y in members else None)
-        for split, (x, y) in pairs.items()
+    x, y, notes = _parts(file, members, options)
+    arrays = {
+        split: (_open_array(file, name), partial(_open_array, file, y[split], kinds="biufUS") if split in y else None)
+        for split, name in x.items()
     }
-    return _numpy_source(splits, options)
+    found = _numpy_source(arrays, options)
+    unread = sorted(members - {*x.values(), *y.values()})
+    left_out = tuple(LeftOut(name=name, files=1, reason="neither rows nor labels of a split") for name in unread)
+    return replace(found, parts=True, notes=notes, left_out=left_out)
+
+
+def _parts(file: Path, members: set[str], options: Options) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """The members of an archive that hold the rows of each split, and the labels of each; and what was decided on the way."""
+    named = {member: parse(member) for member in sorted(members)}
+    labels = {member: name for member, name in named.items() if LABELS & {*name.rest}}
+    rows = [
+        member
+        for member, name in named.items()
+        if member not in labels and (ROWS & {*name.rest} or (name.split and not name.rest))
+    ]
+    if not options.split and not any(named[member].split for member in rows):
+        x = [member for wanted in ALONE for member in named if member.lower() == wanted]
+        y = [member for member in named if member.lower() in LABELS]
+        if not x:
+            raise ValueError(f"{file}: holds {listed(named)}; call the rows x and their labels y")
+        return {"train": x[0]}, dict.fromkeys(["train"][: len(y)], y[0] if y else ""), ()
+    parts = assign(rows, str(file), options.split, options.splits)
+    for split, names in parts.of.items():
+        if len(names) > 1:
+            raise ValueError(f"{file}: {listed(names)} are all {split}; say which one is: --split {split}={names[0]}")
+    x = {split: name for split, (name,) in parts.of.items()}
+    belongs = {(name.split, _other_words(name)): member for member, name in labels.items()}
+    paired = {split: belongs.get((named[member].split, _other_words(named[member])), "") for split, member in x.items()}
+    return x, {split: member for split, member in paired.items() if member}, parts.notes
+
+
+def _other_words(name: Name) -> tuple[str, ...]:
+    """The words of a member's name besides x or y."""
+    return tuple(word for word in name.rest if word not in ROWS | LABELS)
 
 
 def read_array(file: Path) -> np.ndarray:
@@ -181,7 +214,13 @@ def _numpy_split(x: _Array, y: Callable[[], _Array] | None, layout: tuple[int, .
             yield Chunk(values, np.arange(first, first + len(block)))
 
     labels = partial(_labels, y, x.shape[0]) if y else None
-    return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}", labels=labels)
+    return SourceSplit(
+        count=x.shape[0],
+        chunks=chunks,
+        locate=lambda row: f"{x} row {row}",
+        labels=labels,
+        source=x.member or x.file.name,
+    )
 
 
 def _labels(y: Callable[[], _Array], rows: int) -> Labels:
