@@ -220,7 +220,7 @@ class _Seen:
 
     def notes(self, found: Source) -> list[str]:
         """A line for each kind of deed, and one for colour images that are grey."""
-        notes = [f"{num:,} images {done}" for done, num in sorted(self._done.items())]
+        notes = [f"{num:,} image{'s' * (num > 1)} {done}" for done, num in sorted(self._done.items())]
         if found.kind == "image" and found.shape[0] == 3 and not self._colours:
             remedy = "--mode grey stores one" if found.images else "store one"
             notes.append(f"all images are grey in three equal channels, each of which counts in bits/dim; {remedy}")
