@@ -16,7 +16,9 @@ def summary(card: Card) -> list[str]:
     for name, split in card.splits.items():
         skipped = f"{split.skipped:,}" + "".join(f"; {reason}" for reason in split.reasons)
         rows.append((name, split.source, f"{split.count:,}", f"{split.classes:,}", skipped))
-    rows += [("-", item.name, "-", "-", f"{item.files:,} files: {item.reason}") for item in card.left_out]
+    rows += [
+        ("-", item.name, "-", "-", f"{item.files:,} files: " * (item.files > 1) + item.reason) for item in card.left_out
+    ]
     rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in range(len(HEAD) - 1)]
     lines = [

@@ -114,8 +114,9 @@ def test_other_endings_are_read(tmp_path: Path, suffix: str) -> None:
 
 def test_an_empty_or_unreadable_beginning_does_not_decide(tmp_path: Path) -> None:
     hub(tmp_path / "hub" / "train-0.parquet", [])
-    cells: list[dict[str, object] | None] = [{"bytes": b"", "path": None}] * 20
-    hub(tmp_path / "hub" / "train-1.parquet", cells + [{"bytes": png(pixels(3, 4, 4)), "path": None}] * 30)
+    empty: dict[str, object] = {"bytes": b"", "path": None}
+    good: dict[str, object] = {"bytes": png(pixels(3, 4, 4)), "path": None}
+    hub(tmp_path / "hub" / "train-1.parquet", [*[empty] * 20, *[good] * 30])
     card = prepare(tmp_path / "hub", tmp_path / "out", Options(test_fraction=0, max_skip=0.5))
     assert (card.split("train").count, card.split("train").skipped, card.shape) == (30, 20, (3, 4, 4))
     for index in range(60):

@@ -152,6 +152,26 @@ def test_some_classes_with_splits_and_two_words_for_one_are_refused(tmp_path: Pa
     refused(tmp_path / "c", tmp_path / "out", "holdout beside train may be splits or classes")
 
 
+def test_a_test_set_without_class_folders_has_no_labels(tmp_path: Path) -> None:
+    """Its one folder is no class beside those of train; a class that train does not have is said."""
+    for name in "ab":
+        pictures(tmp_path / "in" / "train" / name, 3)
+    pictures(tmp_path / "in" / "test" / "images", 2, OTHER)
+    pictures(tmp_path / "in" / "val" / "a", 2, OTHER)
+    pictures(tmp_path / "in" / "val" / "c", 2, OTHER)
+    card = prepare(tmp_path / "in", tmp_path / "out")
+    assert counts(tmp_path / "out", card) == {"train": 6, "test": 2, "valid": 4}
+    assert (card.num_classes, stored(tmp_path / "out", "test")[1].tolist()) == (3, [-1, -1])
+    assert [note.partition(":")[0] for note in card.notes] == ["test", "valid"]
+
+
+def test_each_class_may_spell_its_splits_otherwise(tmp_path: Path) -> None:
+    for folder, level in (("cat/TRAIN", TRAIN), ("cat/Val", OTHER), ("dog/train", TRAIN), ("dog/validation", OTHER)):
+        pictures(tmp_path / "in" / folder, 3, level)
+    card = prepare(tmp_path / "in", tmp_path / "out")
+    assert counts(tmp_path / "out", card) == {"train": 6, "test": 6}
+
+
 @pytest.mark.parametrize(
     ("train", "other"),
     [("mnist_TRAIN", "mnist_val"), ("train/0000", "validation/0000"), ("plain/train-0", "plain/dev-0")],

@@ -17,6 +17,7 @@ from pipelines.data.listing import by_suffix, list_files
 from pipelines.data.readers.images.decode import SUFFIXES, Fit, Picture, decoded, fit_to
 from pipelines.data.readers.images.tree import by_folders
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.storage.messages import listed
 
 __all__ = ["read_folder"]
 
@@ -37,7 +38,8 @@ def read_folder(source: str, options: Options) -> Source | None:
             raise ValueError(
                 f"{root}: images both beside and inside class folders such as {classes[1]!r}; sort them all"
             )
-    files = {split: [(name, images[index]) for name, index in part] for split, part in found.files.items()}
+    labelled, notes = _as_trained(found.files)
+    files = {split: [(name, images[index]) for name, index in part] for split, part in labelled.items()}
     first = next(iter(files.values()))
     fit = fit_to((_picture(file) for _, file in chain(first[:: -(-len(first) // 16)], *files.values())), options)
     others = [file for file in listing.files if file.suffix.lower() not in SUFFIXES]
@@ -54,7 +56,7 @@ def read_folder(source: str, options: Options) -> Source | None:
         images=True,
         parts=True,
         left_out=tuple(left_out),
-        notes=(*found.notes, *_untrained(found.files)),
+        notes=(*found.notes, *notes),
     )
 
 
@@ -67,17 +69,19 @@ def _left_out_folders(paths: list[tuple[str, ...]]) -> list[LeftOut]:
     return [LeftOut(name=name, files=num, reason="not named by --split") for name, num in folders.items()]
 
 
-def _untrained(files: dict[str, list[tuple[str, int]]]) -> list[str]:
-    """A note for each split with classes that train does not have."""
-    classes = {split: {name for name, _ in part} for split, part in files.items()}
-    notes = []
+def _as_trained(files: dict[str, list[tuple[str, int]]]) -> tuple[dict[str, list[tuple[str, int]]], list[str]]:
+    """The splits with the classes that train has, and notes: a split that shares no folder with train has no classes (the files
+    of a published test set often lie in one folder), and of another's new classes one reads."""
+    classes = {split: {name for name, _ in part} - {""} for split, part in files.items()}
+    trained, notes = classes.get("train", set()), []
     for split, names in classes.items():
-        new = sorted(names - classes.get("train", names))
-        if new:
-            notes.append(
-                f"{split} has {len(new)} of its {len(names)} classes alone, train has none of them: {', '.join(new[:5])}"
-            )
-    return notes
+        new = sorted(names - trained) if trained else []
+        if new and len(new) == len(names):
+            files = files | {split: [("", index) for _, index in files[split]]}
+            notes.append(f"{split}: no folder of it ({listed(new)}) is a class of train; its images have no labels")
+        elif new:
+            notes.append(f"{split}: {len(new)} of its {len(names)} classes not in train: {listed(new)}")
+    return files, notes
 
 
 def _split(files: list[tuple[str, Path]], fit: Fit, source: str) -> SourceSplit:

@@ -7,7 +7,7 @@ are the classes then. Where folders are only partly splits, one says by the opti
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.data.splits import (
@@ -86,9 +86,7 @@ def _found_folders(paths: Sequence[tuple[str, ...]], where: str, splits: Sequenc
         return Folders(files={"train": files}, folders={"train": "/".join(paths[0][:depth])}, notes=notes)
     folders = list(dict.fromkeys(path[at] for path in paths))
     of = settled({name: parse(name).split for name in folders})
-    for name, members in of.items():
-        if len(members) > 1:
-            raise ValueError(f"{level}: {listed(members)} all mean {name}; {remedy(members)}")
+    _refuse_twice(of, paths, at, level)
     parts = served(of, level, splits)
     classes = [path[depth] for path in paths] if upper else _classes([path[at + 1 :] for path in paths])
     files = {
@@ -98,6 +96,18 @@ def _found_folders(paths: Sequence[tuple[str, ...]], where: str, splits: Sequenc
     above = "/".join((*paths[0][:depth], *["*"] * upper))
     shown = {name: "/".join(filter(None, (above, members[0]))) for name, members in parts.of.items()}
     return Folders(files=files, folders=shown, notes=notes + parts.notes)
+
+
+def _refuse_twice(of: Mapping[str, tuple[str, ...]], paths: Sequence[tuple[str, ...]], at: int, where: str) -> None:
+    """Refuses siblings at a depth that mean the same split."""
+    siblings: dict[tuple[str, ...], dict[str, None]] = {}
+    for path in paths:
+        siblings.setdefault(path[:at], {})[path[at]] = None
+    for split, members in of.items():
+        for names in siblings.values():
+            same = [name for name in members if name in names]
+            if len(same) > 1:
+                raise ValueError(f"{where}: {listed(same)} all mean {split}; {remedy(same)}")
 
 
 def _given_folders(paths: Sequence[tuple[str, ...]], where: str, split: Sequence[str]) -> Folders:
