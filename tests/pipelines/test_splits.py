@@ -162,7 +162,7 @@ def test_a_test_set_without_class_folders_has_no_labels(tmp_path: Path) -> None:
     card = prepare(tmp_path / "in", tmp_path / "out")
     assert counts(tmp_path / "out", card) == {"train": 6, "test": 2, "valid": 4}
     assert (card.num_classes, stored(tmp_path / "out", "test")[1].tolist()) == (3, [-1, -1])
-    assert [note.partition(":")[0] for note in card.notes] == ["test", "valid"]
+    assert [note.partition(":")[0] for note in card.notes[:2]] == ["test", "valid"]
 
 
 def test_each_class_may_spell_its_splits_otherwise(tmp_path: Path) -> None:
