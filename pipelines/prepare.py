@@ -1,9 +1,11 @@
 """Turn a data set into Parquet shards with a card: `python pipelines/prepare.py SOURCE --out DIR [--option value ...]`.
 
 SOURCE is a file, a directory, or the name of an embedded set (see below); training and evaluation read what lies in DIR then.
+A table at the end says for each split what it was made from, its rows and classes and what was skipped, and what is in none.
 
     python pipelines/prepare.py img_align_celeba --out data/celeba --crop 140 --size 64
     python pipelines/prepare.py table.csv --out data/table --test-fraction 0.1 --max-skip 0 --splits train,test
+    python pipelines/prepare.py pictures --out data/pictures --split train=good,test=held_out
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ from pipelines.config.cli import describe, options, override, run_command
 from pipelines.data.ingest import prepare
 from pipelines.data.readers import FORMATS
 from pipelines.data.source import Options
+from pipelines.data.summary import summary
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,9 +57,8 @@ def _prepare(words: list[str], given: dict[str, str]) -> None:
     if not launch.out:
         raise ValueError("--out DIR is missing: the directory of the prepared data set")
     card = prepare(words[0], launch.out, wanted)
-    for name, split in card.splits.items():
-        print(f"{name}: {split.count:,} rows in {len(split.shards)} shards, {split.skipped} skipped")
     print(f"{card.name}: {card.kind} {card.shape}, levels {card.levels}, {card.num_classes} classes -> {launch.out}")
+    print("\n".join(summary(card)))
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from dataclasses import replace
 from pipelines.config.cli import describe, options, override, split_arguments
 from pipelines.config.modules import HELP
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
+from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import FAULTS, Launch
@@ -55,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _one_line(error: Exception) -> str:
     """What is said of an error; what the system refused can be mended, and the run goes on."""
-    said = " ".join(str(error).split())
+    said = one_line(error)
     return f"{said}; mend that and give the same command again" if isinstance(error, OSError) else said
 
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar
 from indm_core.errors import ConvergenceError
 from pipelines.config.codec import form, moved, nearest, subclasses
 from pipelines.config.modules import HELP, split_word, trust
+from pipelines.storage.messages import one_line
 
 __all__ = [
     "Option",
@@ -92,7 +93,7 @@ def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[st
     except (ValueError, ConvergenceError, OSError) as error:
         if given.get("traceback"):
             traceback.print_exc()
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {one_line(error)}", file=sys.stderr)
         return 2
     return 0
 

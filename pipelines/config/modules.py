@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from pipelines.config.codec import ALIASES
+from pipelines.storage.paths import local_path
 
 __all__ = ["HELP", "VARIABLE", "defining_files", "import_file", "import_trusted", "split_word", "trust", "trusted"]
 
@@ -50,7 +51,7 @@ def import_file(path: str | Path) -> ModuleType:
     Raises:
         ValueError: no such file, an error while it was executed, or a class whose name has a meaning already.
     """
-    file = Path(path).expanduser().resolve()
+    file = local_path(path, "recipe").resolve()
     name = f"indm_{file.stem}_{hashlib.sha256(str(file).encode()).hexdigest()[:8]}"
     if name in sys.modules:
         return sys.modules[name]
@@ -73,14 +74,16 @@ def import_file(path: str | Path) -> ModuleType:
 def trust(path: str | Path) -> None:
     """Imports a file that the user named, here and wherever this process's configurations go (see `VARIABLE`)."""
     import_file(path)
-    file = str(Path(path).expanduser().resolve())
+    file = str(local_path(path, "recipe").resolve())
     if file not in trusted():
         os.environ[VARIABLE] = os.pathsep.join([*trusted(), file])
 
 
 def trusted() -> list[str]:
     """The absolute paths in INDM_MODULES."""
-    return [str(Path(path).expanduser().resolve()) for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path]
+    return [
+        str(local_path(path, VARIABLE).resolve()) for path in os.environ.get(VARIABLE, "").split(os.pathsep) if path
+    ]
 
 
 def import_trusted() -> list[ModuleType]:

@@ -22,6 +22,7 @@ from pipelines.config.modules import import_file
 from pipelines.config.run import RunConfig, from_document, to_document
 from pipelines.data.spec import DataSpec
 from pipelines.storage.files import write_text
+from pipelines.storage.paths import local_path
 
 __all__ = ["as_begun", "digest", "identity", "load", "read_run", "write_run"]
 
@@ -93,7 +94,7 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
     """
     if module:
         import_file(module)
-    directory = Path(path)
+    directory = local_path(path, "run")
     run, spec = read_run(directory / "config.json")
     file = directory / "model.safetensors"
     if not file.is_file():

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from pathlib import Path
 
 from pipelines.data.card import CARD, Card, load_card
@@ -16,9 +17,10 @@ from pipelines.data.ingest import prepare
 from pipelines.data.origin import canonical, fingerprint, label
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.source import Options
+from pipelines.data.summary import from_earlier_rules, summary
 from pipelines.storage.files import new_directory
 
-__all__ = ["data_directory", "embedded", "ensure"]
+__all__ = ["data_directory", "ensure"]
 
 
 def data_directory(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
@@ -38,14 +40,25 @@ def ensure(source: str | Path, root: str | Path, options: Options = Options()) -
     Raises:
         ValueError: the source cannot be prepared, or was prepared otherwise than the options ask.
     """
-    if (Path(source) / CARD).is_file():
-        _check_prepared(load_card(source), source, options)
-        return Path(source).resolve()
     directory, origin = data_directory(source, root, options), canonical(source)
-    if not _current(directory, origin, options):
+    if not embedded(origin) and (Path(origin) / CARD).is_file():
+        card = load_card(origin)
+        _check_prepared(card, origin, options)
+        _say([from_earlier_rules(card)])
+        return Path(origin)
+    if _current(directory, origin, options):
+        _say([from_earlier_rules(load_card(directory))])
+    else:
         with new_directory(directory, keep=lambda: _current(directory, origin, options)) as building:
-            prepare(source, building, options)
+            card = prepare(source, building, options)
+            if not embedded(origin):
+                _say([f"prepared {origin}:", *summary(card)])
     return directory
+
+
+def _say(lines: list[str]) -> None:
+    for line in filter(None, lines):
+        print(line, file=sys.stderr)
 
 
 def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
@@ -56,7 +69,7 @@ def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
     except (ValueError, RecursionError):
         made = {}
     default = Options()
-    for name in ("table", "crop", "size", "levels", "low", "high"):
+    for name in ("table", "crop", "size", "levels", "low", "high", "mode", "background", "orient"):
         wanted, there = getattr(options, name), made.get(name, getattr(default, name))
         if wanted not in (getattr(default, name), there):
             raise ValueError(

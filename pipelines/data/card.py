@@ -24,11 +24,29 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.storage.files import write_text
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import read_json
 
-__all__ = ["CARD", "VERSION", "Card", "Shard", "Split", "load_card", "one_line", "verify", "write_card"]
+__all__ = [
+    "CARD",
+    "RULES",
+    "VERSION",
+    "Card",
+    "LeftOut",
+    "Shard",
+    "Split",
+    "load_card",
+    "one_line",
+    "verify",
+    "write_card",
+]
 
 CARD = "card.json"
 VERSION = 1
+MOST_BYTES = 1 << 30
+"""Of a row, and of a row group."""
+RULES = 2
+"""Of what is taken from a source, and how; a card without the field is of rules 1, which did not record what they left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,17 +59,48 @@ class Shard:
     sha256: str
 
     def __post_init__(self) -> None:
+        _check_text(file=self.file, sha256=self.sha256)
+        _check_whole(rows=self.rows, size=self.size)
         if Path(self.file).name != self.file:
             raise ValueError(f"shard {self.file!r} must be a bare file name, in the directory of its card")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The rows of a split, how many corrupt ones its source had, and the shards that hold them in order."""
+    """The rows of a split.
+
+    Args:
+        count: How many there are.
+        skipped: How many corrupt ones its source had.
+        shards: The files that hold them in order.
+        source: What they come from, as people read it.
+        classes: How many classes occur.
+        reasons: Why rows were skipped, each with its number and its first row.
+    """
 
     count: int
     skipped: int
     shards: tuple[Shard, ...]
+    source: str = ""
+    classes: int = 0
+    reasons: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check_whole(count=self.count, skipped=self.skipped, classes=self.classes)
+        _check_text(source=self.source, reasons="".join(self.reasons))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeftOut:
+    """Something in a source that is in no split: its name, how many files it holds, and why."""
+
+    name: str
+    files: int
+    reason: str
+
+    def __post_init__(self) -> None:
+        _check_text(name=self.name, reason=self.reason)
+        _check_whole(files=self.files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +115,14 @@ class Card:
         levels: L, the number of integer values of a pixel; 0 for continuous data, which are not dequantised.
         low, high: the interval that the model sees when L > 0.
         num_classes: labels are 0, ..., num_classes - 1; 0: there are none (stored as -1).
+        classes: their names; () where they are numbers.
         group_rows: g, rows in a Parquet row group.
         options: how it was prepared, canonical JSON.
         fingerprint: of the source's file names, lengths and times, so that another content is prepared anew.
         splits: by name.
+        left_out: what the source holds besides.
+        notes: what was decided on the way.
+        rules: see RULES.
     """
 
     name: str
@@ -80,13 +133,22 @@ class Card:
     low: float = -1.0
     high: float = 1.0
     num_classes: int = 0
+    classes: tuple[str, ...] = ()
     group_rows: int = 1024
     options: str = "{}"
     fingerprint: str = ""
     splits: dict[str, Split] = field(default_factory=dict)
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
+    rules: int = RULES
     version: int = VERSION
 
     def __post_init__(self) -> None:
+        _check_text(name=self.name, source=self.source, options=self.options, fingerprint=self.fingerprint)
+        _check_text(**dict(zip(self._numbered("classes"), self.classes, strict=True)))
+        _check_text(notes="".join(self.notes))
+        _check_whole(rules=self.rules, levels=self.levels, num_classes=self.num_classes, group_rows=self.group_rows)
+        _check_whole(**dict(zip(self._numbered("shape"), self.shape, strict=True)))
         if (self.kind, len(self.shape)) not in (("image", 3), ("vector", 1)):
             raise ValueError(f"kind={self.kind!r} with shape={self.shape}: an image is (c, h, w), a vector (d,)")
         if min(self.shape) < 1:
@@ -95,10 +157,19 @@ class Card:
             raise ValueError(f"levels={self.levels}: vectors are continuous and have levels=0")
         if self.kind == "image" and not 2 <= self.levels <= 65536:
             raise ValueError(f"levels={self.levels}: an image has 2 to 65536 levels")
+        if not all(type(end) in (int, float) and abs(end) <= MOST_BYTES for end in (self.low, self.high)):
+            raise ValueError(f"low={self.low!r}, high={self.high!r}: not the ends of an interval")
         if not self.low < self.high:
             raise ValueError(f"low={self.low}, high={self.high}: low must be below high")
-        if self.num_classes < 0 or self.group_rows < 1:
-            raise ValueError(f"num_classes={self.num_classes}, group_rows={self.group_rows}: must be >= 0 and >= 1")
+        if self.group_rows < 1 or self.group_rows * self.row_bytes > MOST_BYTES:
+            raise ValueError(
+                f"group_rows={self.group_rows}, shape={self.shape}: a row group has 1 row to {MOST_BYTES:,} bytes"
+            )
+        if self.classes and len(self.classes) != self.num_classes:
+            raise ValueError(f"num_classes={self.num_classes}: {len(self.classes)} classes have names")
+
+    def _numbered(self, name: str) -> list[str]:
+        return [f"{name}_{index}" for index in range(len(getattr(self, name)))]
 
     @property
     def num_dims(self) -> int:
@@ -126,11 +197,6 @@ class Card:
         return self.splits[name]
 
 
-def one_line(error: BaseException) -> str:
-    """An exception's message on one line."""
-    return " ".join(str(error).split()) or type(error).__name__
-
-
 def write_card(directory: Path, card: Card) -> None:
     """Write `card.json`, whole and after all shards: it is what makes the directory a data set."""
     write_text(directory / CARD, json.dumps(asdict(card), indent=1) + "\n")
@@ -148,13 +214,13 @@ def load_card(path: str | Path) -> Card:
     directory = _directory(Path(path))
     file = directory / CARD
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        document = read_json(file)
+    except (OSError, ValueError) as error:
         raise ValueError(f"{file}: not a readable JSON card ({one_line(error)}); prepare the data set again") from None
     card = _parse(document, file)
     for split in card.splits.values():
         for shard in split.shards:
-            _check_shard(directory / shard.file, shard)
+            _check_shard(directory / shard.file, shard, card.group_rows)
     return card
 
 
@@ -168,13 +234,27 @@ def verify(card: Card, path: str | Path) -> None:
     for split in card.splits.values():
         for shard in split.shards:
             file = directory / shard.file
-            _check_shard(file, shard)
+            _check_shard(file, shard, card.group_rows)
             with file.open("rb") as stream:
                 found = hashlib.file_digest(stream, "sha256").hexdigest()
             if found != shard.sha256:
                 raise ValueError(
                     f"{file}: sha256 {found[:12]}... where the card says {shard.sha256[:12]}...; prepare it again"
                 )
+
+
+def _check_text(**values: object) -> None:
+    """Refuses what is no text, or has a character that ends one."""
+    for name, value in values.items():
+        if not isinstance(value, str) or "\0" in value:
+            raise ValueError(f"{name}={one_line(repr(value), 60)}: not a text")
+
+
+def _check_whole(**values: object) -> None:
+    """Refuses what is no whole number from 0 on."""
+    for name, value in values.items():
+        if type(value) is not int or not 0 <= value < 2**62:
+            raise ValueError(f"{name}={one_line(repr(value), 60)}: not a whole number from 0 on")
 
 
 def _directory(path: Path) -> Path:
@@ -195,36 +275,50 @@ def _directory(path: Path) -> Path:
 def _parse(document: Any, file: Path) -> Card:
     if not isinstance(document, dict) or document.get("version") != VERSION:
         version = document.get("version") if isinstance(document, dict) else None
-        raise ValueError(f"{file}: card version {version!r}, this code reads {VERSION}; prepare the data set again")
+        raise ValueError(
+            f"{file}: card version {one_line(repr(version), 60)}, this code reads {VERSION}; prepare the data set again"
+        )
     try:
         splits = {
             str(name): Split(
-                count=int(split["count"]),
-                skipped=int(split["skipped"]),
+                count=split["count"],
+                skipped=split["skipped"],
                 shards=tuple(Shard(**shard) for shard in split["shards"]),
+                source=split.get("source", ""),
+                classes=split.get("classes", 0),
+                reasons=tuple(split.get("reasons", ())),
             )
             for name, split in document["splits"].items()
         }
         known = {entry.name for entry in fields(Card)}
-        rest = {key: value for key, value in document.items() if key in known}
-        card = Card(**rest | {"splits": splits, "shape": tuple(document["shape"])})
+        rest = {"rules": document.get("rules", 1)} | {key: value for key, value in document.items() if key in known}
+        lists = {
+            "shape": tuple(document["shape"]),
+            "classes": tuple(document.get("classes", ())),
+            "left_out": tuple(LeftOut(**entry) for entry in document.get("left_out", ())),
+            "notes": tuple(document.get("notes", ())),
+        }
+        card = Card(**rest | lists | {"splits": splits})
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{file}: not a valid card ({one_line(error)}); prepare the data set again") from None
+        raise ValueError(f"{file}: not a valid card ({one_line(error, 200)}); prepare the data set again") from None
     for name, split in card.splits.items():
         if sum(shard.rows for shard in split.shards) != split.count:
             raise ValueError(f"{file}: split {name!r} counts {split.count} rows, its shards do not; prepare it again")
     return card
 
 
-def _check_shard(file: Path, shard: Shard) -> None:
+def _check_shard(file: Path, shard: Shard, group_rows: int) -> None:
     if not file.is_file():
         raise ValueError(f"{file}: the card names this shard but it is missing; prepare the data set again")
     size = file.stat().st_size
     if size != shard.size:
         raise ValueError(f"{file}: {size} bytes where the card says {shard.size}; prepare the data set again")
     try:
-        rows = pq.read_metadata(file).num_rows
-    except (pa.ArrowException, OSError) as error:
+        found = pq.read_metadata(file)
+        rows, groups = found.num_rows, found.num_row_groups
+    except (pa.ArrowException, OSError, MemoryError, OverflowError) as error:
         raise ValueError(f"{file}: not a readable Parquet shard ({one_line(error)}); prepare it again") from None
     if rows != shard.rows:
         raise ValueError(f"{file}: {rows} rows where the card says {shard.rows}; prepare the data set again")
+    if groups != -(-rows // group_rows):
+        raise ValueError(f"{file}: {groups} groups, not of the card's {group_rows} rows; prepare the data set again")

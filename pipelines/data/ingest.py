@@ -1,10 +1,10 @@
 """Any known format -> Parquet shards and a card: `prepare`.
 
 A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first of the readers that recognises it
-streams its splits. Each row is checked on the way: an integer k must satisfy 0 <= k < L, a vector must be finite, a
-label must be -1 or more. Rows that do not decode are skipped and counted, up to the share `max_skip` of a split. A
-source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a permutation that
-depends on (seed, n) only become `test`. The card is written last.
+streams its splits. The labels are read first, and become classes (labels.py). Each row is checked on the way: an integer k
+must satisfy 0 <= k < L, a vector must be finite. Rows that do not decode are skipped and counted, up to the share
+`max_skip` of a split. A source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a
+permutation that depends on (seed, n) only become `test`. The card is written last.
 """
 
 from __future__ import annotations
@@ -13,23 +13,34 @@ import shutil
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.card import CARD, Card, Split, load_card, write_card
+from pipelines.data.labels import NONE, Classes, classes_of
 from pipelines.data.order import permutation
 from pipelines.data.origin import canonical, fingerprint, label
 from pipelines.data.readers import FORMATS, READERS
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.shards import ShardWriter
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
+from pipelines.storage.paths import local_path
 
 __all__ = ["prepare"]
+
+IMAGE_OPTIONS = ("size", "crop", "mode", "background", "orient")
+"""Options that hold for encoded images only."""
+MOST_REASONS = 20
+"""Different reasons for skipped rows that are told apart in a split."""
+HELD_OUT = ("what is not held out", "held out by --test-fraction")
 
 
 def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
@@ -43,7 +54,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     Raises:
         ValueError: an unknown format, or bad content; the message names file, row and remedy.
     """
-    directory, origin = Path(out).expanduser(), canonical(source)
+    directory, origin = local_path(out, "--out"), canonical(source)
     found = _open_source(origin, options)
     if not embedded(origin) and directory.resolve() == Path(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
@@ -77,14 +88,24 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
-    num_classes = found.num_classes
+    classes, seen = _classes(found, options), _Seen()
     for name, part in found.splits.items():
-        written, labels = _write(directory, card, found, _routes(name, part, found, options), part, options)
-        splits |= written
-        num_classes = max(num_classes, labels)
-    card = replace(card, splits=splits, num_classes=num_classes)
+        routes = _routes(name, part, found, options)
+        splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen)
+    notes = (*found.notes, *seen.notes(found))
+    card = replace(
+        card, splits=splits, num_classes=classes.num, classes=classes.names, left_out=found.left_out, notes=notes
+    )
     write_card(directory, card)
     return card
+
+
+def _classes(found: Source, options: Options) -> Classes:
+    """What the labels of the splits stand for."""
+    if options.labels == "ignore":
+        return Classes()
+    labels = {name: part.labels() if part.labels else NONE for name, part in found.splits.items()}
+    return classes_of(labels, lambda name, row: found.splits[name].locate(row), found.num_classes)
 
 
 def _open_source(origin: str, options: Options) -> Source:
@@ -98,8 +119,12 @@ def _open_source(origin: str, options: Options) -> Source:
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
         raise ValueError(f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {FORMATS}")
-    if (options.size or options.crop) and not found.resizable:
-        raise ValueError(f"size={options.size}, crop={options.crop}: only image files are resized, not {origin}")
+    given = {name: value for name in IMAGE_OPTIONS if (value := getattr(options, name)) != getattr(Options(), name)}
+    if given and not found.images:
+        said = ", ".join(f"{name}={value}" for name, value in given.items())
+        raise ValueError(f"{said}: only image files are prepared so, not {origin}")
+    if options.split and not found.parts:
+        raise ValueError(f"split={','.join(options.split)}: {origin} has no parts with names; it is one set")
     return found
 
 
@@ -131,7 +156,7 @@ class _Routes:
 def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _Routes:
     target = np.zeros(part.count, np.uint8)
     names = (name,)
-    if len(found.splits) == 1 and options.test_fraction > 0:
+    if tuple(found.splits) == ("train",) and options.test_fraction > 0:
         held = round(part.count * options.test_fraction)
         if not 0 < held < part.count:
             raise ValueError(
@@ -142,18 +167,19 @@ def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _R
         names = ("train", "test")
     available = {*found.splits, *names}
     for wanted in options.splits:
-        if wanted not in available:
+        if canonical_split(wanted) not in map(canonical_split, available):
             raise ValueError(f"splits={','.join(options.splits)}: the source has {', '.join(sorted(available))}")
     return _Routes(names=names, target=target)
 
 
 class _Bad:
-    """The rows of a source's split that did not decode: how many in each split of the result, and the first of them."""
+    """The rows of a source's split that did not decode: how many in each split of the result, why, and the first of them."""
 
     def __init__(self, part: SourceSplit, routes: _Routes, max_skip: float) -> None:
         self._part, self._routes, self._max_skip = part, routes, max_skip
         self.counts = np.zeros(len(routes.names), np.int64)
         self._first = ""
+        self._reasons: list[dict[str, tuple[int, str]]] = [{} for _ in routes.names]
 
     def add(self, chunk: Chunk) -> None:
         """Counts those of a chunk.
@@ -162,13 +188,43 @@ class _Bad:
             ValueError: they are more than `max_skip` of the split; the message names the first.
         """
         for row, reason in chunk.bad:
-            self.counts[self._routes.target[row]] += 1
-            self._first = self._first or f"{self._part.locate(row)}: {reason}"
+            target, where = self._routes.target[row], self._part.locate(row)
+            self.counts[target] += 1
+            self._first = self._first or f"{where}: {reason}"
+            reasons = self._reasons[target]
+            reason = reason if reason in reasons or len(reasons) < MOST_REASONS else "other reasons"
+            num, first = reasons.get(reason, (0, where))
+            reasons[reason] = (num + 1, first)
         if self.counts.sum() > self._max_skip * self._part.count:
             raise ValueError(
                 f"{self._first}; {self.counts.sum()} of {self._part.count} rows are bad, more than "
                 f"max_skip={self._max_skip}; repair them or raise --max-skip"
             )
+
+    def reasons(self, target: int) -> tuple[str, ...]:
+        """Why rows of a split of the result were skipped, each with its number and the first."""
+        return tuple(f"{num}: {reason} (first {first})" for reason, (num, first) in self._reasons[target].items())
+
+
+class _Seen:
+    """What was done to the rows that were taken, and whether they have colours."""
+
+    def __init__(self) -> None:
+        self._done: Counter[str] = Counter()
+        self._colours = False
+
+    def add(self, chunk: Chunk) -> None:
+        self._done.update(chunk.done)
+        if not self._colours and chunk.x.ndim == 4 and chunk.x.shape[1] == 3:
+            self._colours = bool((chunk.x != chunk.x[:, :1]).any())
+
+    def notes(self, found: Source) -> list[str]:
+        """A line for each kind of deed, and one for colour images that are grey."""
+        notes = [f"{num:,} image{'s' * (num > 1)} {done}" for done, num in sorted(self._done.items())]
+        if found.kind == "image" and found.shape[0] == 3 and not self._colours:
+            remedy = "--mode grey stores one" if found.images else "store one"
+            notes.append(f"all images are grey in three equal channels, each of which counts in bits/dim; {remedy}")
+        return notes
 
 
 class _Range:
@@ -192,13 +248,22 @@ class _Range:
 
 
 def _write(
-    directory: Path, card: Card, found: Source, routes: _Routes, part: SourceSplit, options: Options
-) -> tuple[dict[str, Split], int]:
-    """Write a source's split; returns the result's splits and the number of classes that the labels show."""
-    keep = {name: index for index, name in enumerate(routes.names) if not options.splits or name in options.splits}
+    directory: Path,
+    card: Card,
+    found: Source,
+    routes: _Routes,
+    part: SourceSplit,
+    classes: Callable[[np.ndarray], np.ndarray],
+    options: Options,
+    seen: _Seen,
+) -> dict[str, Split]:
+    """Write a source's split, whose rows are of some classes; returns the result's splits."""
+    asked = {canonical_split(name) for name in options.splits}
+    keep = {name: index for index, name in enumerate(routes.names) if not asked or canonical_split(name) in asked}
     if not keep:
-        return {}, 0
-    bad, trained, classes = _Bad(part, routes, options.max_skip), _Range(found.shape), 0
+        return {}
+    bad, trained = _Bad(part, routes, options.max_skip), _Range(found.shape)
+    labels: dict[str, set[int]] = {name: set() for name in keep}
     with ExitStack() as opened:
         writers = {
             name: opened.enter_context(ShardWriter(directory, card, name, 16 * card.group_rows)) for name in keep
@@ -206,13 +271,23 @@ def _write(
         for chunk in _progress(part, " + ".join(keep)):
             bad.add(chunk)
             _check(chunk, card, found, part)
-            classes = max(classes, int(chunk.label.max(initial=-1)) + 1)
+            seen.add(chunk)
+            label = classes(chunk.row)
             for name, index in keep.items():
                 rows = routes.target[chunk.row] == index
-                writers[name].add(chunk.x[rows], chunk.label[rows])
+                writers[name].add(chunk.x[rows], label[rows])
+                labels[name] |= set(np.unique(label[rows]).tolist()) - {-1}
                 if found.kind == "vector" and name == "train":
                     trained.add(chunk.x[rows])
-        splits = {name: writer.close(int(bad.counts[keep[name]])) for name, writer in writers.items()}
+        splits = {
+            name: replace(
+                writer.close(int(bad.counts[index])),
+                source=part.source + (f", {HELD_OUT[index]}" if len(routes.names) > 1 else ""),
+                classes=len(labels[name]),
+                reasons=bad.reasons(index),
+            )
+            for (name, index), writer in zip(keep.items(), writers.values(), strict=True)
+        }
     for name, split in splits.items():
         if split.count == 0:
             raise ValueError(
@@ -220,11 +295,11 @@ def _write(
             )
     if found.kind == "vector" and "train" in keep:
         trained.check(card.source, found)
-    return splits, classes
+    return splits
 
 
 def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
-    """Every value within the levels (or finite), every label within the classes."""
+    """Every value within the levels, or finite."""
     if card.levels:
         wrong = (chunk.x < 0) | (chunk.x >= card.levels) if chunk.x.size else np.zeros(chunk.x.shape, bool)
         remedy = f"is not one of the {card.levels} levels 0 to {card.levels - 1}; give --levels or repair the row"
@@ -236,11 +311,6 @@ def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
         where = part.locate(int(chunk.row[index[0]]))
         where += f" column {found.column(index[1])}" if found.kind == "vector" else ""
         raise ValueError(f"{where}: the value {chunk.x[index]} {remedy}")
-    wrong = (chunk.label < -1) | (chunk.label >= (found.num_classes or 2**31 - 1))
-    if wrong.any():
-        row = int(np.flatnonzero(wrong)[0])
-        classes = f"0 to {found.num_classes - 1}" if found.num_classes else "0, 1, ... (-1: none)"
-        raise ValueError(f"{part.locate(int(chunk.row[row]))}: the label {chunk.label[row]} is not in {classes}")
 
 
 def _progress(part: SourceSplit, name: str) -> Iterator[Chunk]:

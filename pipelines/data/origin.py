@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+from pipelines.data.listing import list_files
 from pipelines.data.readers.embedded import embedded
+from pipelines.storage.paths import local_path
 
 __all__ = ["canonical", "fingerprint", "label"]
 
 
 def canonical(source: str | Path) -> str:
     """A source as a card names it: an absolute path, or the name of an embedded set."""
-    return str(source) if embedded(str(source)) else str(Path(source).expanduser().resolve())
+    return str(source) if embedded(str(source)) else str(local_path(source, "source").resolve())
 
 
 def label(origin: str) -> str:
@@ -25,7 +27,8 @@ def fingerprint(origin: str) -> str:
     if embedded(origin):
         return ""
     path, sha = Path(origin), hashlib.sha256()
-    for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+    files = {*path.rglob("*"), *list_files(path).files} if path.is_dir() else {path}  # those of linked folders, too
+    for file in sorted(files):
         if file.is_file():
             stat = file.stat()
             sha.update(f"{file.relative_to(path.parent)}\n{stat.st_size}\n{stat.st_mtime_ns}\n".encode())

@@ -12,9 +12,13 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
+
+from pipelines.data.card import LeftOut
+from pipelines.data.labels import Labels
+from pipelines.data.splits import given_parts
 
 __all__ = [
     "Chunk",
@@ -32,6 +36,9 @@ __all__ = [
 
 BLOCK = 1 << 16
 """Rows that are checked at a time."""
+LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
+LATER |= {"split": (), "mode": "auto", "background": "white", "orient": True}
+"""Options that the first cards did not know, with what was done without them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +57,15 @@ class Options:
         splits: Which splits to keep; () keeps all.
         rows: Training rows of a generated set; it gets rows // 5 test rows.
         table: Which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
+        labels: classes: of the rows, where the source has them; ignore prepares the rows without.
+        separator: What divides the columns of a .csv file; those of a .tsv file are divided by tabs.
+        decimal: How its numbers are written, 1.5 or 1,5.
+        header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
+        split: Which parts of the source are which split, train=PART,test=PART,valid=PART, each a folder, a file or a key of it
+            (or a pattern of them); () goes by their names. What is not named is left out.
+        mode: Of encoded images: grey, colour, or auto, which is grey where all images are.
+        background: What transparent images are laid on, a colour's name or #rrggbb.
+        orient: Turn photographs as their EXIF orientation says.
     """
 
     name: str = ""
@@ -64,6 +80,14 @@ class Options:
     splits: tuple[str, ...] = ()
     rows: int = 50_000
     table: str = ""
+    labels: Literal["classes", "ignore"] = "classes"
+    separator: Literal["comma", "semicolon", "tab"] = "comma"
+    decimal: Literal["point", "comma"] = "point"
+    header: Literal["auto", "yes", "no"] = "auto"
+    split: tuple[str, ...] = ()
+    mode: Literal["auto", "grey", "colour"] = "auto"
+    background: str = "white"
+    orient: bool = True
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):
@@ -74,42 +98,71 @@ class Options:
                 raise ValueError(f"{argument}={getattr(self, argument)}: a share, at least 0 and below 1")
         if self.rows < 5:
             raise ValueError(f"rows={self.rows}: a generated set has at least 5")
+        if self.separator == self.decimal == "comma":
+            raise ValueError(
+                f"separator={self.separator}, decimal={self.decimal}: a comma is one of them; give --separator"
+            )
+        given_parts(self.split)
 
     def to_json(self) -> str:
-        """Canonical JSON: equal options give equal text."""
-        return json.dumps(asdict(self), sort_keys=True)
+        """Canonical JSON: equal options give equal text, also to that of a version that had not all of them."""
+        said = {name: value for name, value in asdict(self).items() if name not in LATER or value != LATER[name]}
+        return json.dumps(said, sort_keys=True)
 
 
 class Chunk(NamedTuple):
-    """Consecutive rows of a split: x (m, *shape), label (m,) (-1: none), row (m,) in the split, and the bad ones."""
+    """Consecutive rows of a split: x (m, *shape), row (m,) in the split, the bad ones, and what was done to rows to make them
+    fit, an entry for each."""
 
     x: np.ndarray
-    label: np.ndarray
     row: np.ndarray
     bad: tuple[tuple[int, str], ...] = ()
+    done: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceSplit:
-    """A split: its number of rows, a stream of them, and the name of a row in the source's files."""
+    """A split.
+
+    Args:
+        count: Its number of rows.
+        chunks: Gives a stream of them.
+        locate: Names a row in the source's files.
+        labels: Reads the labels of all rows; None where the source has none.
+        source: What people call the files or folders of it.
+    """
 
     count: int
     chunks: Callable[[], Iterator[Chunk]]
     locate: Callable[[int], str]
+    labels: Callable[[], Labels] | None = None
+    source: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A data set that a reader recognised; shape, levels and kind as in `Card`; num_classes 0: count the labels; columns: the
-    names of a table's, () for their numbers."""
+    """A data set that a reader recognised.
+
+    Args:
+        kind, shape, levels: As in `Card`.
+        splits: By name.
+        num_classes: 0: the labels tell.
+        images: Whether it is encoded images, for which the options of images hold.
+        parts: Whether it has parts with names, for which the option `split` holds.
+        columns: The names of a table's, () for their numbers.
+        left_out, notes: As in `Card`.
+    """
 
     kind: str
     shape: tuple[int, ...]
     levels: int
     splits: dict[str, SourceSplit]
     num_classes: int = 0
-    resizable: bool = False
+    images: bool = False
+    parts: bool = False
     columns: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def column(self, index: int) -> str:
         """The name of a vector's coordinate."""
@@ -121,12 +174,12 @@ def chunk_rows(row_bytes: int) -> int:
     return max(1, min(1024, 2**24 // row_bytes))
 
 
-def array_chunks(x: np.ndarray, label: np.ndarray) -> Iterator[Chunk]:
+def array_chunks(x: np.ndarray) -> Iterator[Chunk]:
     """The chunks of a split that is in memory."""
     step = chunk_rows(x[:1].nbytes or 1)
     for start in range(0, len(x), step):
         stop = min(start + step, len(x))
-        yield Chunk(x[start:stop], label[start:stop], np.arange(start, stop))
+        yield Chunk(x[start:stop], np.arange(start, stop))
 
 
 def records(stream: BinaryIO, size: int, count: int, file: str) -> Iterator[tuple[int, np.ndarray]]:
@@ -149,8 +202,14 @@ def records(stream: BinaryIO, size: int, count: int, file: str) -> Iterator[tupl
 
 def in_memory(x: np.ndarray, file: str, label: np.ndarray | None = None) -> SourceSplit:
     """A split that is in memory; without labels where none are given."""
-    label = np.full(len(x), -1) if label is None else label
-    return SourceSplit(count=len(x), chunks=lambda: array_chunks(x, label), locate=lambda row: f"{file} row {row}")
+    labels = None if label is None else lambda: Labels.of([label])
+    return SourceSplit(
+        count=len(x),
+        chunks=lambda: array_chunks(x),
+        locate=lambda row: f"{file} row {row}",
+        labels=labels,
+        source=file,
+    )
 
 
 def vectors(parts: dict[str, tuple[np.ndarray, str]]) -> Source:

@@ -17,6 +17,7 @@ from pipelines.data.order import permutation
 from pipelines.data.shards import read_all, read_split
 from pipelines.evaluation.classifier import cached_classifier, classifier_features
 from pipelines.evaluation.features import FeatureNetwork, inception, raw
+from pipelines.storage.paths import local_path
 
 __all__ = ["MOST_ROWS", "Extractor", "Reference", "extractor_of", "feature_key", "reference_rows", "split_rows"]
 
@@ -112,7 +113,7 @@ def extractor_of(
         ValueError: no readable weights, or an image of more values without labels.
     """
     if inception_weights:
-        weights = Path(inception_weights).expanduser().resolve()
+        weights = local_path(inception_weights, "--inception-weights").resolve()
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
         return Extractor(name, partial(inception, weights, levels=card.levels))
     if card.num_classes < 2 and card.num_dims > most_raw:

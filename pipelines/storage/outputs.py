@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.storage.paths import local_path
+
 __all__ = ["RULE", "find_run", "only_one", "output_root"]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
@@ -21,7 +23,7 @@ def output_root(out: str | None) -> Path:
     """
     given = out or os.environ.get("INDM_RUNS")
     if given:
-        root = Path(given).expanduser().resolve()
+        root = local_path(given, "--out" if out else "INDM_RUNS").resolve()
     else:
         clone = Path(__file__).resolve().parents[2]
         if not (clone / "pyproject.toml").is_file() or "working_dir_files" in clone.parts:
@@ -39,7 +41,8 @@ def output_root(out: str | None) -> Path:
 
 def find_run(word: str, root: Path | None = None) -> Path:
     """A run by its directory or by its name under the output directory."""
-    return Path(word).resolve() if (Path(word) / "config.json").is_file() else (root or output_root(None)) / word
+    path = local_path(word, "run")
+    return path.resolve() if (path / "config.json").is_file() else (root or output_root(None)) / path
 
 
 @contextmanager

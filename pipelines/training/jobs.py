@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,12 +10,15 @@ from indm_core.training import check_frozen
 from pipelines.config.cli import options, with_values
 from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import as_begun, read_run
-from pipelines.data.cache import embedded, ensure
+from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
+from pipelines.data.origin import canonical
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import find
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job
+from pipelines.storage.paths import local_path
+from pipelines.storage.reading import read_json
 from pipelines.training.launch import Launch
 
 __all__ = ["jobs_for"]
@@ -83,7 +85,7 @@ def _check_shares(train: Train, launch: Launch) -> None:
 
 def _absolute(source: str) -> str:
     """A source as it is found from anywhere: evaluation may be started elsewhere."""
-    return source if not source or embedded(source) else str(Path(source).expanduser().resolve())
+    return canonical(source) if source else source
 
 
 def _partner(run: RunConfig, card: Card, root: Path) -> Path | None:
@@ -110,9 +112,9 @@ def _start(given: str, steps: int) -> Path | None:
     """The checkpoint that a run starts from."""
     if not given:
         return None
-    start = Path(given).expanduser().resolve()
+    start = local_path(given, "--start-from").resolve()
     try:
-        step = int(json.loads((start / "state.json").read_text(encoding="utf-8"))["step"])
+        step = int(read_json(start / "state.json")["step"])
     except (OSError, ValueError, KeyError, TypeError):
         raise ValueError(
             f"start_from={start}: no checkpoint there; give RUN/pretrained or RUN/checkpoints/step-..."

@@ -177,7 +177,7 @@ def test_the_command_line_prepares(tmp_path: Path) -> None:
     words = command("prepare", "toy2d:rings", "--out", str(tmp_path / "out"), "--rows", "100")
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    assert "train: 100 rows" in done.stdout
+    assert done.stdout.splitlines()[-2].split() == ["train", "toy2d:rings", "train", "100", "0", "0"]
     assert done.stderr == ""
     assert load_card(tmp_path / "out").split("test").count == 20
 
@@ -199,6 +199,7 @@ def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.Capt
         "0.25",
     ]
     words += ["--seed", "3", "--splits", "test,train", "--rows", "50", "--size", "0", "--crop", "0", "--table", ""]
+    words += ["--split", "()", "--mode", "auto", "--background", "white", "--orient", "true"]
     assert main_of("prepare")([str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), *words]) == 0
     assert "small: image (1, 6, 5), levels 16, 0 classes" in capsys.readouterr().out
     card = load_card(tmp_path / "out")

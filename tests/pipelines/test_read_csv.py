@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from sources import WHOLE, refused, stored
 from pipelines.data.ingest import prepare
 from pipelines.data.readers import csv_table
 from pipelines.data.readers.csv_table import read_rows
+from pipelines.data.readers.text_form import SEPARATORS, Form
 
 
 @pytest.fixture
@@ -96,7 +99,7 @@ def test_every_number_is_the_nearest_float(tmp_path: Path, monkeypatch: pytest.M
     file.write_text("\n".join(",".join(cells[start : start + 4]) for start in range(0, len(cells), 4)))
     monkeypatch.setattr(csv_table, "BLOCK", 1 << 14)
     if plain:
-        monkeypatch.setattr(csv_table, "_parsed", lambda block, num, dtype: np.empty((0, num)))
+        monkeypatch.setattr(csv_table, "_parsed", lambda block, num, dtype, form: np.empty((0, num)))
     else:
         monkeypatch.setattr(csv_table, "COLUMN_BYTES", 0)
         monkeypatch.delattr(csv_table, "_plain")
@@ -170,9 +173,9 @@ def test_only_a_block_with_an_odd_number_is_read_cell_by_cell(tmp_path: Path, mo
     plain: list[int] = []
     converted = csv_table._converted
 
-    def counted(file: Path, names: list[str], records: list, dtype: type) -> np.ndarray:
+    def counted(file: Path, names: list[str], records: list, dtype: type, form: Form) -> np.ndarray:
         plain.append(len(records))
-        return converted(file, names, records, dtype)
+        return converted(file, names, records, dtype, form)
 
     monkeypatch.setattr(csv_table, "_converted", counted)
     _, x = read_rows(file)
@@ -194,3 +197,118 @@ def test_a_text_that_is_not_utf8_is_named_with_its_last_good_line(tmp_path: Path
     file.write_bytes(b"1,2\n" * 400_000 + b"3,\xff\n")
     with pytest.raises(ValueError, match=r"table.csv: not a readable text table after line 400000 \('utf-8' codec"):
         read_rows(file)
+
+
+NUMBERS = np.random.default_rng(3).normal(size=(20, 3)).round(4)
+
+
+def table(file: Path, header: str = "", separator: str = ",", decimal: str = ".", x: np.ndarray = NUMBERS) -> Path:
+    rows = [separator.join(f"{value:.4f}".replace(".", decimal) for value in row) for row in x]
+    file.write_text("\n".join([header, *rows] if header else rows) + "\n")
+    return file
+
+
+@pytest.mark.parametrize("header", ["0,1,2", "1,2,3", "2019,2020,2021", "1990,2000,2015", "a,b,c"])
+def test_a_header_of_numbers_is_no_row(tmp_path: Path, header: str, capsys: pytest.CaptureFixture[str]) -> None:
+    file = table(tmp_path / "table.csv", header)
+    prepare(file, tmp_path / "out", WHOLE)
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], NUMBERS.astype(np.float32))
+    said = capsys.readouterr().err
+    assert said == (
+        ""
+        if "a" in header
+        else f"{file} line 1: '{header}' are taken for the names of columns; else give --header no\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "yes", "no"),
+    [
+        ("0,1,2\n4,7,9\n8,1,3\n9,9,9\n", 3, 4),
+        ("2019,2020\n14,70\n80,10\n3,4\n", 3, 4),
+        ("0,1\n0.5,0.25\n0.75,1.5\n3,4\n", 3, 4),
+        ("0\n0.5\n0.75\n0.8\n", 3, 4),
+    ],
+    ids=["counts", "years", "two columns", "one column"],
+)
+def test_numbers_that_may_be_a_header_or_a_row_are_asked_for(tmp_path: Path, text: str, yes: int, no: int) -> None:
+    file = tmp_path / "table.csv"
+    file.write_text(text)
+    refused(
+        file,
+        tmp_path / "out",
+        f"{file} line 1: ",
+        "may be the names of columns or a row",
+        "--header yes or --header no",
+    )
+    for header, rows in (("yes", yes), ("no", no)):
+        assert prepare(file, tmp_path / header, replace(WHOLE, header=header)).split("train").count == rows
+
+
+@pytest.mark.parametrize(
+    "text", ["1,2\n3,4\n5,7\n", "3,7,9\n0.5,1.5,2.5\n1,1.25,2\n", "1,2,3\n4,5,6\n7,8,10\n", "0\n1\n2\n"]
+)
+def test_a_first_row_of_whole_numbers_is_a_row(tmp_path: Path, text: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    assert prepare(tmp_path / "table.csv", tmp_path / "out", WHOLE).split("train").count == 3
+
+
+@pytest.mark.parametrize("separator", ["semicolon", "tab"])
+@pytest.mark.parametrize("decimal", ["point", "comma"])
+@pytest.mark.parametrize("header", ["", "a{0}b{0}c", "0{0}1{0}2"])
+@pytest.mark.parametrize("block", [1 << 20, 64])
+def test_other_separators_and_decimals(
+    tmp_path: Path, separator: str, decimal: str, header: str, block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By their options, by pyarrow as by the plain code; without them they are named."""
+    monkeypatch.setattr(csv_table, "BLOCK", block)
+    monkeypatch.setattr(csv_table, "COLUMN_BYTES", block // (1 << 10))
+    sign = SEPARATORS[separator]
+    file = table(tmp_path / "table.csv", header.format(sign), sign, "," if decimal == "comma" else ".")
+    refused(file, tmp_path / "out", "line ", f"--separator {separator}")
+    form = {"separator": separator, "decimal": decimal}
+    prepare(file, tmp_path / "out", replace(WHOLE, **form))
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], NUMBERS.astype(np.float32))
+    if decimal == "comma":
+        refused(file, tmp_path / "new", "line ", "--decimal comma", options=replace(WHOLE, separator=separator))
+
+
+def test_tabs_are_what_divides_a_tsv_file(tmp_path: Path) -> None:
+    prepare(table(tmp_path / "table.tsv", "a\tb\tc", "\t"), tmp_path / "out", WHOLE)
+    np.testing.assert_array_equal(stored(tmp_path / "out")[0], NUMBERS.astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1 2 3\n4 5 6\n", "divided by spaces"),
+        ('"1,5","2,5"\n"3,5","4,5"\n', "--decimal comma"),
+        ("1.000,5;2\n3;4\n", "--separator semicolon"),
+    ],
+)
+def test_other_forms_are_named(tmp_path: Path, text: str, told: str) -> None:
+    (tmp_path / "table.csv").write_text(text)
+    refused(tmp_path / "table.csv", tmp_path / "out", "line ", told)
+
+
+def test_a_thousands_point_is_no_decimal_comma(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("1.000,5;2\n3;4\n")
+    form = replace(WHOLE, separator="semicolon", decimal="comma")
+    refused(tmp_path / "table.csv", tmp_path / "out", "line 1 column 0: '1.000,5' is not a number", options=form)
+
+
+def test_a_header_of_many_columns_takes_no_square_of_their_number(tmp_path: Path) -> None:
+    """Comparing 40,000 names pairwise takes a minute."""
+    file = tmp_path / "table.csv"
+    file.write_text("\n".join(",".join(f"{name}{index}" for index in range(40_000)) for name in ("column", "", "")))
+    begun = time.process_time()
+    assert len(read_rows(file)[0]) == 40_000
+    assert time.process_time() - begun < 10
+
+
+def test_a_line_without_an_end_is_not_read_into_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(csv_table, "LONGEST", 1 << 22)
+    with (tmp_path / "table.csv").open("wb") as stream:
+        stream.write(b"1,2\n")
+        stream.truncate(1 << 40)
+    refused(tmp_path / "table.csv", tmp_path / "out", "a line of more than 4 MiB")

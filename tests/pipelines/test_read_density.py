@@ -15,7 +15,7 @@ def test_power(tmp_path):
     raw = np.round(RNG.normal(size=(1000, 8)) * [1, 1, 5, 1, 9, 9, 9, 1] + 50, 2)
     np.save(tmp_path / "data.npy", raw)
     parts = prepared(tmp_path, tmp_path / "data.npy", table="power")
-    assert {name: x.shape for name, x in parts.items()} == {"train": (810, 6), "validation": (90, 6), "test": (100, 6)}
+    assert {name: x.shape for name, x in parts.items()} == {"train": (810, 6), "valid": (90, 6), "test": (100, 6)}
     legacy = np.random.RandomState(42)
     expected = raw.copy()
     legacy.shuffle(expected)
@@ -25,9 +25,7 @@ def test_power(tmp_path):
     expected[:, 2:5] += legacy.rand(1000, 3)
     rest = expected[:900]
     expected = (expected - rest.mean(axis=0)) / rest.std(axis=0)
-    np.testing.assert_allclose(
-        np.concatenate([parts["train"], parts["validation"], parts["test"]]), expected, atol=1e-5
-    )
+    np.testing.assert_allclose(np.concatenate([parts["train"], parts["valid"], parts["test"]]), expected, atol=1e-5)
 
 
 def test_gas_drops_what_is_correlated(tmp_path):
@@ -38,7 +36,7 @@ def test_gas_drops_what_is_correlated(tmp_path):
     np.savetxt(tmp_path / "gas.csv", table, delimiter=",", header=header, comments="")
     parts = prepared(tmp_path, tmp_path / "gas.csv", table="gas")
     assert parts["train"].shape == (405, 15)
-    whole = np.concatenate([parts["train"], parts["validation"], parts["test"]])
+    whole = np.concatenate([parts["train"], parts["valid"], parts["test"]])
     kept = sensors[:, 1:]  # of s1 and s3 the first goes
     np.testing.assert_allclose(whole, (kept - kept.mean(axis=0)) / kept.std(axis=0, ddof=1), atol=1e-4)
     np.save(tmp_path / "gas.npy", table)
@@ -69,17 +67,17 @@ def test_hepmass(tmp_path):
     parts = prepared(tmp_path, place, table="hepmass")
     train = features["train"][:, :3]  # the one with 5 stays, the one with 6 goes
     mean, std = train.mean(axis=0), train.std(axis=0, ddof=1)
-    np.testing.assert_allclose(np.concatenate([parts["train"], parts["validation"]]), (train - mean) / std, atol=1e-5)
+    np.testing.assert_allclose(np.concatenate([parts["train"], parts["valid"]]), (train - mean) / std, atol=1e-5)
     np.testing.assert_allclose(parts["test"], (features["test"][:, :3] - mean) / std, atol=1e-5)
-    assert len(parts["validation"]) == len(train) // 10
+    assert len(parts["valid"]) == len(train) // 10
 
 
 def test_miniboone(tmp_path):
     raw = RNG.normal(size=(200, 43)) * 3 + 2
     np.save(tmp_path / "data.npy", raw)
     parts = prepared(tmp_path, tmp_path / "data.npy", table="miniboone")
-    assert {name: len(x) for name, x in parts.items()} == {"train": 162, "validation": 18, "test": 20}
-    assert_normal(np.concatenate([parts["train"], parts["validation"]]))
+    assert {name: len(x) for name, x in parts.items()} == {"train": 162, "valid": 18, "test": 20}
+    assert_normal(np.concatenate([parts["train"], parts["valid"]]))
 
 
 def test_bsds300_and_plain_hdf5(tmp_path):
@@ -92,7 +90,7 @@ def test_bsds300_and_plain_hdf5(tmp_path):
     for options in ({"table": "bsds300"}, {}):
         parts = prepared(tmp_path, file, **options)
         for name, x in arrays.items():
-            np.testing.assert_array_equal(parts[name], x)
+            np.testing.assert_array_equal(parts[name.removesuffix("ation")], x)
 
 
 @pytest.mark.parametrize(

@@ -28,12 +28,14 @@ def test_hdf5_is_judged_before_it_is_read(tmp_path):
     with h5py.File(file, "w") as archive:
         for name in ("a", "b"):
             archive.create_dataset(name, data=np.zeros((1000, 30), "u1"), compression="gzip")
-    with pytest.raises(ValueError, match=r"x.h5: holds a, b; call the rows train, test, validation"):
+    with pytest.raises(
+        ValueError, match=r"x.h5: a, b are no split that is known; say which each is, such as --split train=a,test=b"
+    ):
         prepared(tmp_path, file)
     with h5py.File(file, "w") as archive:
         for name in ("train", "test"):
             archive.create_dataset(name, shape=(10**6, 100), chunks=(1000, 100), dtype="u1", compression="gzip")
-    with pytest.raises(ValueError, match=r"x.h5:test: \(1000000, 100\) are more numbers than the file can hold"):
+    with pytest.raises(ValueError, match=r"x.h5:train: \(1000000, 100\) are more numbers than the file can hold"):
         prepared(tmp_path, file)
     with h5py.File(file, "w") as archive:
         h5py.h5d.create(archive.id, b"train", h5py.h5t.UNIX_D32LE, h5py.h5s.create_simple((3, 2)))

@@ -77,11 +77,11 @@ def test_class_folders_round_trip(tmp_path: Path) -> None:
         put(tmp_path / "in" / split / kind / f"{index:02d}.png", row)
     (tmp_path / "in" / "readme.txt").touch()
     card = prepare(tmp_path / "in", tmp_path / "out")
-    assert (list(card.splits), card.num_classes) == (["train", "valid"], 4)
+    assert (list(card.splits), card.num_classes) == (["train", "test"], 4)
     order = [1, 5, 2, 6, 0, 4, 3, 7]
     np.testing.assert_array_equal(stored(tmp_path / "out")[0], x[order])
     np.testing.assert_array_equal(stored(tmp_path / "out")[1], [0, 0, 1, 1, 2, 2, 3, 3])
-    np.testing.assert_array_equal(stored(tmp_path / "out", "valid")[0], x[[9, 10, 8, 11]])
+    np.testing.assert_array_equal(stored(tmp_path / "out", "test")[0], x[[9, 10, 8, 11]])
 
 
 def test_crop_and_resize(tmp_path: Path) -> None:

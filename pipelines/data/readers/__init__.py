@@ -39,7 +39,7 @@ READERS = (
     Reader(read_cifar, "CIFAR-10 batches"),
     Reader(read_image_parquet, "Hugging Face image Parquet"),
     Reader(read_numpy, ".npy or .npz"),
-    Reader(read_csv, ".csv"),
+    Reader(read_csv, ".csv or .tsv"),
     Reader(read_hdf5, ".h5"),
     Reader(read_folder, "a folder of images"),
 )

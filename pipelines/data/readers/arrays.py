@@ -1,8 +1,8 @@
 """Reader of NumPy files: one .npy array, or the arrays of an .npz archive.
 
     rows        images are integers (n, h, w), (n, h, w, c) or (n, c, h, w), c <= 4; vectors are floats (n, d)
-    .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; x_train, y_train, x_test, y_test,
-                x_valid and y_valid make splits
+    .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; with a split's name beside it
+                (x_train and y_train, X_test, train_images and train_labels, or train alone) they make splits
 
 Nothing is unpickled. Rows are streamed, also out of a compressed archive; a header that claims more than the file can
 hold is refused before anything of that size is made.
@@ -10,25 +10,35 @@ hold is refused before anything of that size is made.
 
 from __future__ import annotations
 
+import io
 import lzma
 import math
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
-from pipelines.data.card import one_line
+from pipelines.data.card import LeftOut
+from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, records
+from pipelines.data.splits import Name, assign, parse
+from pipelines.storage.messages import listed, one_line
+from pipelines.storage.reading import expands_too_far
 
 __all__ = ["read_array", "read_numpy"]
 
-DEFLATE = 1100
-"""No archive of numpy.savez_compressed is smaller by more than this factor."""
+ALONE = ("x", "images", "data", "arr_0")
+ROWS = {"x", "image", "images", "data", "arr"}
+LABELS = {"y", "label", "labels", "target", "targets"}
+"""Words in the names of an archive's members: of rows that are alone, in this order; of rows; of labels."""
+HEADER = 1 << 16
+"""Bytes of a header at most."""
 
 
 def read_numpy(source: str, options: Options) -> Source | None:
@@ -41,19 +51,47 @@ def read_numpy(source: str, options: Options) -> Source | None:
     try:
         with zipfile.ZipFile(file) as archive:
             members = {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except Exception as error:  # zipfile takes a damaged directory at its word
         raise ValueError(f"{file}: not a readable .npz archive ({one_line(error)}); save it again") from None
-    pairs = {split: (f"x_{split}", f"y_{split}") for split in ("train", "test", "valid") if f"x_{split}" in members}
-    if not pairs:
-        x = [name for name in ("x", "images", "data", "arr_0") if name in members]
-        if not x:
-            raise ValueError(f"{file}: holds {', '.join(sorted(members))}; call the rows x and their labels y")
-        y = [name for name in ("y", "label", "labels") if name in members]
-        pairs = {"train": (x[0], y[0] if y else "")}
-    splits = {
-        split: (_open_array(file, x), _open_array(file, y) if y in members else None) for split, (x, y) in pairs.items()
+    x, y, notes = _parts(file, members, options)
+    arrays = {
+        split: (_open_array(file, name), partial(_open_array, file, y[split], kinds="biufUS") if split in y else None)
+        for split, name in x.items()
     }
-    return _numpy_source(splits, options)
+    found = _numpy_source(arrays, options)
+    unread = sorted(members - {*x.values(), *y.values()})
+    left_out = tuple(LeftOut(name=name, files=1, reason="neither rows nor labels of a split") for name in unread)
+    return replace(found, parts=True, notes=notes, left_out=left_out)
+
+
+def _parts(file: Path, members: set[str], options: Options) -> tuple[dict[str, str], dict[str, str], tuple[str, ...]]:
+    """The members of an archive that hold the rows of each split, and the labels of each; and what was decided on the way."""
+    named = {member: parse(member) for member in sorted(members)}
+    labels = {member: name for member, name in named.items() if LABELS & {*name.rest}}
+    rows = [
+        member
+        for member, name in named.items()
+        if member not in labels and (ROWS & {*name.rest} or (name.split and not name.rest))
+    ]
+    if not options.split and not any(named[member].split for member in rows):
+        x = [member for wanted in ALONE for member in named if member.lower() == wanted]
+        y = [member for member in named if member.lower() in LABELS]
+        if not x:
+            raise ValueError(f"{file}: holds {listed(named)}; call the rows x and their labels y")
+        return {"train": x[0]}, dict.fromkeys(["train"][: len(y)], y[0] if y else ""), ()
+    parts = assign(rows, str(file), options.split, options.splits)
+    for split, names in parts.of.items():
+        if len(names) > 1:
+            raise ValueError(f"{file}: {listed(names)} are all {split}; say which one is: --split {split}={names[0]}")
+    x = {split: name for split, (name,) in parts.of.items()}
+    belongs = {(name.split, _other_words(name)): member for member, name in labels.items()}
+    paired = {split: belongs.get((named[member].split, _other_words(named[member])), "") for split, member in x.items()}
+    return x, {split: member for split, member in paired.items() if member}, parts.notes
+
+
+def _other_words(name: Name) -> tuple[str, ...]:
+    """The words of a member's name besides x or y."""
+    return tuple(word for word in name.rest if word not in ROWS | LABELS)
 
 
 def read_array(file: Path) -> np.ndarray:
@@ -95,18 +133,24 @@ def _stream(file: Path, member: str) -> Iterator[BinaryIO]:
             return
         with zipfile.ZipFile(file) as archive, archive.open(f"{member}.npy") as stream:
             yield stream  # pyright: ignore[reportReturnType]
-    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, OSError, RuntimeError, KeyError) as error:
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); save it again") from None
 
 
 def _header(stream: BinaryIO) -> tuple[tuple[int, ...], bool, np.dtype]:
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    return read(stream)
+    first = version == (1, 0)
+    length = stream.read(2 if first else 4)
+    if int.from_bytes(length, "little") > HEADER:
+        raise ValueError(f"a header of {int.from_bytes(length, 'little'):,} bytes")
+    header = io.BytesIO(length + stream.read(int.from_bytes(length, "little")))
+    read = np.lib.format.read_array_header_1_0 if first else np.lib.format.read_array_header_2_0
+    return read(header)
 
 
-def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
-    """An array by its header; unless it is read whole, its rows have to lie one after the other."""
+def _open_array(file: Path, member: str, *, whole: bool = False, kinds: str = "biuf") -> _Array:
+    """An array by its header, of one of the kinds of dtype; unless it is read whole, its rows lie one after the other."""
+    held = _bytes(file, member)
     try:
         with _stream(file, member) as stream:
             shape, fortran, dtype = _header(stream)
@@ -115,11 +159,11 @@ def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
     array = _Array(file=file, member=member, shape=shape, dtype=dtype)
     if any(type(length) is not int or length < 0 for length in shape):
         raise ValueError(f"{array}: a header of shape {shape}; save it again")
-    held = _bytes(file, member)
     if math.prod(shape) * dtype.itemsize > held:
         raise ValueError(f"{array}: a header of shape {shape} {dtype}, but {held:,} bytes; save it again")
-    if dtype.hasobject or dtype.kind not in "biuf":
-        raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers")
+    if dtype.hasobject or dtype.kind not in kinds or not dtype.itemsize:
+        words = " or text" if "U" in kinds else ""
+        raise ValueError(f"{array}: dtype {dtype} is not read (nothing is unpickled); save plain numbers{words}")
     if fortran and len(shape) > 1 and not whole:
         raise ValueError(f"{array}: Fortran order cannot be streamed; save numpy.ascontiguousarray of it")
     if not shape or 0 in shape:
@@ -127,7 +171,7 @@ def _open_array(file: Path, member: str, *, whole: bool = False) -> _Array:
     return array
 
 
-def _numpy_source(arrays: dict[str, tuple[_Array, _Array | None]], options: Options) -> Source:
+def _numpy_source(arrays: Mapping[str, tuple[_Array, Callable[[], _Array] | None]], options: Options) -> Source:
     train = next(iter(arrays.values()))[0]
     layout = _layout(train)
     vector = len(layout) == 1
@@ -159,12 +203,7 @@ def _layout(array: _Array) -> tuple[int, ...]:
     )
 
 
-def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> SourceSplit:
-    label = None  # not an array of as many as a header claims
-    if y is not None:
-        if y.dtype.kind not in "iu" or y.shape[0] != x.shape[0] or math.prod(y.shape[1:]) != 1:
-            raise ValueError(f"{y}: labels {y.shape} {y.dtype} for {x.shape[0]} rows; save one integer per row")
-        label = np.concatenate([block.reshape(-1) for _, block in y.rows()]).astype(np.int64)
+def _numpy_split(x: _Array, y: Callable[[], _Array] | None, layout: tuple[int, ...]) -> SourceSplit:
     channels_last = len(x.shape) == 4 and x.shape[1:] != layout
 
     def chunks() -> Iterator[Chunk]:
@@ -172,17 +211,33 @@ def _numpy_split(x: _Array, y: _Array | None, layout: tuple[int, ...]) -> Source
             images = np.moveaxis(block, -1, 1) if channels_last else block.reshape(len(block), *layout)
             with np.errstate(over="ignore"):
                 values = images.astype(np.float32) if x.dtype.kind == "f" else images
-            found = np.full(len(block), -1) if label is None else label[first : first + len(block)]
-            yield Chunk(values, found, np.arange(first, first + len(block)))
+            yield Chunk(values, np.arange(first, first + len(block)))
 
-    return SourceSplit(count=x.shape[0], chunks=chunks, locate=lambda row: f"{x} row {row}")
+    labels = partial(_labels, y, x.shape[0]) if y else None
+    return SourceSplit(
+        count=x.shape[0],
+        chunks=chunks,
+        locate=lambda row: f"{x} row {row}",
+        labels=labels,
+        source=x.member or x.file.name,
+    )
+
+
+def _labels(y: Callable[[], _Array], rows: int) -> Labels:
+    array = y()
+    if array.shape[0] != rows or math.prod(array.shape[1:]) != 1:
+        raise ValueError(f"{array}: labels {array.shape} {array.dtype} for {rows} rows; save one per row, or {IGNORE}")
+    return Labels.of(block.reshape(-1) for _, block in array.rows())
 
 
 def _bytes(file: Path, member: str) -> int:
     if not member:
         return file.stat().st_size
     with zipfile.ZipFile(file) as archive:
-        size = archive.getinfo(f"{member}.npy").file_size
-    if size > DEFLATE * file.stat().st_size:
-        raise ValueError(f"{file}:{member}: {size:,} bytes are more than the archive can hold; save it again")
-    return size
+        entry = archive.getinfo(f"{member}.npy")
+    held = min(entry.compress_size, file.stat().st_size)
+    if expands_too_far(entry.file_size, held):
+        raise ValueError(
+            f"{file}:{member}: {entry.file_size:,} bytes are more than the archive can hold; save it again"
+        )
+    return entry.file_size

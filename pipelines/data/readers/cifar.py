@@ -3,33 +3,49 @@
 The binary version (.bin): records of one label byte and 3 * 32 * 32 pixel bytes in channel order. The Python version
 (no suffix) is a pickle of {b"data": (n, 3072) uint8, b"labels": list}. Unpickling can run any code, so `BatchUnpickler`
 resolves five names, to stand-ins of this file that only remember what they are given, and refuses all others; the
-pixels are then read from the remembered bytes.
+pixels are then read from the remembered bytes. Before that its opcodes are walked: containers, numbers and text only, none of
+which makes more of a pickle than it holds.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import pickle
-from collections.abc import Callable, Iterator
+import pickletools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pipelines.data.card import one_line
+from pipelines.data.labels import Labels
 from pipelines.data.source import (
     Chunk,
     Options,
     Source,
     SourceSplit,
-    array_chunks,
     locate_among,
     records,
 )
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import open_regular
 
 __all__ = ["BatchUnpickler", "read_cifar"]
 
 CIFAR_SHAPE = (3, 32, 32)
+MOST_BYTES = 1 << 28
+"""Of a batch: eight times the published one."""
+LISTS = "MARK POP POP_MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3"
+NUMBERS = (
+    "EMPTY_DICT DICT SETITEM SETITEMS NONE NEWTRUE NEWFALSE INT BININT BININT1 BININT2 LONG LONG1 LONG4 FLOAT BINFLOAT"
+)
+TEXTS = (
+    "STRING BINSTRING SHORT_BINSTRING UNICODE BINUNICODE SHORT_BINUNICODE BINUNICODE8 BINBYTES SHORT_BINBYTES BINBYTES8"
+)
+OBJECTS = "PROTO FRAME STOP GLOBAL STACK_GLOBAL REDUCE BUILD PUT BINPUT LONG_BINPUT MEMOIZE GET BINGET LONG_BINGET"
+OPCODES = {word for words in (LISTS, NUMBERS, TEXTS, OBJECTS) for word in words.split(" ")}
+"""What a batch is pickled by."""
 
 
 def read_cifar(source: str, options: Options) -> Source | None:
@@ -51,7 +67,8 @@ def read_cifar(source: str, options: Options) -> Source | None:
     return Source(kind="image", shape=CIFAR_SHAPE, levels=256, num_classes=10, splits=splits)
 
 
-Batch = Callable[[Path], Iterator[Chunk]]
+Batch = Callable[[Path], Iterator[tuple[int, np.ndarray, Sequence[int]]]]
+"""Reads a file: (first row, images, labels) of consecutive rows."""
 
 
 def _batches(files: list[Path], read: Batch, count: Callable[[Path], int]) -> SourceSplit:
@@ -61,11 +78,14 @@ def _batches(files: list[Path], read: Batch, count: Callable[[Path], int]) -> So
     def chunks() -> Iterator[Chunk]:
         first = 0
         for file, rows in zip(files, counts, strict=True):
-            for chunk in read(file):
-                yield chunk._replace(row=chunk.row + first)
+            for start, x, _ in read(file):
+                yield Chunk(x, np.arange(first + start, first + start + len(x)))
             first += rows
 
-    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among(files, counts))
+    def labels() -> Labels:
+        return Labels.of(label for file in files for _, _, label in read(file))
+
+    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate_among(files, counts), labels=labels)
 
 
 def _binary_count(file: Path) -> int:
@@ -75,32 +95,60 @@ def _binary_count(file: Path) -> int:
     return size // record
 
 
-def _binary_batch(file: Path) -> Iterator[Chunk]:
+def _binary_batch(file: Path) -> Iterator[tuple[int, np.ndarray, Sequence[int]]]:
     with file.open("rb") as stream:
         for first, block in records(stream, 1 + math.prod(CIFAR_SHAPE), _binary_count(file), str(file)):
-            x, row = block[:, 1:].reshape(-1, *CIFAR_SHAPE), np.arange(first, first + len(block))
-            yield Chunk(x, block[:, 0].astype(np.int64), row)
+            yield first, block[:, 1:].reshape(-1, *CIFAR_SHAPE), block[:, 0].tolist()
 
 
 def _python_count(file: Path) -> int:
     return len(_load_batch(file)[1])
 
 
-def _python_batch(file: Path) -> Iterator[Chunk]:
-    return array_chunks(*_load_batch(file))
+def _python_batch(file: Path) -> Iterator[tuple[int, np.ndarray, Sequence[int]]]:
+    yield 0, *_load_batch(file)
 
 
-def _load_batch(file: Path) -> tuple[np.ndarray, np.ndarray]:
+def _load_batch(file: Path) -> tuple[np.ndarray, list[int]]:
     try:
-        with file.open("rb") as stream:
-            batch = BatchUnpickler(stream, encoding="bytes").load()
+        with open_regular(file) as stream:
+            text = stream.read(MOST_BYTES + 1)
+        _check_opcodes(text)
+        batch = BatchUnpickler(io.BytesIO(text), encoding="bytes").load()
+        if not isinstance(batch, dict):
+            raise ValueError("no dictionary")
         entries = {key.decode("ascii") if isinstance(key, bytes) else key: value for key, value in batch.items()}
-        x, labels = entries["data"].pixels(), entries["labels"]
+        data, labels = entries.get("data"), entries.get("labels")
+        if not isinstance(data, _Array):
+            raise ValueError("no array 'data'")
+        x = data.pixels()
     except Exception as error:  # a hostile pickle may raise anything while it is taken apart
         raise ValueError(f"{file}: refused as a CIFAR-10 batch ({one_line(error)}); unpack the archive again") from None
-    if not isinstance(labels, list) or len(labels) != len(x) or not all(isinstance(label, int) for label in labels):
+    if not isinstance(labels, list) or len(labels) != len(x) or not all(type(label) is int for label in labels):
         raise ValueError(f"{file}: no 'labels' with one integer for each of {len(x)} images; unpack the archive again")
-    return x.reshape(-1, *CIFAR_SHAPE), np.array(labels, np.int64)
+    return x.reshape(-1, *CIFAR_SHAPE), labels
+
+
+def _check_opcodes(text: bytes) -> None:
+    """Refuses pickles that would grow: those that remember more than their length, and those that use a tuple twice, by which
+    its hash and its text double in length each time."""
+    if len(text) > MOST_BYTES:
+        raise pickle.UnpicklingError(f"more than {MOST_BYTES >> 20} MiB")
+    tuples: set[int] = set()
+    stored, before = 0, ""
+    for opcode, argument, _ in pickletools.genops(text):
+        name = opcode.name
+        if name not in OPCODES:
+            raise pickle.UnpicklingError(f"the pickle has the opcode {name}, which no CIFAR-10 batch needs")
+        if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
+            index = stored if name == "MEMOIZE" else int(str(argument))
+            if not 0 <= index <= len(text):
+                raise pickle.UnpicklingError(f"the pickle remembers a value as number {index}")
+            tuples = tuples | {index} if "TUPLE" in before else tuples - {index}
+            stored += 1
+        elif name in ("GET", "BINGET", "LONG_BINGET") and int(str(argument)) in tuples:
+            raise pickle.UnpicklingError("the pickle uses a tuple twice")
+        before = name
 
 
 class _Dtype:
@@ -125,6 +173,8 @@ class _Array:
     def pixels(self) -> np.ndarray:
         """The (n, 3072) bytes."""
         _, shape, dtype, fortran, raw = self.state
+        if not isinstance(dtype, _Dtype) or not isinstance(shape, tuple) or not all(type(n) is int for n in shape):
+            raise ValueError("'data' is no array of numbers")
         if dtype.code != "u1" or len(shape) != 2 or shape[1] != math.prod(CIFAR_SHAPE):
             raise ValueError(f"'data' is {shape} {dtype.code!r}, not (n, 3072) in uint8")
         return np.frombuffer(raw, np.uint8).reshape(shape, order="F" if fortran else "C")

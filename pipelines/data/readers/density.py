@@ -9,7 +9,7 @@ save its values with numpy.save, its columns in their order.)
     miniboone   as it is
     bsds300     an HDF5 file with train, validation and test as stored, not normalised
 
-The last tenth of the rows is `test`, the last tenth of the rest `validation`; normalisation is by the mean and standard
+The last tenth of the rows is `test`, the last tenth of the rest `valid`; normalisation is by the mean and standard
 deviation of the rest (power, miniboone), of the training rows (hepmass) or of all rows (gas). These sets are read into
 memory.
 
@@ -30,6 +30,7 @@ from pipelines.data.readers.csv_table import read_rows
 from pipelines.data.readers.hdf5 import SUFFIXES as HDF5_SUFFIXES
 from pipelines.data.readers.hdf5 import tables_of
 from pipelines.data.source import Options, Source, checked_table, vectors
+from pipelines.data.splits import canonical_split
 
 __all__ = ["TABLES", "read_table"]
 
@@ -93,7 +94,7 @@ def _hepmass(path: Path) -> Source:
     return vectors(
         {
             "train": (train[:-held], f"{path}/1000_train.csv"),
-            "validation": (train[-held:], f"{path}/1000_train.csv"),
+            "valid": (train[-held:], f"{path}/1000_train.csv"),
             "test": (test, f"{path}/1000_test.csv"),
         }
     )
@@ -113,7 +114,7 @@ def _bsds300(path: Path) -> Source:
             f"{path}: no dataset {', '.join(sorted(missing))}; table=bsds300 is the published BSDS300.hdf5"
         )
     _need_columns(arrays["train"], f"{path}:train", 63, "patches of 8 x 8 less their mean")
-    return vectors({name: (arrays[name], f"{path}:{name}") for name in ("train", "validation", "test")})
+    return vectors({canonical_split(name): (x, f"{path}:{name}") for name, x in arrays.items()})
 
 
 TABLES: dict[str, Callable[[Path], Source]] = {
@@ -183,4 +184,4 @@ def _tenths(x: np.ndarray, file: str, *, normalise: str) -> Source:
         )
     rest, test = (rest - mean) / std, (test - mean) / std
     held = len(rest) // 10
-    return vectors({"train": (rest[:-held], file), "validation": (rest[-held:], file), "test": (test, file)})
+    return vectors({"train": (rest[:-held], file), "valid": (rest[-held:], file), "test": (test, file)})

@@ -64,7 +64,7 @@ def read_sklearn(source: str, options: Options) -> Source | None:
     from sklearn import datasets
 
     x, label = getattr(datasets, f"load_{name}")(return_X_y=True)
-    classes = np.asarray(label, np.int64) if name != "diabetes" else np.full(len(x), -1)
+    classes = np.asarray(label, np.int64) if name != "diabetes" else None  # its targets are measurements
     held = permutation(options.seed, 0, 0, len(x))[: round(len(x) * options.test_fraction)]
     test = np.zeros(len(x), bool)
     test[held] = True
@@ -72,7 +72,9 @@ def read_sklearn(source: str, options: Options) -> Source | None:
     mean, std = x[~test].mean(axis=0), x[~test].std(axis=0)
     x = ((x - mean) / std).astype(np.float32)
     parts = {"train": ~test} | ({"test": test} if test.any() else {})
-    splits = {split: in_memory(x[rows], source, classes[rows]) for split, rows in parts.items()}
+    splits = {
+        split: in_memory(x[rows], source, None if classes is None else classes[rows]) for split, rows in parts.items()
+    }
     return Source(kind="vector", shape=(x.shape[1],), levels=0, splits=splits)
 
 

@@ -1,0 +1,72 @@
+"""A column of a Parquet file, in the memory that its file is worth.
+
+A value that repeats lies once in a file, in a dictionary, and a run of zeros in a few bytes. Cells are therefore taken from
+Arrow's dictionaries without a copy for each row; a row group that would expand as no data do is refused by its footer, before
+it is read; and the rows that are read together follow from the size of their cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import expands_too_far
+
+__all__ = ["cells"]
+
+BATCH = 32 << 20
+"""Bytes of cells that are read together."""
+
+
+def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[Any]]]:
+    """The type and the values of consecutive rows of a column, None where there is none.
+
+    Args:
+        file: A Parquet file.
+        path: Of the column, `label` or, within a struct, `image.bytes`.
+        most: Rows at a time.
+
+    Raises:
+        ValueError: it cannot be read, or expands too far.
+    """
+    column, _, member = path.partition(".")
+    try:
+        footer = pq.read_metadata(file)
+        leaves = {footer.schema.column(index).path for index in range(footer.num_columns)}
+        rows = min(most, _rows_together(file, path, footer))
+        with pq.ParquetFile(file, metadata=footer, read_dictionary=list({path} & leaves)) as parquet:
+            for group in range(parquet.num_row_groups):  # each has dictionaries of its own
+                for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[path]):
+                    yield _values(batch[column].field(member) if member else batch[column])
+    except (pa.ArrowException, OSError, KeyError, MemoryError) as error:
+        raise ValueError(f"{file}: cannot read it ({one_line(error)}); download it again") from None
+
+
+def _rows_together(file: Path, path: str, footer: pq.FileMetaData) -> int:
+    """How many cells of a mean size fit in a batch."""
+    total = 0
+    for group in range(footer.num_row_groups):
+        for index in range(footer.num_columns):
+            chunk = footer.row_group(group).column(index)
+            if chunk.path_in_schema != path:
+                continue
+            total += chunk.total_uncompressed_size
+            if expands_too_far(chunk.total_uncompressed_size, chunk.total_compressed_size):
+                raise ValueError(
+                    f"{file}: {chunk.total_uncompressed_size:,} bytes of {path} in {chunk.total_compressed_size:,} compressed "
+                    "ones are no data; download it again"
+                )
+    return max(1, min(1 << 16, BATCH * footer.num_rows // max(1, total)))
+
+
+def _values(found: pa.Array) -> tuple[pa.DataType, list[Any]]:
+    if not pa.types.is_dictionary(found.type):
+        return found.type, found.to_pylist()
+    indices = found.indices.to_pylist()
+    known = {index: found.dictionary[index].as_py() for index in set(indices) if index is not None}
+    return found.type.value_type, [known.get(index) for index in indices]
