@@ -69,7 +69,7 @@ def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
     except (ValueError, RecursionError):
         made = {}
     default = Options()
-    for name in ("table", "crop", "size", "levels", "low", "high", "mode", "background", "orient"):
+    for name in ("table", "crop", "size", "levels", "low", "high", "channels", "background", "orient"):
         wanted, there = getattr(options, name), made.get(name, getattr(default, name))
         if wanted not in (getattr(default, name), there):
             raise ValueError(

@@ -36,7 +36,7 @@ from pipelines.storage.paths import local_path
 
 __all__ = ["prepare"]
 
-IMAGE_OPTIONS = ("size", "crop", "mode", "background", "orient")
+IMAGE_OPTIONS = ("size", "crop", "channels", "background", "orient")
 """Options that hold for encoded images only."""
 MOST_REASONS = 20
 """Different reasons for skipped rows that are told apart in a split."""
@@ -222,7 +222,7 @@ class _Seen:
         """A line for each kind of deed, and one for colour images that are grey."""
         notes = [f"{num:,} image{'s' * (num > 1)} {done}" for done, num in sorted(self._done.items())]
         if found.kind == "image" and found.shape[0] == 3 and not self._colours:
-            remedy = "--mode grey stores one" if found.images else "store one"
+            remedy = "--channels grey stores one" if found.images else "store one"
             notes.append(f"all images are grey in three equal channels, each of which counts in bits/dim; {remedy}")
         return notes
 

@@ -37,7 +37,7 @@ __all__ = [
 BLOCK = 1 << 16
 """Rows that are checked at a time."""
 LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
-LATER |= {"split": (), "mode": "auto", "background": "white", "orient": True}
+LATER |= {"split": (), "channels": "auto", "background": "white", "orient": True}
 """Options that the first cards did not know, with what was done without them."""
 
 
@@ -63,7 +63,7 @@ class Options:
         header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
         split: Which parts of the source are which split, train=PART,test=PART,valid=PART, each a folder, a file or a key of it
             (or a pattern of them); () goes by their names. What is not named is left out.
-        mode: Of encoded images: grey, colour, or auto, which is grey where all images are.
+        channels: Of encoded images: grey, colour, or auto, which is grey where all images are.
         background: What transparent images are laid on, a colour's name or #rrggbb.
         orient: Turn photographs as their EXIF orientation says.
     """
@@ -85,7 +85,7 @@ class Options:
     decimal: Literal["point", "comma"] = "point"
     header: Literal["auto", "yes", "no"] = "auto"
     split: tuple[str, ...] = ()
-    mode: Literal["auto", "grey", "colour"] = "auto"
+    channels: Literal["auto", "grey", "colour"] = "auto"
     background: str = "white"
     orient: bool = True
 

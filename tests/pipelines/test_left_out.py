@@ -142,7 +142,7 @@ def test_one_colour_image_makes_a_set_colour(tmp_path: Path, at: int) -> None:
     card = prepare(tmp_path / "in", tmp_path / "out", WHOLE)
     assert (card.shape, card.split("train").skipped) == ((3, 4, 4), 0)
     np.testing.assert_array_equal(stored(tmp_path / "out")[0][at], pixels(3, 4, 4, seed=at))
-    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, mode="grey"))
+    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, channels="grey"))
     assert (card.shape, card.notes) == ((1, 4, 4), ("1 image made grey",))
 
 
@@ -150,8 +150,8 @@ def test_grey_in_three_channels_is_said(tmp_path: Path) -> None:
     for index in range(4):
         put(tmp_path / "in" / f"{index}.png", png(np.repeat(pixels(1, 4, 4), 3, axis=0)))
     assert "grey in three equal channels" in prepare(tmp_path / "in", tmp_path / "out", WHOLE).notes[0]
-    assert prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, mode="grey")).shape == (1, 4, 4)
-    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, mode="colour"))
+    assert prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, channels="grey")).shape == (1, 4, 4)
+    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, channels="colour"))
     assert card.shape == (3, 4, 4)
 
 
@@ -179,7 +179,7 @@ def test_transparency_is_laid_on_the_background(tmp_path: Path, background: str,
     keyed = Image.fromarray(np.where(alpha == 255, 90, 7).astype(np.uint8))
     put(tmp_path / "in" / "a.png", encoded(image))
     put(tmp_path / "in" / "b.png", encoded(keyed, transparency=7))
-    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, background=background, mode="grey"))
+    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, background=background, channels="grey"))
     a, b = stored(tmp_path / "out")[0][:, 0].astype(int)
     assert card.notes[0] == f"2 images laid on background={background}"
     assert abs(a - np.array([[90] * 4, [round(0.2 * 90 + 0.8 * level)] * 4, [level] * 4, [level] * 4])).max() <= 1
@@ -213,7 +213,7 @@ def test_photographs_are_turned_as_their_exif_says(tmp_path: Path, orientation: 
     exif[0x0112] = orientation
     for index in range(3):
         put(tmp_path / "in" / f"{index}.png", encoded(Image.fromarray(x), exif=exif))
-    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, mode="colour"))
+    card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, channels="colour"))
     np.testing.assert_array_equal(stored(tmp_path / "out")[0][0], np.moveaxis(np.rot90(x, turns), -1, 0))
     assert "3 images turned as EXIF says" in card.notes
     card = prepare(tmp_path / "in", tmp_path / "out", Options(test_fraction=0, orient=False))

@@ -199,7 +199,7 @@ def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.Capt
         "0.25",
     ]
     words += ["--seed", "3", "--splits", "test,train", "--rows", "50", "--size", "0", "--crop", "0", "--table", ""]
-    words += ["--split", "()", "--mode", "auto", "--background", "white", "--orient", "true"]
+    words += ["--split", "()", "--channels", "auto", "--background", "white", "--orient", "true"]
     assert main_of("prepare")([str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), *words]) == 0
     assert "small: image (1, 6, 5), levels 16, 0 classes" in capsys.readouterr().out
     card = load_card(tmp_path / "out")

@@ -1,6 +1,6 @@
 """An encoded image becomes an array (c, h, w) of 8 bits, the same way for all images of a data set: `Fit`, `fit_to`, `decoded`.
 
-    mode          c = 1 when all images are grey, else 3 (`mode` says it otherwise); a palette is as grey as its entries in use
+    channels      c = 1 when all images are grey, else 3 (`channels` says it otherwise); a palette is as grey as its entries in use
     orientation   photographs are turned as their EXIF says, unless `orient` is false (Pillow turns a TIFF always)
     alpha         transparent pixels are laid on `background`; a picture that cannot be seen there, because it is of its colour
                   or lies in alpha alone, is a bad row
@@ -113,7 +113,7 @@ def fit_to(pictures: Iterable[Picture], options: Options) -> Fit:
     _pillow()
     background = _colour(options.background)
     sizes: dict[str, tuple[int, int]] = {}
-    grey, reason = options.mode != "colour", ""
+    grey, reason = options.channels != "colour", ""
     for picture in pictures:
         try:
             if len(sizes) < PROBED:
@@ -121,11 +121,11 @@ def fit_to(pictures: Iterable[Picture], options: Options) -> Fit:
                 sizes[picture.name] = _cut(image, options).size
             else:
                 image = _header(picture.read())
-            if options.mode == "auto":
+            if options.channels == "auto":
                 grey = grey and _is_grey(image) and (not _has_alpha(image) or len({*background}) == 1)
         except (ValueError, OSError) as error:
             reason = reason or f"{picture.name}: {one_line(error)}"
-        if len(sizes) == PROBED and (not grey or options.mode != "auto"):
+        if len(sizes) == PROBED and (not grey or options.channels != "auto"):
             break
     if not sizes:
         raise ValueError(f"{reason or 'no images'}; none of the images can be read")
