@@ -1,6 +1,6 @@
 """An encoded image becomes an array (c, h, w) of 8 bits, the same way for all images of a data set: `Fit`, `fit_to`, `decoded`.
 
-    channels      c = 1 when all images are grey, else 3 (`channels` says it otherwise); a palette is as grey as its entries in use
+    channels      c = 1 when all images are grey, else 3, or as `channels` says; a palette is as grey as its entries in use
     orientation   photographs are turned as their EXIF says, unless `orient` is false (Pillow turns a TIFF always)
     alpha         transparent pixels are laid on `background`; a picture that cannot be seen there, because it is of its colour
                   or lies in alpha alone, is a bad row
