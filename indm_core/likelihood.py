@@ -4,8 +4,15 @@ NLL. The probability-flow ODE  du/dt = v(u, t) = drift - 1/2 GG^T score  transpo
 
     log p_t(u_t) = log p_{t_start}(u_{t_start}) + int_t^{t_start} div v dt,
 
-with div v estimated by Hutchinson's v^T (dv/du) v (unbiased, Rademacher probes held along a trajectory) or exact. The score is
-unusable below t_min, so data enter at t_min through q(u | x) and the residual (`LinearSDE.residual`):
+For a linear SDE, whose drift is F u,
+
+    div v = tr F - 1/2 tr(GG^T ds/du) = tr F - 1/2 E[p^T GG^T (ds/du) p],        p with E[p p^T] = I where GG^T is not zero,
+
+tr F in closed form and Rademacher probes p, held along a trajectory, in the coordinates that noise acts on (CLD: the
+velocities), which is unbiased; or exactly, with the unit vectors of these coordinates. Probes over the whole state would see
+the large blocks of F and of GG^T ds/du between position and velocity, which cancel in the mean only. Where the drift is
+learned the probes go over the whole state and div v is E[p^T (dv/du) p]. The score is unusable below t_min, so data enter at
+t_min through q(u | x) and the residual (`LinearSDE.residual`):
 
     -log p(x) <= -log_det + E_q[-log p_{t_min}(u) + log q(u | x) - log p(x | u)],        both densities at the same draw.
 
@@ -28,7 +35,7 @@ from torch import Tensor
 from indm_core.model import GenerativeModel, Node
 from indm_core.noise import Noise, branch, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
-from indm_core.sde import SDE
+from indm_core.sde import SDE, apply
 from indm_core.shapes import Float
 
 __all__ = ["Node", "bits_per_dim", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
@@ -85,7 +92,8 @@ def nll(
         residual: True ("after correction"): an upper bound in expectation over one draw at t_min. False ("before"): x is
             fed at t_min as it is, without the term; not comparable with the bound.
         num_probes: Hutchinson probes per trajectory.
-        exact_divergence: One vector-Jacobian product per dimension instead of probes.
+        exact_divergence: One vector-Jacobian product per coordinate that noise acts on (all where the drift is learned) instead
+            of probes.
         rtol, atol: Tolerances of the solver, per sample.
         y: Labels, for a conditional score.
 
@@ -124,18 +132,14 @@ def log_prob_u(
     model.sde.check_time("t", float(t))
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1")
-    if exact_divergence:
-        eye = torch.eye(math.prod(u.shape[1:]), dtype=u.dtype, device=u.device)
-        probes = eye.reshape(-1, 1, *u.shape[1:]).expand(-1, *u.shape)
-    else:
-        probes = torch.stack([rademacher_like(u, generator) for _ in range(num_probes)])
+    probes = _probes(model.sde, u, num_probes, exact_divergence, generator)
     average = 1.0 if exact_divergence else 1 / num_probes
 
     def field(t: Tensor, state: State, rows: Tensor) -> State:
         t = t.reshape(-1, *[1] * (u.ndim - 2))
         labels = None if y is None else y[rows]
-        v, divergence = _velocity_and_divergence(model, state[0], t, probes[:, rows], labels)
-        return v, average * divergence
+        v, closed, probed = _velocity_and_divergence(model, state[0], t, probes[:, rows], labels)
+        return v, closed + average * probed
 
     start = (u, u.new_zeros(u.shape[0]))
     ends = math.sqrt(t), math.sqrt(model.t_start)
@@ -144,19 +148,35 @@ def log_prob_u(
         return model.log_prob_start(u_T, generator) + integral
 
 
+def _probes(sde: SDE, u: Tensor, num_probes: int, exact: bool, generator: Noise) -> Tensor:
+    """Probes (n, b, *event, k) in the coordinates whose divergence has no closed form: those that noise acts on, or all where
+    the drift is learned. Exact: the unit vectors of these coordinates."""
+    acting = torch.ones_like(u[:1]) if sde.linear is None else sde.linear.driven(u)
+    if not exact:
+        return torch.stack([rademacher_like(u, generator) * acting for _ in range(num_probes)])
+    units = torch.diag(acting.flatten())[acting.flatten() > 0]
+    return units.reshape(-1, 1, *u.shape[1:]).expand(-1, *u.shape)
+
+
 def _velocity_and_divergence(
     model: GenerativeModel, u: Tensor, t: Tensor, probes: Tensor, y: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """v(u, t) and sum over the probes of p^T (dv/du) p, from one evaluation of the score."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """v(u, t) from one evaluation of the score, and its divergence in two parts: the closed one, and the sum of p^T (dw/du) p
+    over the probes, w the part of v that is not linear."""
     sde: SDE = model.sde
     with torch.enable_grad():
         u = u.detach().requires_grad_()
-        v = sde.reverse_drift(u, t, model.score(u, t, y), lam=0.0)
-        divergence = u.new_zeros(u.shape[0])
+        w = -apply(0.5 * sde.GG(t), model.score(u, t, y))
+        if sde.linear is None:
+            w = sde.drift(u, t) + w
+        probed = u.new_zeros(u.shape[0])
         for i, p in enumerate(probes):
-            (pulled,) = torch.autograd.grad(v, u, p, retain_graph=i + 1 < len(probes))
-            divergence = divergence + (pulled * p).flatten(1).sum(1)
-    return v.detach(), divergence.detach()
+            (pulled,) = torch.autograd.grad(w, u, p, retain_graph=i + 1 < len(probes))
+            probed = probed + (pulled * p).flatten(1).sum(1)
+    u, w = u.detach(), w.detach()
+    if sde.linear is None:
+        return w, torch.zeros_like(probed), probed
+    return sde.drift(u, t) + w, sde.linear.drift_divergence(u, t), probed
 
 
 @torch.no_grad()
@@ -174,8 +194,8 @@ def nelbo(
 
     Args:
         residual: Whether the bound is carried from t_min to the data; without it, it is the bound at t_min.
-        num_draws: Draws of (t, eps) per sample; an even number is taken as antithetic pairs, and from 8 on a control
-            variate is fitted.
+        num_draws: Draws of (t, eps) per sample; an even number is taken as antithetic pairs, and from 8 on the control variate
+            is fitted, on the sample's own draws.
         nodes: Explicit quadrature nodes instead of draws.
         y: Labels, for a conditional score.
 

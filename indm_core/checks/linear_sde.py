@@ -303,6 +303,24 @@ def _leaves_unseen(case: LinearCase) -> None:
     equal(M @ P, torch.zeros_like(M), CLOSE * size, of="M P = 0", t=t)
 
 
+def _drives(case: LinearCase) -> None:
+    """A likelihood probes there and nowhere else."""
+    GG = case.of(case.sde.GG, case.times)
+    acts = (GG.diagonal(dim1=-2, dim2=-1) > 0).to(case.u)
+    equal(acts, case.sde.driven(case.u).expand(acts.shape), EXACT, of="where GG^T is not zero", t=case.times)
+
+
+def _has_a_signal(case: LinearCase) -> None:
+    t = case.times[::10]
+    size = case.of(lambda t: case.sde.signal(t)[0][..., None, None], t)[..., :1, :1]
+    direction = case.of(lambda t: case.sde.signal(t)[1], t)[..., :1]
+    equal(direction.square().sum(-2), torch.ones_like(direction[..., 0, :]), EXACT, of="|q_1|^2", t=t)
+    p, R = case.of(case.sde.psi0, t)[..., :1], case.of(case.sde.R, t)
+    equal(
+        R @ direction * size, p, CLOSE * _relative(R, direction) * size, of="R q, against the first column of psi", t=t
+    )
+
+
 def _some(value: Tensor | None) -> Tensor:
     holds(value is not None, "None at one time and a projector at another")
     return value  # pyright: ignore[reportReturnType]
@@ -351,5 +369,7 @@ LINEAR = {
     "denoise finds data that are one point": _denoises,
     "transition is N(psi u, Sigma_t - psi Sigma_s psi^T)": _moves,
     "unseen is the projector with M unseen = 0": _leaves_unseen,
+    "driven is where GG^T is not zero, at all times": _drives,
+    "signal: R q = the first column of psi(t, 0), |q_1| = 1": _has_a_signal,
     "pixelwise: embed keeps positions apart": _is_pixelwise,
 }

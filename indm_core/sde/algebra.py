@@ -28,7 +28,7 @@ __all__ = [
 NODES = 40
 
 
-def apply(A: Float[Tensor, "*t k k"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, "b *event k"]:
+def apply(A: Float[Tensor, "*t j k"], u: Float[Tensor, "b *event k"]) -> Float[Tensor, "b *event j"]:
     """A u, block by block: the only place where coefficients meet a state, and where they are cast to its dtype."""
     if A.shape[-1] != u.shape[-1]:
         raise ValueError(f"u: its blocks have size {u.shape[-1]} but the coefficient's have {A.shape[-1]}")

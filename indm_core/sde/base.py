@@ -181,6 +181,16 @@ class LinearSDE(SDE):
         """F_t u."""
         return apply(self.F(t), u)
 
+    def drift_divergence(self, u: Tensor, t: Tensor) -> Float[Tensor, " b"]:
+        """tr F_t over all coordinates of u."""
+        return event_sum(self.F(t).diagonal(dim1=-2, dim2=-1).sum(-1), u).to(u.dtype)
+
+    def driven(self, u: Tensor) -> Tensor:
+        """Which coordinates of a state noise acts on, (1, *event, k) of u's dtype: 1 where the diagonal of GG^T is positive, at
+        all times alike, else 0. GG^T is positive semi-definite: where its diagonal vanishes, so do the row and the column."""
+        t = torch.tensor(0.5 * self.t_max, dtype=torch.float64, device=u.device)
+        return (self.GG(t).diagonal(dim1=-2, dim2=-1) > 0).to(u).expand(1, *u.shape[1:])
+
     def psi0(self, t: Tensor) -> Tensor:
         """psi(t, 0)."""
         return self.psi(t, torch.zeros_like(t))
@@ -193,6 +203,16 @@ class LinearSDE(SDE):
         """R^-1 GG^T R^-T, symmetric: what the likelihood weights an error of eps with; tr M = tr(GG^T Sigma^-1)."""
         R_inv = inverse(self.R(t))
         return R_inv @ self.GG(t) @ R_inv.mT
+
+    def signal(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """|q| (*te,) and q_1 = q/|q| (*te, k, 1) of q = R^-1 p, p the first column of psi(t, 0), which carries x.
+
+        R^-1 u_t = q x + eps: data beside white noise. |q|^2 = p^T Sigma^-1 p is the precision with which the block tells x, and
+        of its noise only the component along q_1 cannot be told from x.
+        """
+        q = inverse(self.R(t)) @ self.psi0(t)[..., :1]
+        size = q.norm(dim=-2, keepdim=True)
+        return size[..., 0, 0], q / size.clamp(min=torch.finfo(q.dtype).tiny)
 
     def unseen(self, t: Tensor) -> Tensor | None:
         """The projector onto the directions of eps that M does not weight, (*te, k, k); None where there are none."""
@@ -281,21 +301,24 @@ class LinearSDE(SDE):
         """log q(u_t | x) - log p(x | u_t) at u_t = psi(t, 0) embed(x) + R_t eps, nats: what turns -log p(u_t) into a bound
         on -log p(x).
 
-        p(x | u_t) is the Gaussian about Tweedie's estimate whose covariance is that of psi^-1 R eps, seen in x (the
-        first coordinate of a block). For K = 1 both densities share their norm and the residual is
+        p(x | u) is the Gaussian of all that the block says of x, the velocity's part included: with q of `signal`,
 
-            1/2 |eps_hat - eps|^2 - 1/2 |eps|^2 - log det psi(t, 0).
+            p(x | u) = N(x; q^T (R^-1 u - eps_hat)/|q|^2, 1/|q|^2),        x minus its mean = q^T (eps_hat - eps)/|q|^2.
+
+        It is a density of x whatever the score. Under the exact score it is the posterior, as long as the data are wide against
+        1/|q|. The residual is then, summed over the positions,
+
+            1/2 (q_1^T (eps_hat - eps))^2 - 1/2 |eps|^2 - log det R - log|q| - (K - 1)/2 log 2 pi,
+
+        and for K = 1: 1/2 |eps_hat - eps|^2 - 1/2 |eps|^2 - log psi(t, 0).
 
         References: Kim et al. 2022 (INDM), Eq. 3.
         """
-        k = eps.shape[-1]
-        psi_inv_R = inverse(self.psi0(t)) @ self.R(t)
-        cov_x = (psi_inv_R @ psi_inv_R.mT)[..., :1, :1]
-        error = apply(psi_inv_R, eps_hat - eps)[..., :1]
-        log_q = -0.5 * eps.square().flatten(1).sum(1) - event_sum(
-            log_abs_det(self.R(t)) + 0.5 * k * math.log(2 * math.pi), eps
-        ).to(eps.dtype)
-        return log_q - gaussian_log_prob(error, cov_x)
+        size, direction = self.signal(t)
+        error = apply(direction.mT, eps_hat - eps)
+        log_norm = log_abs_det(self.R(t)) + size.log() + 0.5 * (eps.shape[-1] - 1) * math.log(2 * math.pi)
+        squares = 0.5 * (error.square().flatten(1).sum(1) - eps.square().flatten(1).sum(1))
+        return squares - event_sum(log_norm, eps).to(eps.dtype)
 
 
 def _mean_over_event(value: Float[Tensor, " n *e"]) -> Float[Tensor, " n"]:

@@ -95,6 +95,17 @@ SDE_MUTANTS = {
         mutant(CLD, unseen=lambda law, self, t: torch.eye(2).double() - law.unseen(self, t)),
         "unseen is the projector with M unseen = 0: M P = 0",
     ),
+    "driven nowhere": (
+        mutant(CLD, driven=lambda law, self, u: 0 * law.driven(self, u)),
+        r"driven is where GG\^T is not zero, at all times: ",
+    ),
+    "signal of the position alone": (
+        mutant(
+            CLD,
+            signal=lambda law, self, t: (law.signal(self, t)[0], law.signal(self, t)[1] * torch.tensor([[1.0], [0.0]])),
+        ),
+        r"signal: R q = the first column of psi\(t, 0\), \|q_1\| = 1: \|q_1\|\^2",
+    ),
     "pixelwise in a basis": (
         type("WrongBDM", (BDM,), {"pixelwise": property(lambda self: True)}),
         "pixelwise: embed keeps positions apart",
