@@ -16,10 +16,9 @@ from problems import ISOTROPIC_SDES, SDES, Affine, Coupled, ExactModel, Gaussian
 from torch import Tensor
 
 from indm_core.likelihood import bits_per_dim, dequantise, log_prob_u, nelbo, nll, quantise
-from indm_core.sde import CLD, VP
+from indm_core.sde import VP
 
 EVERY = pytest.mark.parametrize("sde", SDES, ids=ids)
-WITH_VELOCITY = pytest.mark.parametrize("sde", [*SDES, CLD()], ids=ids)
 ISOTROPIC = pytest.mark.parametrize("sde", ISOTROPIC_SDES, ids=ids)
 COV = torch.tensor([[1.0, 0.5], [0.5, 0.6]], dtype=torch.float64)
 MEAN = torch.tensor([0.4, -0.7], dtype=torch.float64)
@@ -143,7 +142,7 @@ def test_hutchinson_is_unbiased(sde):
     assert float(several.var() / probed.var()) == pytest.approx(0.25, abs=0.12)
 
 
-@WITH_VELOCITY
+@EVERY
 def test_nll_agrees_with_the_data_law(sde):
     """Over x and the draw at t_min: the residual makes -log p_{t_min} an estimate of -log p(x)."""
     model = exact(sde)
@@ -211,7 +210,7 @@ def test_one_score_evaluation_serves_drift_and_divergence():
 
 
 @pytest.mark.parametrize("t_min", [1e-5, 1e-3])
-@WITH_VELOCITY
+@EVERY
 @pytest.mark.usefixtures("unchecked")
 def test_nelbo_equals_nll_equals_the_entropy_by_quadrature(sde, t_min):
     """Theorem 1: under the exact score the bound is the NLL, both are the entropy of the data, to 1e-6 nats.
