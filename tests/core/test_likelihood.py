@@ -82,7 +82,7 @@ def residual_loss(model: ExactModel) -> float:
     posterior = torch.linalg.inv(torch.linalg.inv(COV) + precision)
     normal, zeros = torch.distributions.MultivariateNormal, torch.zeros(2).double()
     loss = torch.distributions.kl_divergence(normal(zeros, posterior), normal(zeros, torch.linalg.inv(precision)))
-    assert sde == Coupled() or float(loss) < 1e-6
+    assert isinstance(sde, Coupled) or float(loss) < 1e-6
     return float(loss)
 
 
