@@ -47,11 +47,16 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """The rows of a split, how many corrupt ones its source had, and the shards that hold them in order."""
+    """The rows of a split, how many corrupt ones its source had, and the shards that hold them in order.
+
+    `sha256` is of the rows, their bytes and labels, however they are cut into shards and compressed; '' where they were
+    prepared before rows had one.
+    """
 
     count: int
     skipped: int
     shards: tuple[Shard, ...]
+    sha256: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,6 +207,7 @@ def _parse(document: Any, file: Path) -> Card:
                 count=int(split["count"]),
                 skipped=int(split["skipped"]),
                 shards=tuple(Shard(**shard) for shard in split["shards"]),
+                sha256=str(split.get("sha256", "")),
             )
             for name, split in document["splits"].items()
         }

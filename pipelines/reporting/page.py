@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
 from dataclasses import is_dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from pipelines.reporting.diagnose import Drawing
 from pipelines.reporting.tables import Printed, Row, Run, Table
 from pipelines.storage.files import write_text
 
-__all__ = ["write_pages"]
+__all__ = ["is_picture", "write_pages"]
 
 
 def write_pages(
@@ -30,15 +31,36 @@ def write_pages(
     return out / f"{stem}.html"
 
 
+def is_picture(file: Path, inside: Path) -> bool:
+    """Whether a picture is there to be embedded; one that lies outside of a directory, or is no PNG, is named and left out."""
+    if not file.is_file():
+        return False
+    if not file.resolve().is_relative_to(inside.resolve()):
+        print(f"{file}: left out, it is a link to {file.resolve()}, outside of {inside}", flush=True)
+        return False
+    with file.open("rb") as stream:
+        found = stream.read(len(PNG)) == PNG
+    if not found:
+        print(f"{file}: left out, it is no PNG picture", flush=True)
+    return found
+
+
 def _markdown(title: str, tables: Sequence[Table]) -> str:
-    parts = [f"# {title}"]
+    """The tables; Markdown passes HTML on, so that what came from files is escaped as it is on the page."""
+    parts = [f"# {_marked(title)}"]
     for name, head, rows in tables:
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+        lines = ["| " + " | ".join(map(_marked, row)) + " |" for row in (head, *rows)]
         lines.insert(1, "|" + "---|" * len(head))
-        parts.append(f"## {name}\n\n" + "\n".join(lines))
+        parts.append(f"## {_marked(name)}\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
+def _marked(text: str) -> str:
+    """A text on one line of Markdown: no HTML, no picture or link, no end of a cell."""
+    return re.sub(r"([\\|\[\]`])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13.5px; display: block; overflow-x: auto }
