@@ -8,7 +8,7 @@ A run is one thing: what goes on with it, or measures it, has the same configura
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -105,7 +105,7 @@ def config_from(document: Any, where: str) -> tuple[RunConfig, DataSpec]:
 
 def difference(there: RunConfig, here: RunConfig) -> str:
     """The first option that differs and may not, as `path=there, not here`; '' where there is none."""
-    old, new = ({o.path: _form(o.value) for o in options(run) if o.path not in MAY_CHANGE} for run in (there, here))
+    old, new = ({o.path: o.plain for o in options(run) if o.path not in MAY_CHANGE} for run in (there, here))
     return _first(old, new)
 
 
@@ -140,8 +140,3 @@ def _first(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 def _shown(value: Any) -> str:
     """A value in a message; of a checksum, its beginning."""
     return f"{value[:12]}..." if isinstance(value, str) and len(value) == 64 else str(value)
-
-
-def _form(value: Any) -> Any:
-    """A configuration's class; its fields are options of their own."""
-    return type(value).__name__ if is_dataclass(value) else value

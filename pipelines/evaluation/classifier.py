@@ -199,7 +199,7 @@ def _read(home: Path, card: Card, described: dict[str, Any]) -> SmallClassifier:
         manifest.verify()
         network.load_state_dict(load_file(home / TENSORS))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = textwrap.shorten(one_line(error), 120)
+        reason = textwrap.shorten(one_line(error).replace(f"{home}/", ""), 120)
         raise ValueError(f"{home}: not a readable classifier ({reason}); delete it and it is trained again") from None
     if not manifest.checked:
         say_unverified(home)

@@ -9,9 +9,7 @@ import base64
 import html
 import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.config.cli import options
 from pipelines.reporting.diagnose import Drawing
@@ -83,7 +81,7 @@ def _page(title: str, tables: Sequence[Table], drawings: Sequence[Drawing], runs
             inner = _html_table(head, far)
             parts.append(f"<details><summary>{len(far)} rows of papers on other data</summary>{inner}</details>")
     for run in runs:
-        text = "\n".join(f"{option.path} = {_plain(option.value)}" for option in options(run.config))
+        text = "\n".join(f"{option.path} = {option.plain}" for option in options(run.config))
         parts.append(
             f"<details><summary>Configuration of {html.escape(run.name)}</summary><pre>{html.escape(text)}</pre></details>"
         )
@@ -115,7 +113,3 @@ def _html_table(head: Row, rows: Sequence[Row]) -> str:
         kind = " class='paper'" if isinstance(row, Printed) else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     return f"<table>{''.join(lines)}</table>"
-
-
-def _plain(value: Any) -> str:
-    return type(value).__name__ if is_dataclass(value) else str(value)

@@ -3,8 +3,9 @@
 What is new is written in a hidden directory beside its place, `.NAME.ID.partial`, flushed to the disk, and renamed. Renaming a
 file is one step: whoever reads it, and at whatever moment the process is killed or the machine loses its power, finds the old
 content or the new one. A link in the file's place is replaced, never followed. Putting a directory in the place of another
-takes two renames; between them there is none, never half of one, and `sweep` puts the old one back. A block that raises leaves nothing behind. A kill leaves the
-hidden directory, which nobody reads. A process holds a lock in each of its own: `sweep` removes those whose process has ended.
+takes two renames; between them there is none, never half of one. A block that raises leaves nothing behind. A kill leaves the
+hidden directory, which nobody reads; its process held a lock in it, so that `sweep` knows whose process has ended: it puts back
+what lay between two renames, and removes the rest.
 """
 
 from __future__ import annotations

@@ -130,9 +130,9 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
         frozen = ",".join(run.train.frozen)
         raise ValueError(f'frozen={frozen}: a baseline trains all its networks; give --baseline "", or freeze none')
     other = replace(find(name, "baseline")(), data=run.data, train=run.train)
-    theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, find(run.recipe)()))
+    theirs, before = ({o.path: o.plain for o in options(c)} for c in (other, find(run.recipe)()))
     common = {path for path in theirs.keys() & before.keys() if theirs[path] == before[path]}
-    forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and _form(o.value) != before.get(o.path)}
+    forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and o.plain != before.get(o.path)}
     other = with_values(other, {path: value for path, value in forms.items() if path in common})
     values = {o.path: o.value for o in options(run) if not is_dataclass(o.value)}
     return with_values(other, {path: values[path] for path in common & values.keys() if path != "recipe"})
@@ -179,8 +179,3 @@ def _state(run: Path) -> Manifest | None:
         return checkpoint.newest_state(run) or read_weights_state(run)
     except DamagedError:
         return None
-
-
-def _form(value: object) -> object:
-    """A configuration's class; its fields are options of their own."""
-    return type(value).__name__ if is_dataclass(value) else value

@@ -133,7 +133,8 @@ def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
     except (ConvergenceError, OSError) as error:
         print(f"no picture of step {trainer.step_count}: {error}", flush=True)
     else:
-        session.publish_picture(work.training, file)
+        if file.is_file():
+            session.publish_picture(work.training, file)
 
 
 def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> None:
