@@ -66,13 +66,8 @@ class Provenance:
         run, spec = config_from(document["config"], f"{where}: config")
         return Provenance(run=run, spec=spec, data=document["data"], partner=document["partner"])
 
-    def changed(self, other: Provenance) -> str:
-        """The first difference to what another one says, as `field=own, not other`; '' where they agree."""
-        changed = self.config_changed(other.run, other.spec) or self.data_changed(other.data)
-        return changed or self.partner_changed(other.partner)
-
     def config_changed(self, run: RunConfig, spec: DataSpec) -> str:
-        """The first difference of the configuration."""
+        """The first difference of the configuration, as `field=own, not other`; '' where there is none."""
         own, other = ({f"spec.{k}": v for k, v in to_json(s).items()} for s in (self.spec, spec))
         return difference(self.run, run) or _first(own, other)
 

@@ -169,8 +169,16 @@ def _refuse_another_run(job: Job) -> None:
     made = Provenance.read(state.content, str(state.file))
     if made is None:
         say_unverified(directory)
-    elif changed := made.changed(job.provenance()):
-        raise ValueError(f"{state.file} is of a run with {changed}; put that back as it was, or {remedy}")
+        return
+    now = job.provenance()
+    if changed := made.config_changed(now.run, now.spec):
+        raise ValueError(
+            f"{directory / CONFIG} has changed: {state.file} is of a run with {changed}; put it back, or {remedy}"
+        )
+    if changed := made.data_changed(now.data) or made.partner_changed(now.partner):
+        raise ValueError(
+            f"{directory} was trained on other data: {changed}; put the source back as it was, or {remedy}"
+        )
 
 
 def _state(run: Path) -> Manifest | None:

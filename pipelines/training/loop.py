@@ -59,7 +59,11 @@ def _train(work: Work[Any], session: Session) -> None:
     trainer = _trainer(work, session)
     _restore(training, trainer, session.agree(checkpoint.latest(training.directory)))
     if session.rank == 0:
-        training.directory.mkdir(parents=True, exist_ok=True)
+        if trainer.step_count >= train.steps:
+            print(
+                f"{training.directory.name}: no whole weights; they are written again from the last checkpoint",
+                flush=True,
+            )
         work.write_config()
         checkpoint.discard_after(training.directory, trainer.step_count)
         _truncate_metrics(training.directory, trainer.step_count)
