@@ -54,16 +54,16 @@ def replaced(file: Path) -> Iterator[Path]:
     Raises:
         OSError: it cannot be written; the error names the file.
     """
-    try:
-        with _scratch(file) as scratch:
-            partial = scratch / file.name
+    with _scratch(file) as scratch:
+        partial = scratch / file.name
+        try:
             yield partial
             flush(partial)
-            partial.replace(file)
-    except OSError as error:
-        if error.errno is not None and (error.filename is None or ".partial" in str(error.filename)):
-            error.filename, error.filename2 = str(file), None
-        raise
+        except OSError as error:
+            if error.errno is not None and error.filename is None:
+                error.filename = str(partial)
+            raise
+        partial.replace(file)
     flush(file.parent)
 
 
@@ -190,10 +190,17 @@ def flush(path: Path) -> None:
 
 @contextmanager
 def _scratch(place: Path) -> Iterator[Path]:
-    """A hidden directory beside a place, locked while this process lives, and gone when the block ends."""
+    """A hidden directory beside a place, locked while this process lives, and gone when the block ends.
+
+    An error of the system that names a file in it names the place that the file would have taken.
+    """
     scratch, descriptor = _begin(place)
     try:
         yield scratch
+    except OSError as error:
+        if isinstance(error.filename, str):
+            error.filename = error.filename.replace(str(scratch), str(place.parent))
+        raise
     finally:
         _clear(scratch)
         os.close(descriptor)
