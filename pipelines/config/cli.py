@@ -45,6 +45,11 @@ class Option:
     value: Any
     help: str
 
+    @property
+    def plain(self) -> Any:
+        """The value; of a configuration the name of its class, because its fields are options of their own."""
+        return type(self.value).__name__ if is_dataclass(self.value) else self.value
+
 
 def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], dict[str, str]]:
     """Positional words and `--name value` / `--name=value` pairs; a name without a value means true.

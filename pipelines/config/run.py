@@ -52,7 +52,7 @@ class Train:
         seed: Of weights, order of rows and noise.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
-        keep: Checkpoints kept, the best by NELBO; the last one is always kept.
+        keep: Checkpoints kept, the best by NELBO; the last two are always kept.
         sample_every: Steps between sample grids, 0 for none.
     """
 

@@ -3,37 +3,55 @@
 config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}; where files of the user's own define classes of the run
                     also their paths, "modules"
 model.safetensors   the averaged (EMA) weights, one tensor per line of the model's networks
+model.json          the step of the weights, their SHA-256, and where they come from (`provenance`)
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file
+from torch import Tensor
 
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
 from pipelines.config.cli import options, with_values
-from pipelines.config.codec import from_json, to_json, unsaid
+from pipelines.config.codec import to_json, unsaid
 from pipelines.config.modules import import_file
-from pipelines.config.run import RunConfig, from_document, to_document
+from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
+from pipelines.config.run import RunConfig
+from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
-from pipelines.storage.files import write_text
+from pipelines.storage.files import sha256_of, write_tensors, write_text
+from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 from pipelines.storage.paths import local_path
 
-__all__ = ["as_begun", "digest", "identity", "load", "read_run", "write_run"]
+__all__ = [
+    "CONFIG",
+    "WEIGHTS",
+    "as_begun",
+    "check_data",
+    "digest",
+    "identity",
+    "load",
+    "read_run",
+    "read_weights_state",
+    "write_run",
+    "write_weights",
+]
 
-
-VERSION = 1
+CONFIG, WEIGHTS, WEIGHTS_STATE = "config.json", "model.safetensors", "model.json"
+REMEDY = "restore it, or give the training command again, which writes it from the last checkpoint"
 
 
 def write_run(file: Path, run: RunConfig, spec: DataSpec) -> None:
     """Writes config.json."""
-    document = {"version": VERSION, **to_document(run), "spec": to_json(spec)}
-    write_text(file, json.dumps(document, indent=1) + "\n")
+    write_text(file, json.dumps(config_document(run, spec), indent=1) + "\n")
 
 
 def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
@@ -53,11 +71,59 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
         raise ValueError(
             f"{file}: no readable run here: the file is damaged ({type(error).__name__}); restore it or train the run again"
         ) from None
-    if not isinstance(document, dict) or "version" not in document:
-        raise ValueError(f"{file}: no configuration of a run (it has no version); give the directory of a run")
-    if document["version"] != VERSION:
-        raise ValueError(f"{file}: written by another version of this project; this one reads version {VERSION}")
-    return from_document(document, f"{file}: "), from_json(DataSpec, document.get("spec"), f"{file}: spec")
+    return config_from(document, str(file))
+
+
+def write_weights(directory: Path, tensors: dict[str, Tensor], step: int, made_of: Mapping[str, Any]) -> None:
+    """Writes the weights and then what vouches for them: a kill in between leaves a run that is not finished.
+
+    Args:
+        directory: Of the run, or of an exported model.
+        tensors: The averaged weights.
+        step: After which they are.
+        made_of: Their provenance, as JSON.
+    """
+    digest = write_tensors(directory / WEIGHTS, tensors)
+    write_manifest(directory / WEIGHTS_STATE, {"step": step, **made_of}, {WEIGHTS: digest})
+
+
+def read_weights_state(directory: Path) -> Manifest | None:
+    """What vouches for the weights of a run; None where they were written before there was such a file, or not at all.
+
+    Raises:
+        DamagedError: it is not what was written.
+    """
+    file = directory / WEIGHTS_STATE
+    if not file.is_file():
+        return None
+    state = read_manifest(file)
+    if not state.checked or WEIGHTS not in state.files or type(state.content.get("step")) is not int:
+        raise DamagedError(f"{file} says nothing of {WEIGHTS}")
+    return state
+
+
+def check_data(run: Path, card: Card, *, partner: bool = False) -> None:
+    """Refuses to measure a run on other rows than those that it was trained with.
+
+    Args:
+        run: Its directory.
+        card: Of the prepared data.
+        partner: Whether they are the second data set of a bridge.
+
+    Raises:
+        ValueError: they are others; the message says what differs.
+    """
+    state = _weights_state(run)
+    made = Provenance.read(state.content, str(state.file)) if state else None
+    if made is None:
+        say_unverified(run)
+        return
+    now = Provenance.of(made.run, made.spec, card, card)
+    changed = made.partner_changed(now.partner) if partner else made.data_changed(now.data)
+    if changed:
+        raise ValueError(
+            f"{run} was trained on other data: {changed}; put {card.source} back as it was, or train the run again"
+        )
 
 
 def as_begun(run: RunConfig, file: Path) -> RunConfig:
@@ -70,8 +136,7 @@ def as_begun(run: RunConfig, file: Path) -> RunConfig:
 
 def digest(run: Path) -> str:
     """SHA-256 of a run's weights: which model a document measured."""
-    with (run / "model.safetensors").open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    return sha256_of(run / WEIGHTS)
 
 
 def identity(run: Path) -> str:
@@ -90,15 +155,17 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
             variable INDM_MODULES names need not be given.
 
     Raises:
-        ValueError: not a run, a run that has no weights yet, or weights that do not fit its configuration.
+        ValueError: not a run, a run that has no weights yet, weights or a configuration other than those that were written, or
+            weights that do not fit the configuration.
     """
     if module:
         import_file(module)
     directory = local_path(path, "run")
     run, spec = read_run(directory / "config.json")
-    file = directory / "model.safetensors"
+    file = directory / WEIGHTS
     if not file.is_file():
         raise ValueError(f"{file}: the run has no trained weights yet; train it to its end first")
+    _verify(directory, run, spec)
     try:
         tensors = load_file(file)
     except (SafetensorError, OSError) as error:
@@ -109,3 +176,29 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
     except ValueError as error:
         raise ValueError(f"{file}: {error}") from None
     return model.eval()
+
+
+def _weights_state(directory: Path) -> Manifest | None:
+    try:
+        return read_weights_state(directory)
+    except DamagedError as error:
+        raise ValueError(f"{error}; {REMEDY}") from None
+
+
+def _verify(directory: Path, run: RunConfig, spec: DataSpec) -> None:
+    """Refuses weights that are not those that were written, or that another configuration made."""
+    state = _weights_state(directory)
+    if state is None:
+        say_unverified(directory)
+        return
+    try:
+        state.verify()
+    except DamagedError as error:
+        raise ValueError(f"{error}; {REMEDY}") from None
+    made = Provenance.read(state.content, str(state.file))
+    changed = made.config_changed(run, spec) if made else ""
+    if changed:
+        raise ValueError(
+            f"{directory / CONFIG} has changed since the weights were written: {changed}; put it back as it was "
+            f"({state.file.name} has it under 'config')"
+        )

@@ -76,6 +76,8 @@ class Split:
         source: What they come from, as people read it.
         classes: How many classes occur.
         reasons: Why rows were skipped, each with its number and its first row.
+        sha256: Of the rows, their bytes and labels, however they are cut into shards and compressed; '' where they were
+            prepared before rows had one.
     """
 
     count: int
@@ -84,10 +86,11 @@ class Split:
     source: str = ""
     classes: int = 0
     reasons: tuple[str, ...] = ()
+    sha256: str = ""
 
     def __post_init__(self) -> None:
         _check_whole(count=self.count, skipped=self.skipped, classes=self.classes)
-        _check_text(source=self.source, reasons="".join(self.reasons))
+        _check_text(source=self.source, reasons="".join(self.reasons), sha256=self.sha256)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +290,7 @@ def _parse(document: Any, file: Path) -> Card:
                 source=split.get("source", ""),
                 classes=split.get("classes", 0),
                 reasons=tuple(split.get("reasons", ())),
+                sha256=split.get("sha256", ""),
             )
             for name, split in document["splits"].items()
         }

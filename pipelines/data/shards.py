@@ -97,6 +97,7 @@ class ShardWriter:
         self._partial = directory
         self._parquet: pq.ParquetWriter | None = None
         self._groups = 0
+        self._rows_sha, self._labels_sha = hashlib.sha256(), hashlib.sha256()
 
     def __enter__(self) -> ShardWriter:
         return self
@@ -118,13 +119,16 @@ class ShardWriter:
         if self._num_pending:
             self._write_group(self._num_pending)
         self._finish_shard()
-        return Split(count=self._num_rows, skipped=skipped, shards=tuple(self._shards))
+        both = hashlib.sha256(self._rows_sha.digest() + self._labels_sha.digest()).hexdigest()
+        return Split(count=self._num_rows, skipped=skipped, shards=tuple(self._shards), sha256=both)
 
     def _write_group(self, rows: int) -> None:
         x, label = (np.concatenate(column) for column in zip(*self._pending, strict=True))
         self._pending, self._num_pending = [(x[rows:], label[rows:])], len(x) - rows
         parquet = self._parquet or self._open_shard()
         packed = np.ascontiguousarray(x[:rows])
+        self._rows_sha.update(packed.tobytes())
+        self._labels_sha.update(label[:rows].astype("<i4").tobytes())
         columns = [
             pa.FixedSizeBinaryArray.from_buffers(self._schema.field("x").type, rows, [None, pa.py_buffer(packed)]),
             pa.array(label[:rows]),

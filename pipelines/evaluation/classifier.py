@@ -22,14 +22,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm_core.shapes import Float, Int
+from pipelines.config.provenance import say_unverified
 from pipelines.data.card import Card, one_line
 from pipelines.evaluation.features import FeatureNetwork, as_levels
-from pipelines.storage.files import new_directory, write_tensors, write_text
+from pipelines.storage.files import new_directory, write_tensors
+from pipelines.storage.manifest import read_manifest, write_manifest
 
 __all__ = ["SmallClassifier", "cached_classifier", "classifier", "classifier_features"]
 
 # Part of a cached classifier's key: raise it when the architecture or its training changes.
 VERSION = 1
+TENSORS, MANIFEST = "classifier.safetensors", "classifier.json"
 
 
 @final
@@ -149,7 +152,7 @@ def cached_classifier(
     It lies in a directory of its own (classifier.safetensors, classifier.json), whose name holds a hash of what decides
     it: the SHA-256 of the training shards, shape, levels and classes, the seed, and the version of this code. The
     directory appears by one rename: a killed run leaves nothing that looks like a classifier, and of two runs that race
-    both use the first one's.
+    both use the first one's. What is read is compared with its SHA-256.
 
     Args:
         directory: Where classifiers are kept; made if absent.
@@ -183,19 +186,23 @@ def cached_classifier(
 
 def _write(home: Path, network: SmallClassifier, described: dict[str, Any]) -> None:
     with new_directory(home, keep=home.is_dir) as made:
-        write_tensors(made / "classifier.safetensors", network.state_dict())
-        write_text(made / "classifier.json", json.dumps(described, indent=1) + "\n")
+        digest = write_tensors(made / TENSORS, network.state_dict())
+        write_manifest(made / MANIFEST, described, {TENSORS: digest})
 
 
 def _read(home: Path, card: Card, described: dict[str, Any]) -> SmallClassifier:
     network = _on_meta(card.shape, levels=card.levels, num_classes=card.num_classes)
     try:
-        if json.loads((home / "classifier.json").read_text(encoding="utf-8")) != described:
-            raise ValueError("classifier.json describes another one")
-        network.load_state_dict(load_file(home / "classifier.safetensors"))
+        manifest = read_manifest(home / MANIFEST)
+        if manifest.content != described:
+            raise ValueError(f"{MANIFEST} describes another one")
+        manifest.verify()
+        network.load_state_dict(load_file(home / TENSORS))
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = textwrap.shorten(one_line(error), 120)
+        reason = textwrap.shorten(one_line(error).replace(f"{home}/", ""), 120)
         raise ValueError(f"{home}: not a readable classifier ({reason}); delete it and it is trained again") from None
+    if not manifest.checked:
+        say_unverified(home)
     return network.requires_grad_(False).eval()
 
 

@@ -17,7 +17,7 @@ import ray
 import torch
 
 from pipelines.cluster.pool import Pool, places
-from pipelines.config.store import digest
+from pipelines.config.store import check_data, digest
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.measurement import Done, Measurement, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
@@ -47,6 +47,8 @@ def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file:
     began = time.monotonic()
     names = tuple(run.name for run in runs)
     plan = Plan(names=names, subjects=tuple(subjects_of(runs)), settings=settings, root=root)
+    for run in runs:
+        check_data(run, plan.card)
     kinds = [kind.asked(plan) for kind in MEASUREMENTS]
     done = carry_out(plan, [task for kind in kinds for task in _in_turn(kind)])
     measurements = list(chain.from_iterable(kinds))

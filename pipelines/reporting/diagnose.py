@@ -30,7 +30,7 @@ from indm_core.model import GenerativeModel
 from indm_core.sample import power_times, sample_ode
 from indm_core.sde import LinearSDE
 from pipelines.data.spec import DataSpec
-from pipelines.runs.pictures import figure_of, image_grid, pixels
+from pipelines.runs.pictures import figure_of, image_grid, pixels, put
 
 __all__ = ["Drawing", "Model", "diagnose", "ladder", "norms"]
 
@@ -90,7 +90,7 @@ def _band(axes: Any, ts: Tensor, values: Tensor, label: str) -> None:
 def _finish(figure: Any, file: Path, title: str, caption: str) -> Drawing:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+    put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
     return Drawing(file, title, caption)
 
 
@@ -214,7 +214,7 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
     if len(spec.shape) == 3:
         rows = torch.cat([forward, backward]).transpose(0, 1).flatten(0, 1)
         shown = pixels(quantise(rows, spec.levels, spec.low, spec.high), spec)
-        image_grid(shown, columns=2 * len(RUNGS)).save(file)
+        put(file, image_grid(shown, columns=2 * len(RUNGS)).save)
     else:
         figure = figure_of(2.2 * len(RUNGS), 4.6)
         grid = figure.subplots(2, len(RUNGS))
@@ -222,7 +222,7 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
             axes.scatter(points[:, 0], points[:, -1], s=3, linewidths=0)
             axes.set_xticks([])
             axes.set_yticks([])
-        figure.savefig(file, dpi=110, bbox_inches="tight")
+        put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
     caption = (
         f"h^-1(z_t) for t = {', '.join(f'{end * r:g}' for r in RUNGS)}: data that diffuse, then as many times of the quadratic "
         "grid back from the law at the end."

@@ -33,7 +33,7 @@ from indm_core.sde import LinearSDE
 from indm_core.times import power_times, uniform_times
 from pipelines.data.spec import DataSpec
 from pipelines.reporting.diagnose import Drawing
-from pipelines.runs.pictures import figure_of
+from pipelines.runs.pictures import figure_of, put
 
 __all__ = ["draw_integration"]
 
@@ -241,5 +241,5 @@ def _finish(figure: Any, out: Path, subject: Subject, stem: str, title: str, cap
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     file = out / f"{stem}-{subject.name}.png"
-    figure.savefig(file, dpi=110, bbox_inches="tight")
+    put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
     return Drawing(file, f"{title} of {subject.name}", caption)

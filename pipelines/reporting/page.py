@@ -7,17 +7,16 @@ from __future__ import annotations
 
 import base64
 import html
+import re
 from collections.abc import Sequence
-from dataclasses import is_dataclass
 from pathlib import Path
-from typing import Any
 
 from pipelines.config.cli import options
 from pipelines.reporting.diagnose import Drawing
 from pipelines.reporting.tables import Printed, Row, Run, Table
 from pipelines.storage.files import write_text
 
-__all__ = ["write_pages"]
+__all__ = ["is_picture", "write_pages"]
 
 
 def write_pages(
@@ -30,15 +29,36 @@ def write_pages(
     return out / f"{stem}.html"
 
 
+def is_picture(file: Path, inside: Path) -> bool:
+    """Whether a picture is there to be embedded; one that lies outside of a directory, or is no PNG, is named and left out."""
+    if not file.is_file():
+        return False
+    if not file.resolve().is_relative_to(inside.resolve()):
+        print(f"{file}: left out, it is a link to {file.resolve()}, outside of {inside}", flush=True)
+        return False
+    with file.open("rb") as stream:
+        found = stream.read(len(PNG)) == PNG
+    if not found:
+        print(f"{file}: left out, it is no PNG picture", flush=True)
+    return found
+
+
 def _markdown(title: str, tables: Sequence[Table]) -> str:
-    parts = [f"# {title}"]
+    """The tables; Markdown passes HTML on, so that what came from files is escaped as it is on the page."""
+    parts = [f"# {_marked(title)}"]
     for name, head, rows in tables:
-        lines = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in (head, *rows)]
+        lines = ["| " + " | ".join(map(_marked, row)) + " |" for row in (head, *rows)]
         lines.insert(1, "|" + "---|" * len(head))
-        parts.append(f"## {name}\n\n" + "\n".join(lines))
+        parts.append(f"## {_marked(name)}\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
+def _marked(text: str) -> str:
+    """A text on one line of Markdown: no HTML, no picture or link, no end of a cell."""
+    return re.sub(r"([\\|\[\]`])", r"\\\1", html.escape(" ".join(text.split()), quote=False))
+
+
+PNG = b"\x89PNG\r\n\x1a\n"
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 68rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: .5rem 0 1.5rem; font-size: 13.5px; display: block; overflow-x: auto }
@@ -61,7 +81,7 @@ def _page(title: str, tables: Sequence[Table], drawings: Sequence[Drawing], runs
             inner = _html_table(head, far)
             parts.append(f"<details><summary>{len(far)} rows of papers on other data</summary>{inner}</details>")
     for run in runs:
-        text = "\n".join(f"{option.path} = {_plain(option.value)}" for option in options(run.config))
+        text = "\n".join(f"{option.path} = {option.plain}" for option in options(run.config))
         parts.append(
             f"<details><summary>Configuration of {html.escape(run.name)}</summary><pre>{html.escape(text)}</pre></details>"
         )
@@ -93,7 +113,3 @@ def _html_table(head: Row, rows: Sequence[Row]) -> str:
         kind = " class='paper'" if isinstance(row, Printed) else ""
         lines.append(f"<tr{kind}>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
     return f"<table>{''.join(lines)}</table>"
-
-
-def _plain(value: Any) -> str:
-    return type(value).__name__ if is_dataclass(value) else str(value)

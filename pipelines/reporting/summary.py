@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 
 from indm_core.likelihood import dequantise
-from pipelines.config.store import load
+from pipelines.config.store import check_data, load
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
 from pipelines.reporting.diagnose import Drawing, diagnose, norms
-from pipelines.reporting.page import write_pages
+from pipelines.reporting.page import is_picture, write_pages
 from pipelines.reporting.tables import Run, Table, difference_tables, environment, main_table, sampler_tables
 from pipelines.runs.job import read_metrics
 from pipelines.runs.pictures import learning_curve
@@ -82,7 +82,9 @@ def _norm_table(runs: Sequence[Run], images: int) -> Table:
 def test_data(run: Run, images: int) -> torch.Tensor:
     """Test data, dequantised."""
     place = ensure(run.config.data.source, output_root(None) / "data", run.config.data.options)
-    k = torch.from_numpy(read_all(place, load_card(place), "test", images)["x"].astype("float32"))
+    card = load_card(place)
+    check_data(run.directory, card)
+    k = torch.from_numpy(read_all(place, card, "test", images)["x"].astype("float32"))
     return dequantise(k, run.spec.levels, run.spec.low, run.spec.high, torch.Generator().manual_seed(0))
 
 
@@ -91,7 +93,7 @@ def _drawings(runs: Sequence[Run], out: Path, images: int) -> list[Drawing]:
     found = []
     for run in runs:
         for file, title in (("samples.png", "Samples"), ("compare.png", "Samplers")):
-            if (run.directory / file).is_file():
+            if is_picture(run.directory / file, run.directory):
                 found.append(Drawing(run.directory / file, f"{title} of {run.name}", ""))
     series = {run.name: [r for r in read_metrics(run.directory) if "nelbo" in r.terms] for run in runs}
     unit = next((r.unit for records in series.values() for r in records), "")

@@ -18,6 +18,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
@@ -25,9 +26,11 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 from torch import Tensor
 
+from pipelines.config.provenance import MADE_OF
+from pipelines.config.store import CONFIG, write_weights
 from pipelines.data.card import Card
 from pipelines.runs import checkpoint
-from pipelines.storage.files import write_tensors, write_text
+from pipelines.storage.files import write_text
 
 __all__ = ["Kept", "data_set", "experiment_address", "inputs", "log_figures", "log_models", "run_id", "source_tags"]
 
@@ -118,7 +121,7 @@ def log_models(directory: Path, uri: str) -> None:
         tags = {"recipe": str(numbers.get("recipe", "")), "step": str(step), "weights": "averaged"}
         model = client.create_logged_model(run.info.experiment_id, name, own, tags, model_type="safetensors")
         with tempfile.TemporaryDirectory() as folder:
-            _export(directory, tensors, Path(folder))
+            _export(directory, tensors, numbers, Path(folder))
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(own, [LoggedModelOutput(model.model_id, step)])
@@ -129,11 +132,12 @@ def log_models(directory: Path, uri: str) -> None:
         Kept(run_id=own, models=models).write(directory)
 
 
-def _export(directory: Path, tensors: Mapping[str, Tensor], folder: Path) -> None:
-    """What `load` reads: config.json and the averaged weights."""
-    shutil.copy(directory / "config.json", folder)
+def _export(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], folder: Path) -> None:
+    """What `load` reads: config.json, the averaged weights and what they are made of."""
+    shutil.copy(directory / CONFIG, folder)
     averaged = {name.removeprefix("ema."): tensor for name, tensor in tensors.items() if name.startswith("ema.")}
-    write_tensors(folder / "model.safetensors", averaged)
+    made_of = {name: numbers[name] for name in MADE_OF if name in numbers}
+    write_weights(folder, averaged, numbers["step"], made_of)
 
 
 def log_figures(
@@ -173,7 +177,7 @@ def log_figures(
     for first in range(0, len(metrics), 500):
         client.log_batch(own, metrics=metrics[first : first + 500])
     for file in files:
-        if file.is_file():
+        if file.is_file() and not file.is_symlink():  # a link may lead out of the run
             client.log_artifact(own, str(file))
 
 

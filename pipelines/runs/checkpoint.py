@@ -1,9 +1,10 @@
-"""Checkpoints of a run: safetensors and JSON, complete or absent.
+"""Checkpoints of a run: safetensors and JSON, complete or absent, with a checksum of every bit.
 
     RUN/checkpoints/step-00000400/   training.safetensors   networks, their averages, optimiser moments
-                                     state.json             step, skipped, figures; written last: without it, no checkpoint
+                                     state.json             step, skipped, figures, provenance; SHA-256 of the tensors and of
+                                                            itself (`storage.manifest`); written last: without it, no checkpoint
     RUN/pretrained/                  the same at the end of the pre-training, kept for ever
-    RUN/model.safetensors            the averaged weights of the finished run (beside config.json; see config.load)
+    RUN/model.safetensors            the averaged weights of the finished run (beside config.json; see config.store)
 
 The noise and the order of rows are functions of (seed, step, rank), so that the step is the whole position of a run. A
 checkpoint is read by any number of workers. The directory must be visible to every node, as Ray Train's storage must.
@@ -11,80 +12,147 @@ checkpoint is read by any number of workers. The directory must be visible to ev
 
 from __future__ import annotations
 
-import json
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from pipelines.storage.files import new_directory, write_tensors, write_text
+from pipelines.storage.files import new_directory, write_tensors
+from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 
-__all__ = ["checkpoints", "latest", "prune", "read", "write"]
+__all__ = ["checkpoints", "discard_after", "latest", "newest_state", "prune", "read", "read_state", "step_of", "write"]
 
 STATE, TENSORS = "state.json", "training.safetensors"
+LAST = 2
+"""Checkpoints that are kept whatever their figures: the newest, and the one to fall back to."""
 
 
-def write(directory: Path, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
-    """Writes a checkpoint beside its place and renames it there: a kill leaves a complete one or none, never half of one."""
-    with new_directory(directory) as partial:
-        write_tensors(partial / TENSORS, tensors)
-        write_text(partial / STATE, json.dumps(numbers, indent=1) + "\n")
+def write(directory: Path, tensors: dict[str, Tensor], numbers: Mapping[str, Any]) -> None:
+    """Writes a checkpoint beside its place and renames it there: a kill leaves a complete one or none, never half of one.
+
+    Raises:
+        OSError: it cannot be written, for instance because the disk is full; nothing of it is left.
+    """
+    with new_directory(directory) as building:
+        digest = write_tensors(building / TENSORS, tensors)
+        write_manifest(building / STATE, numbers, {TENSORS: digest})
 
 
 def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The tensors and numbers of a checkpoint.
 
     Raises:
-        ValueError: not a complete checkpoint.
+        ValueError: not a complete checkpoint, or not what was written.
     """
     try:
-        numbers = json.loads((directory / STATE).read_text(encoding="utf-8"))
-        return load_file(directory / TENSORS), numbers
-    except (OSError, ValueError, SafetensorError) as error:
-        raise ValueError(
-            f"{directory}: no complete checkpoint ({type(error).__name__}: {error}); remove it, or start from another"
-        ) from None
+        return _read(directory)
+    except (OSError, DamagedError) as error:
+        raise ValueError(f"{directory}: no complete checkpoint ({error}); remove it, or start from another") from None
+
+
+def read_state(directory: Path) -> Manifest:
+    """The state of a checkpoint; its tensors are not read.
+
+    Raises:
+        DamagedError: missing, not what was written, or of another step than the directory's.
+        ValueError: of a schema that this code does not read.
+    """
+    state = read_manifest(directory / STATE)
+    for name in ("step", "skipped", "averaged"):
+        if type(state.content.get(name)) is not int:
+            raise DamagedError(f"{state.file} has no number {name!r}")
+    if _is_numbered(directory) and step_of(directory) != state.content["step"]:
+        raise DamagedError(f"{state.file} is of step {state.content['step']}")
+    if state.checked and TENSORS not in state.files:
+        raise DamagedError(f"{state.file} says nothing of {TENSORS}")
+    return state
 
 
 def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = (path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
-    return sorted(path for path in found if path.name.removeprefix("step-").isdecimal())
+    return sorted(filter(_is_numbered, found), key=step_of)
+
+
+def step_of(directory: Path) -> int:
+    """The step that a checkpoint's directory is named by."""
+    return int(directory.name.removeprefix("step-"))
+
+
+def newest_state(run: Path) -> Manifest | None:
+    """The state of the newest checkpoint whose state is whole; its tensors are not looked at."""
+    for directory in _newest_first(run):
+        try:
+            return read_state(directory)
+        except DamagedError:
+            continue
+    return None
 
 
 def latest(run: Path) -> Path | None:
-    """The newest checkpoint whose files are whole; one that a full disk or a bad copy has cut short is passed over."""
-    return next((directory for directory in reversed(checkpoints(run)) if _whole(directory)), None)
+    """The newest checkpoint that is what was written; those after it are passed over and named.
 
-
-def _whole(directory: Path) -> bool:
-    """Whether the numbers can be read and the tensors' header agrees with their file's length."""
-    try:
-        json.loads((directory / STATE).read_text(encoding="utf-8"))
-        with safe_open(directory / TENSORS, "pt"):
-            return True
-    except (OSError, ValueError, SafetensorError):
-        print(f"{directory}: damaged, going on from an earlier checkpoint", flush=True)
-        return False
+    Raises:
+        ValueError: a checkpoint of a newer version.
+        OSError: one that cannot be read.
+    """
+    damaged = []
+    for directory in _newest_first(run):
+        try:
+            _read(directory)
+        except DamagedError as error:
+            damaged.append((directory, error))
+            continue
+        for place, error in damaged:
+            print(f"{place}: damaged, going on from an earlier checkpoint, {directory.name} ({error})", flush=True)
+        return directory
+    for place, error in damaged:
+        print(f"{place}: damaged, and no earlier checkpoint is whole: the run begins anew ({error})", flush=True)
+    return None
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the last checkpoint and the `keep` best by the NELBO in their state.json; of equal ones the newest."""
+    """Removes all but the last two checkpoints and the `keep` best by the NELBO in their state; of equal ones the newest."""
     found = checkpoints(run)
     order = {path: (_nelbo(path), -position) for position, path in enumerate(found)}
-    kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-1:]}
+    kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-LAST:]}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
-    for path in (run / "checkpoints").glob(".*.partial"):
-        shutil.rmtree(path, ignore_errors=True)
+
+
+def discard_after(run: Path, step: int) -> None:
+    """Removes the checkpoints after the step that a run goes on from: damaged ones, which would be kept in place of others."""
+    for path in checkpoints(run):
+        if step_of(path) > step:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    state = read_state(directory)
+    state.verify()
+    try:
+        return load_file(directory / TENSORS), state.content
+    except (SafetensorError, FileNotFoundError) as error:
+        raise DamagedError(f"{directory / TENSORS}: {error}") from None
+
+
+def _newest_first(run: Path) -> list[Path]:
+    """The checkpoints from the newest on; the end of the pre-training, which is one of them, comes after all others."""
+    pretrained = run / "pretrained"
+    return [*reversed(checkpoints(run)), *([pretrained] if (pretrained / STATE).is_file() else [])]
+
+
+def _is_numbered(directory: Path) -> bool:
+    return directory.name.startswith("step-") and directory.name.removeprefix("step-").isdecimal()
 
 
 def _nelbo(directory: Path) -> float:
     try:
-        return float(json.loads((directory / STATE).read_text(encoding="utf-8"))["nelbo"])
+        return float(read_state(directory).content["nelbo"])
     except (OSError, ValueError, KeyError, TypeError):
         return float("inf")

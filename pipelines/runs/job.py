@@ -6,10 +6,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from indm_core.training import step_seed
+from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig, Train
+from pipelines.config.store import WEIGHTS, read_weights_state
+from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.runs import checkpoint
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage.manifest import DamagedError
 
 __all__ = ["METRICS", "Job", "Training", "finished", "read_metrics"]
 
@@ -62,6 +66,11 @@ class Job:
         train, recipe = self.run.train, self.run.recipe
         return Training(recipe=recipe, directory=self.directory, train=train, start_from=self.start_from)
 
+    def provenance(self) -> Provenance:
+        """What its weights are made of."""
+        partner = load_card(self.partner) if self.partner else None
+        return Provenance.of(self.run, self.spec, load_card(self.data), partner)
+
     def of_partner(self) -> Job:
         """The same run on the second data set, in an order of its own."""
         train = replace(self.run.train, seed=step_seed(self.run.train.seed, 0, PARTNER))
@@ -69,11 +78,21 @@ class Job:
 
 
 def finished(training: Training) -> bool:
-    """Whether a run has taken its last step and its averaged weights are those of that step, not of a shorter run."""
-    weights, newest = training.directory / "model.safetensors", checkpoint.latest(training.directory)
-    if newest is None or int(newest.name.removeprefix("step-")) < training.train.steps or not weights.is_file():
+    """Whether a run has taken its last step and its averaged weights are those of that step, bit for bit.
+
+    Of a run that an earlier version finished, which has no checksum of its weights, the times of its files are all there is.
+    """
+    try:
+        state = read_weights_state(training.directory)
+        if state is not None:
+            state.verify()
+            return state.content["step"] >= training.train.steps
+    except DamagedError:
         return False
-    return weights.stat().st_mtime_ns >= (newest / checkpoint.STATE).stat().st_mtime_ns
+    weights, newest = training.directory / WEIGHTS, checkpoint.newest_state(training.directory)
+    if newest is None or newest.checked or newest.content["step"] < training.train.steps or not weights.is_file():
+        return False
+    return weights.stat().st_mtime_ns >= newest.file.stat().st_mtime_ns
 
 
 def read_metrics(directory: Path) -> list[Record]:

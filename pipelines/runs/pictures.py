@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from indm_core.likelihood import quantise
 from pipelines.data.spec import DataSpec
 from pipelines.runs.record import Record
+from pipelines.storage.files import replaced
 
-__all__ = ["figure_of", "image_grid", "learning_curve", "lines", "pixels", "save_levels", "save_samples"]
+__all__ = ["figure_of", "image_grid", "learning_curve", "lines", "pixels", "put", "save_levels", "save_samples"]
 
 
 def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
@@ -45,6 +47,21 @@ def image_grid(shown: np.ndarray, *, columns: int = 0) -> Image.Image:
     return Image.fromarray(canvas).resize((canvas.shape[1] * scale, canvas.shape[0] * scale), Image.Resampling.NEAREST)
 
 
+def put(file: Path, save: Callable[[Path], object]) -> None:
+    """Puts a picture in its place, whole or not at all. One that cannot be written is said and is no error: the work that it
+    shows is worth more.
+
+    Args:
+        file: Of the picture.
+        save: save(path) writes it to a path that ends like `file`.
+    """
+    try:
+        with replaced(file) as path:
+            save(path)
+    except OSError as error:
+        print(f"no picture {file}: {error.strerror or error}", flush=True)
+
+
 def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
     """Samples x of a model as a picture."""
     save_levels(quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x, spec, file)
@@ -53,14 +70,14 @@ def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
 def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
     """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors."""
     if len(spec.shape) == 3:
-        image_grid(pixels(shown, spec)).save(file)
+        put(file, image_grid(pixels(shown, spec)).save)
         return
     figure = figure_of(4.5, 4.5)
     axes = figure.add_subplot()
     points = shown.cpu().numpy()
     axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
     axes.set_aspect("equal")
-    figure.savefig(file, dpi=120, bbox_inches="tight")
+    put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
 
 
 def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path) -> None:
@@ -87,7 +104,7 @@ def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path
         axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
     axes.legend()
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120, bbox_inches="tight")
+    put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
 
 
 def lines(
@@ -108,7 +125,7 @@ def lines(
     beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.0)} if len(series) > 5 else {}
     axes.legend(fontsize="small", **beside)
     axes.grid(alpha=0.3)
-    figure.savefig(file, dpi=120, bbox_inches="tight")
+    put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
 
 
 def figure_of(width: float, height: float) -> Any:

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from pipelines.storage.files import sweep
+from pipelines.storage.locks import held
 from pipelines.storage.paths import local_path
 
-__all__ = ["RULE", "find_run", "only_one", "output_root"]
+__all__ = ["RULE", "check_name", "find_run", "only_one", "output_root", "refuse_foreign_links", "writing"]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
+TAKEN = ("data", "features", "ray", "mlartifacts", "mlflow.db")
+"""Names in the output directory that are not of runs."""
+LONGEST = 200
+"""Bytes of a name: file systems take 255, and files beside it have longer ones."""
+PATIENCE = 60.0
+"""Seconds that a writer whose command has ended is given to end."""
 
 
 def output_root(out: str | None) -> Path:
@@ -31,31 +39,93 @@ def output_root(out: str | None) -> Path:
         root = clone / "runs"
     try:
         root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=root).close()  # it has no name that a kill could leave behind
+        for directory in (root, root / "data", root / "features"):
+            sweep(directory)
     except OSError as error:
         raise ValueError(f"{root}: cannot be written ({error.strerror}); give another --out DIR") from None
     return root
 
 
 def find_run(word: str, root: Path | None = None) -> Path:
-    """A run by its directory or by its name under the output directory."""
+    """A run by its directory or by its name under the output directory.
+
+    Raises:
+        ValueError: a link of somebody else lies in it.
+    """
     path = local_path(word, "run")
-    return path.resolve() if (path / "config.json").is_file() else (root or output_root(None)) / path
+    run = path.resolve() if (path / "config.json").is_file() else (root or output_root(None)) / path
+    refuse_foreign_links(run)
+    return run
+
+
+def check_name(name: str) -> None:
+    """Refuses what is no name of a run: a run lies in a directory of its own directly below the output directory.
+
+    Raises:
+        ValueError: more than one path component, a hidden one, characters that cannot be printed, or a name that is taken.
+    """
+    if name in TAKEN:
+        raise ValueError(f"--name {name}: {', '.join(TAKEN)} hold what runs share; give another --name")
+    if not name or name.startswith(".") or not name.isprintable() or {"/", "\\", os.sep} & set(name):
+        raise ValueError(
+            f"--name {name!r}: the name of a run is one directory below the output directory, without / and no dot in front; "
+            "give another --name, and --out DIR for another place"
+        )
+    if len(os.fsencode(name)) > LONGEST:
+        raise ValueError(f"--name {name[:20]}...: {len(os.fsencode(name))} bytes are more than {LONGEST}; shorten it")
+
+
+def refuse_foreign_links(run: Path) -> None:
+    """Refuses a run directory with links that neither this user nor the administrator made: they may lead anywhere.
+
+    Raises:
+        ValueError: there is one.
+    """
+    with suppress(FileNotFoundError, NotADirectoryError), os.scandir(run) as entries:
+        for entry in entries:
+            if entry.is_symlink() and entry.stat(follow_symlinks=False).st_uid not in (0, os.geteuid()):
+                raise ValueError(f"{entry.path}: a link that another user made, which is not followed; remove it")
 
 
 @contextmanager
 def only_one(run: Path) -> Iterator[None]:
     """Keeps a second command from training in the same directory; the lock goes with the process, however it ends.
 
+    What processes that have ended had not finished there is removed.
+
     Raises:
-        ValueError: another process holds it.
+        ValueError: another process holds it, or a link of somebody else lies there.
     """
     run.mkdir(parents=True, exist_ok=True)
-    with (run / ".lock").open("w", encoding="utf-8") as file:
+    refuse_foreign_links(run)
+    with _lock(run / ".lock", 0.0, f"{run}: another command is training there; wait for it, or give another --name"):
+        for directory in (run, run / "checkpoints"):
+            sweep(directory)
+        yield
+
+
+@contextmanager
+def writing(run: Path) -> Iterator[None]:
+    """Held by the process that writes a run, which may outlive the command that started it for some seconds.
+
+    Raises:
+        ValueError: such a process is still there after `PATIENCE` seconds.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    said = f"{run}: a process of an earlier command still writes there; end it, then give the same command again"
+    with _lock(run / ".writing", PATIENCE, said):
+        yield
+
+
+@contextmanager
+def _lock(file: Path, wait: float, said: str) -> Iterator[None]:
+    """A lock of a run; a refusal where it is held, or where a link is in its place."""
+    if file.is_symlink():
+        raise ValueError(f"{file}: a link where a run has its lock, which is not followed; remove it")
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            stack.enter_context(held(file, wait))
         except BlockingIOError:
-            raise ValueError(f"{run}: another command is training there; wait for it, or give another --name") from None
+            raise ValueError(said) from None
         yield

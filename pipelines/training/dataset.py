@@ -55,6 +55,7 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         write_config=partial(write_run, job.directory / "config.json", job.run, job.spec),
         draw=partial(_draw_samples, job.spec, session.device),
         shared_steps=job.run.model.shared_steps,
+        made_of=job.provenance().to_document(),
     )
     run(work, session)
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import is_dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from indm_core.training import check_frozen
 from pipelines.config.cli import options, with_values
+from pipelines.config.provenance import Provenance, difference, say_unverified
 from pipelines.config.run import RunConfig, Train
-from pipelines.config.store import as_begun, read_run
+from pipelines.config.store import CONFIG, as_begun, read_run, read_weights_state
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.origin import canonical
@@ -17,14 +17,12 @@ from pipelines.data.spec import DataSpec
 from pipelines.recipes import find
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job
+from pipelines.storage.manifest import DamagedError, Manifest
+from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
-from pipelines.storage.reading import read_json
 from pipelines.training.launch import Launch
 
 __all__ = ["jobs_for"]
-
-
-MAY_CHANGE = {"train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.keep"}
 
 
 def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
@@ -53,6 +51,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
         raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
     partner = _partner(run, card, root)
     start = _start(launch.start_from, train.steps)
+    check_name(launch.name or run.recipe)
     directory = root / (launch.name or run.recipe)
     if (directory / "config.json").is_file():
         run = as_begun(run, directory / "config.json")
@@ -114,11 +113,14 @@ def _start(given: str, steps: int) -> Path | None:
         return None
     start = local_path(given, "--start-from").resolve()
     try:
-        step = int(read_json(start / "state.json")["step"])
-    except (OSError, ValueError, KeyError, TypeError):
+        state = checkpoint.read_state(start)
+    except (OSError, DamagedError) as error:
         raise ValueError(
-            f"start_from={start}: no checkpoint there; give RUN/pretrained or RUN/checkpoints/step-..."
+            f"start_from={start}: no checkpoint there ({error}); give RUN/pretrained or RUN/checkpoints/step-..."
         ) from None
+    if not state.checked:
+        say_unverified(start)
+    step = state.content["step"]
     if step >= steps:
         raise ValueError(f"start_from={start} is at step {step}, and its steps count: give --steps above {step}")
     return start
@@ -130,37 +132,60 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
         frozen = ",".join(run.train.frozen)
         raise ValueError(f'frozen={frozen}: a baseline trains all its networks; give --baseline "", or freeze none')
     other = replace(find(name, "baseline")(), data=run.data, train=run.train)
-    theirs, before = ({o.path: _form(o.value) for o in options(c)} for c in (other, find(run.recipe)()))
+    theirs, before = ({o.path: o.plain for o in options(c)} for c in (other, find(run.recipe)()))
     common = {path for path in theirs.keys() & before.keys() if theirs[path] == before[path]}
-    forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and _form(o.value) != before.get(o.path)}
+    forms = {o.path: o.value for o in options(run) if is_dataclass(o.value) and o.plain != before.get(o.path)}
     other = with_values(other, {path: value for path, value in forms.items() if path in common})
     values = {o.path: o.value for o in options(run) if not is_dataclass(o.value)}
     return with_values(other, {path: values[path] for path in common & values.keys() if path != "recipe"})
 
 
 def _refuse_another_run(job: Job) -> None:
-    """A directory that holds a run with other options is not overwritten."""
-    file = job.directory / "config.json"
-    if job.directory.exists() and not job.directory.is_dir():
-        raise ValueError(f"{job.directory} is a file where the run's directory would be; give another --name")
-    if not file.is_file():
+    """A directory that holds a run with other options, or of other data, is neither overwritten nor gone on with.
+
+    config.json says what the run is, and so do its checkpoints and its weights: all must agree with the job.
+    """
+    directory, steps = job.directory, job.run.train.steps
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file where the run's directory would be; give another --name")
+    remedy = f"give another --name, or remove {directory}"
+    state = _state(directory)
+    if not (directory / CONFIG).is_file():
+        if state is not None:
+            raise ValueError(
+                f"{directory / CONFIG} is missing, and {state.file} says that there is a run: restore it"
+                f"{' (the same file has it under config)' if state.checked else ''}, or {remedy}"
+            )
         return
-    there, spec = read_run(file)
-    remedy = f"give another --name, or remove {job.directory}"
+    there, spec = read_run(directory / CONFIG)
     if there.recipe != job.run.recipe:
-        raise ValueError(f"{job.directory} holds a run of recipe {there.recipe}, not {job.run.recipe}; {remedy}")
-    old, new = ({o.path: _form(o.value) for o in options(run)} for run in (there, job.run))
-    newest = checkpoint.latest(job.directory)
-    if newest and int(newest.name.removeprefix("step-")) > job.run.train.steps:
-        raise ValueError(f"{newest} is beyond steps={job.run.train.steps}; give more --steps, or {remedy}")
-    changed = [p for p in sorted(old.keys() | new.keys()) if p not in MAY_CHANGE and old.get(p) != new.get(p)]
-    if changed:
-        p = changed[0]
-        raise ValueError(f"{job.directory} holds a run with {p}={old.get(p)}, not {new.get(p)}; {remedy}")
+        raise ValueError(f"{directory} holds a run of recipe {there.recipe}, not {job.run.recipe}; {remedy}")
+    if state is not None and state.content["step"] > steps:
+        raise ValueError(f"{state.file.parent} is beyond steps={steps}; give more --steps, or {remedy}")
+    if changed := difference(there, job.run):
+        raise ValueError(f"{directory} holds a run with {changed}; {remedy}")
     if spec != job.spec:
-        raise ValueError(f"{job.directory} was trained on other data ({spec.name} {spec.shape}); {remedy}")
+        raise ValueError(f"{directory} was trained on other data ({spec.name} {spec.shape}); {remedy}")
+    if state is None:
+        return
+    made = Provenance.read(state.content, str(state.file))
+    if made is None:
+        say_unverified(directory)
+        return
+    now = job.provenance()
+    if changed := made.config_changed(now.run, now.spec):
+        raise ValueError(
+            f"{directory / CONFIG} has changed: {state.file} is of a run with {changed}; put it back, or {remedy}"
+        )
+    if changed := made.data_changed(now.data) or made.partner_changed(now.partner):
+        raise ValueError(
+            f"{directory} was trained on other data: {changed}; put the source back as it was, or {remedy}"
+        )
 
 
-def _form(value: Any) -> Any:
-    """A configuration's class; its fields are options of their own."""
-    return type(value).__name__ if is_dataclass(value) else value
+def _state(run: Path) -> Manifest | None:
+    """What the newest checkpoint of a run, or its weights where it has none, say that it is; None where there is no run."""
+    try:
+        return checkpoint.newest_state(run) or read_weights_state(run)
+    except DamagedError:
+        return None

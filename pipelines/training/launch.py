@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError
+from pipelines.storage.outputs import check_name
 
 __all__ = ["FAULTS", "REFUSED", "Launch"]
 
@@ -22,7 +23,7 @@ class Launch:
     Of all this only the number of workers changes a run's numbers, because each worker draws its own noise.
 
     Args:
-        name: Directory of the run under the output directory; the recipe's name where it is empty.
+        name: Directory of the run, directly below the output directory; the recipe's name where it is empty.
         out: Output directory; else $INDM_RUNS, else runs/ in the clone.
         local: Train in this process, without Ray and MLflow.
         workers: Ray Train workers; the batch is divided among them.
@@ -54,6 +55,8 @@ class Launch:
     traceback: bool = False
 
     def __post_init__(self) -> None:
+        if self.name:
+            check_name(self.name)
         if self.workers < 1 or not 0 <= self.min_workers <= self.workers:
             raise ValueError(
                 f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers"

@@ -25,22 +25,30 @@ import torch
 from indm_core.errors import ConvergenceError
 from indm_core.training import Trainer, network_tensors, step_seed
 from pipelines.config.run import Train
+from pipelines.config.store import write_weights
 from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import Meter
-from pipelines.storage.files import write_tensors, write_text
+from pipelines.storage.files import append_text, write_text
+from pipelines.storage.outputs import writing
 from pipelines.training.session import Session, Work
 
 __all__ = ["run"]
 
 
 def run(work: Work[Any], session: Session) -> None:
-    """Trains to the last step; does nothing where the run is complete.
+    """Trains to the last step; does nothing where the run is complete. Rank 0, which writes, holds the run's lock.
 
     Raises:
         NonFiniteLossError: the loss was not finite too many steps in a row.
-        ValueError: a batch that the ranks cannot share, a checkpoint of another architecture, a network that cannot be frozen.
+        ValueError: a batch that the ranks cannot share, a checkpoint of another architecture, a network that cannot be frozen,
+            or another process that writes the run.
     """
+    with writing(work.training.directory) if session.rank == 0 else nullcontext():
+        _train(work, session)
+
+
+def _train(work: Work[Any], session: Session) -> None:
     training, train = work.training, work.training.train
     if session.agree(finished(training)):
         return
@@ -51,8 +59,13 @@ def run(work: Work[Any], session: Session) -> None:
     trainer = _trainer(work, session)
     _restore(training, trainer, session.agree(checkpoint.latest(training.directory)))
     if session.rank == 0:
-        training.directory.mkdir(parents=True, exist_ok=True)
+        if trainer.step_count >= train.steps:
+            print(
+                f"{training.directory.name}: no whole weights; they are written again from the last checkpoint",
+                flush=True,
+            )
         work.write_config()
+        checkpoint.discard_after(training.directory, trainer.step_count)
         _truncate_metrics(training.directory, trainer.step_count)
     meter = Meter(
         batch_size=train.batch_size,
@@ -72,7 +85,7 @@ def run(work: Work[Any], session: Session) -> None:
         meter.add(trainer.step(batch(generator), generator))
         _after_step(work, session, trainer, meter)
     if session.rank == 0:
-        write_tensors(training.directory / "model.safetensors", network_tensors(trainer.averaged))
+        write_weights(training.directory, network_tensors(trainer.averaged), trainer.step_count, work.made_of)
 
 
 def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
@@ -98,8 +111,7 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
     if step % train.log_every == 0 or last or switching:
         record = meter.record(trainer)
         if session.rank == 0:
-            with (training.directory / METRICS).open("a", encoding="utf-8") as file:
-                file.write(record.to_json() + "\n")
+            append_text(training.directory / METRICS, record.to_json() + "\n")
             session.publish(training, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
         _draw(work, session, trainer)
@@ -108,7 +120,7 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
         place = training.directory / "checkpoints" / f"step-{step:08d}"
         if session.rank == 0:
             tensors, numbers = trainer.state()
-            numbers |= {"recipe": training.recipe, "nelbo": meter.latest.terms.get("nelbo", math.inf)}
+            numbers |= {"recipe": training.recipe, "nelbo": meter.latest.terms.get("nelbo", math.inf), **work.made_of}
             if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
                 checkpoint.write(training.directory / "pretrained", tensors, numbers)
             checkpoint.write(place, tensors, numbers)
@@ -119,13 +131,14 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
 def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
     """A picture of the averaged model; a picture is not worth a run, so that one which fails is only said."""
     file = work.training.directory / "samples" / f"step-{trainer.step_count:08d}.png"
-    file.parent.mkdir(exist_ok=True)
     try:
+        file.parent.mkdir(exist_ok=True)
         work.draw(trainer.averaged.eval(), file)
-    except ConvergenceError as error:
+    except (ConvergenceError, OSError) as error:
         print(f"no picture of step {trainer.step_count}: {error}", flush=True)
     else:
-        session.publish_picture(work.training, file)
+        if file.is_file():
+            session.publish_picture(work.training, file)
 
 
 def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> None:

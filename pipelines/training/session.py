@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +33,7 @@ class Work(Generic[T]):
         write_config: Writes what the run's model is rebuilt from.
         draw: draw(averaged model, file): a picture of what it has learned.
         shared_steps: Steps at the start after which the networks are kept in RUN/pretrained; 0 for none.
+        made_of: What the weights are made of, as JSON that is kept in every checkpoint; empty where that is not recorded.
     """
 
     training: Training
@@ -42,6 +43,7 @@ class Work(Generic[T]):
     write_config: Callable[[], None]
     draw: Callable[[T, Path], None]
     shared_steps: int = 0
+    made_of: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from ray_session import ROOT
 from safetensors.torch import load_file
 
 from pipelines.storage import files
-from pipelines.storage.files import new_directory, replaced, write_tensors, write_text
+from pipelines.storage.files import new_directory, replaced, sweep, write_tensors, write_text
 
 
 def names(directory: Path) -> list[str]:
@@ -100,15 +100,16 @@ def test_content_is_on_the_disk_before_its_name_and_the_name_before_the_end(
     monkeypatch.setattr(Path, "rename", lambda path, to: (done.append(f"name {kind(to)}"), rename(path, to)))
 
     def kind(path: Path) -> str:
-        return "partial" if path.name.startswith(".") else path.name
+        return f"new {path.name}" if ".partial" in path.parent.name else path.name
 
     write_text(tmp_path / "file", "text")
-    assert done == ["flush partial", "name file", f"flush {tmp_path.name}"]
+    assert done == ["flush new file", "name file", f"flush {tmp_path.name}"]
     done.clear()
     (tmp_path / "directory").mkdir()
     with new_directory(tmp_path / "directory") as building:
         (building / "a").touch()
-    assert done == ["flush a", "flush partial", "name partial", "name directory", f"flush {tmp_path.name}"]
+    inside = ["flush a", "flush new directory"]
+    assert done == [*inside, "name new directory.stale", "name directory", f"flush {tmp_path.name}"]
 
 
 KILL = """
@@ -153,9 +154,12 @@ def test_a_kill_between_any_two_calls_leaves_the_old_or_the_new(tmp_path: Path) 
         held = tuple(sorted(path.read_text() for path in (root / "directory").glob("*")))
         assert (root / "file").read_text() in ("old", "new")
         assert held in (("old", "old"), ("new", "new"), ())
-        assert held or list(root.glob(".directory.*.partial/a"))  # between the two renames both are there, beside it
+        assert held or list(root.glob(".directory.*.partial/*/a"))  # between the two renames both are there, beside it
         assert {path.name for path in root.glob("[!.]*")} <= {"file", "directory"}
         seen.add(((root / "file").read_text(), *held))
+        sweep(root)  # as the next start does
+        assert not list(root.glob(".*"))
+        assert len(list((root / "directory").iterdir())) == 2
         if done.returncode == 0:
             break
         assert done.returncode == -signal.SIGKILL

@@ -52,7 +52,7 @@ def assert_same_run(run: Path, other: Path) -> None:
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     (mine, numbers), (theirs, other_numbers) = (checkpoint.read(checkpoint.latest(path)) for path in (run, other))
-    assert numbers == other_numbers
+    assert numbers | {"config": None} == other_numbers | {"config": None}  # how often they draw may differ
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     assert figures(run) == figures(other)
 
@@ -236,11 +236,11 @@ def test_an_incomplete_checkpoint_is_none(tmp_path):
 
 
 @pytest.mark.parametrize("keep", [1, 3])
-def test_the_best_checkpoints_and_the_last_are_kept(keep, tmp_path):
+def test_the_best_checkpoints_and_the_last_two_are_kept(keep, tmp_path):
     job = tiny_job(tmp_path, "--steps", "14", "--checkpoint-every", "1", "--keep", str(keep))
     run_job(job, local_rows, session())
     nelbo = {record.step: record.terms["nelbo"] for record in read_metrics(job.directory)}
-    expected = {*sorted(nelbo, key=nelbo.__getitem__)[:keep], 14}
+    expected = {*sorted(nelbo, key=nelbo.__getitem__)[:keep], 13, 14}
     kept = checkpoint.checkpoints(job.directory)
     assert {int(path.name.removeprefix("step-")) for path in kept} == expected
     for path in kept:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pipelines.cluster.pool import Pool, places
-from pipelines.config.store import identity
+from pipelines.config.store import check_data, identity
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.evaluation.estimates import FEWEST, ReferenceFeatures
@@ -117,6 +117,8 @@ def compare(runs: Sequence[Path], wanted: CompareOptions, root: Path) -> Compari
     subjects = subjects_of(runs)
     data = ensure(subjects[0].run.data.source, root / "data", subjects[0].run.data.options)
     card = load_card(data)
+    for run in runs:
+        check_data(run, card)
     extractor, train = extractor_of(card, data, root, wanted.inception_weights), reference_rows(data, card, 0)
     actors, device = places(wanted.actors)
     key = f"{extractor.key} {device}"

@@ -13,15 +13,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from indm_core.training import network_tensors
 from pipelines.config.sampling import Sampling
-from pipelines.config.store import load, read_run
+from pipelines.config.store import check_data, load, read_run
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
+from pipelines.evaluation.plan import Subject
 from pipelines.evaluation.sampling.draw import Drawn, check, draw_by, shown
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import pixels, save_levels
+from pipelines.storage.files import opened, replaced
 from pipelines.storage.outputs import output_root
 
 __all__ = ["Artist", "Written", "draw_run"]
@@ -48,9 +51,9 @@ class Written:
 class Artist:
     """An actor that holds a model and draws of it."""
 
-    def __init__(self, run: str, threads: int, device: str) -> None:
+    def __init__(self, subject: Subject, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.model, self.device = load(run).to(device), device
+        self.model, self.device = subject.build().to(device), device
 
     def draw(self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None) -> Drawn:
         drawn = draw_by(self.model, seeds, sampling, self.device, start)
@@ -63,12 +66,13 @@ def draw_run(run: Path, wanted: SampleOptions) -> Written:
     Raises:
         ValueError: a run without weights, or a sampler that its model does not allow.
     """
-    _, spec = read_run(run / "config.json")
-    check(load(run), wanted.sampling)
+    config, spec = read_run(run / "config.json")
+    model = load(run)
+    check(model, wanted.sampling)
     out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
-    for first, drawn in _batches(run, wanted):
+    for first, drawn in _batches(run, Subject(config, spec, network_tensors(model)), wanted):
         values, lost = shown(drawn.x, spec)
         evaluated, diverged, done = evaluated + drawn.evaluations * len(values), diverged + lost, done + len(values)
         if rank == 3:
@@ -78,18 +82,20 @@ def draw_run(run: Path, wanted: SampleOptions) -> Written:
         print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
     values = torch.cat([kept[first] for first in sorted(kept)])
     if rank == 1:
-        np.save(out / "samples.npy", values.numpy())
+        with replaced(out / "samples.npy") as path:
+            np.save(path, values.numpy())
     save_levels(values[: MOST_IN_GRID[rank]], spec, out / "grid.png")
     return Written(out=out, evaluations=evaluated / wanted.num_samples, diverged=diverged)
 
 
-def _batches(run: Path, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
+def _batches(run: Path, subject: Subject, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
     """(number of the first sample, samples and what they took) as they are done."""
-    config, _ = read_run(run / "config.json")
     data = None
     if wanted.start == "data":
-        place = ensure(config.data.source, output_root(None) / "data", config.data.options)
-        data = starts(place, load_card(place), wanted.num_samples, wanted.seed)
+        place = ensure(subject.run.data.source, output_root(None) / "data", subject.run.data.options)
+        card = load_card(place)
+        check_data(run, card)
+        data = starts(place, card, wanted.num_samples, wanted.seed)
     seeds, firsts = range(wanted.seed, wanted.seed + wanted.num_samples), range(0, wanted.num_samples, wanted.batch)
 
     def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None]:
@@ -97,7 +103,7 @@ def _batches(run: Path, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
         return seeds[part], wanted.sampling, None if data is None else data[part].clone()
 
     if not wanted.actors:
-        artist = Artist(str(run), torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu")
+        artist = Artist(subject, torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu")
         yield from ((first, artist.draw(*arguments(first))) for first in firsts)
         return
     from pipelines.cluster.pool import Pool, places
@@ -106,7 +112,7 @@ def _batches(run: Path, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
     connect(wanted.actors, 1.0)
     actors, device = places(wanted.actors)
     tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {(i,): ("draw", arguments(i)) for i in firsts}
-    with Pool(Artist, (str(run), 1, device), actors, gpus=float(device == "cuda")) as pool:
+    with Pool(Artist, (subject, 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
 
 
@@ -114,4 +120,5 @@ def _write(values: Tensor, spec: DataSpec, out: Path, first: int) -> None:
     """One PNG per image; grey images stay grey."""
     for i, image in enumerate(pixels(values, spec)):
         picture = Image.fromarray(image[..., 0] if spec.shape[0] == 1 else image)
-        picture.save(out / f"sample-{first + i:06d}.png")
+        with opened(out / f"sample-{first + i:06d}.png") as stream:
+            picture.save(stream, "png")

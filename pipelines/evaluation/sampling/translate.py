@@ -21,7 +21,7 @@ from indm_core.likelihood import dequantise
 from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from pipelines.config.run import RunConfig
-from pipelines.config.store import load, read_run
+from pipelines.config.store import check_data, load, read_run
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
@@ -30,7 +30,8 @@ from pipelines.evaluation.features import FeatureNetwork
 from pipelines.evaluation.reference import Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.sampling.draw import check, sampler_of, shown, times_of
 from pipelines.evaluation.settings import SampleOptions
-from pipelines.runs.pictures import image_grid, pixels, save_levels
+from pipelines.runs.pictures import image_grid, pixels, put, save_levels
+from pipelines.storage.files import replaced
 from pipelines.storage.outputs import output_root
 
 __all__ = ["Translation", "translate_run"]
@@ -105,6 +106,8 @@ def translate_run(run: Path, wanted: SampleOptions) -> Iterator[Translation]:
     check(model, wanted.sampling)
     out = output_root(wanted.out or str(run / "translated"))
     ends = [End.of(source, config) for source in (config.data.source, config.data.partner)]
+    for end, partner in zip(ends, (False, True), strict=True):
+        check_data(run, end.card, partner=partner)
     ways: dict[Direction, tuple[End, End]] = {"forward": (ends[0], ends[1]), "backward": (ends[1], ends[0])}
     for direction, (source, target) in ways.items():
         if wanted.translate in (direction, "both"):
@@ -171,7 +174,8 @@ def _seen(network: FeatureNetwork, values: Tensor) -> Tensor:
 def _draw(before: Tensor, after: Tensor, spec: DataSpec, file: Path) -> None:
     """Images in lines of sources and translations; of vectors, the translations as points."""
     if len(spec.shape) == 1:
-        np.save(file.with_suffix(".npy"), after.numpy())
+        with replaced(file.with_suffix(".npy")) as path:
+            np.save(path, after.numpy())
         save_levels(after, spec, file)
         return
     pairs = zip(before[:MOST_SHOWN].split(COLUMNS), after[:MOST_SHOWN].split(COLUMNS), strict=True)
@@ -180,4 +184,4 @@ def _draw(before: Tensor, after: Tensor, spec: DataSpec, file: Path) -> None:
         for part in (source, translation):
             blank = part.new_zeros(COLUMNS - len(part), *part.shape[1:])
             lines.append(torch.cat([part, blank]) if len(before) > COLUMNS else part)
-    image_grid(pixels(torch.cat(lines), spec), columns=min(COLUMNS, len(before))).save(file)
+    put(file, image_grid(pixels(torch.cat(lines), spec), columns=min(COLUMNS, len(before))).save)

@@ -1,0 +1,107 @@
+"""A manifest: a JSON document that vouches, by SHA-256, for the files beside it and for itself.
+
+    {..., "schema": 1, "files": {"training.safetensors": SHA-256}, "sha256": SHA-256 of all this without this entry}
+
+One bit that differs, in the document or in a file, is found when it is read. Documents from before there were manifests have no
+"schema": they are read, and are not `checked`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pipelines.storage.files import sha256_of, write_text
+
+__all__ = ["DamagedError", "Manifest", "read_manifest", "write_manifest"]
+
+SCHEMA = 1
+OWN = ("schema", "files", "sha256")
+
+
+class DamagedError(ValueError):
+    """A document, or a file that it vouches for, is not what was written."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a manifest says.
+
+    Args:
+        file: The document.
+        content: Its entries, without those of the manifest itself.
+        files: SHA-256 of the files beside it, by name.
+        checked: Whether it had a checksum; False: written before there were any.
+    """
+
+    file: Path
+    content: dict[str, Any]
+    files: Mapping[str, str]
+    checked: bool
+
+    def verify(self) -> None:
+        """Compares the files with their checksums; there are none to compare where it is not `checked`.
+
+        Raises:
+            DamagedError: a file that is missing or that differs.
+        """
+        for name, expected in self.files.items():
+            file = self.file.with_name(name)
+            try:
+                found = sha256_of(file)
+            except (FileNotFoundError, IsADirectoryError):
+                raise DamagedError(f"{file} is missing") from None
+            if found != expected:
+                raise DamagedError(f"{file} has SHA-256 {found[:12]}..., where {expected[:12]}... was written")
+
+
+def write_manifest(file: Path, content: Mapping[str, Any], files: Mapping[str, str]) -> None:
+    """Writes a manifest, whole or not at all.
+
+    Args:
+        file: The document.
+        content: Entries that JSON can hold.
+        files: SHA-256 of files beside it, by name.
+    """
+    document = {**content, "schema": SCHEMA, "files": dict(files)}
+    write_text(file, _text({**document, "sha256": _digest(document)}))
+
+
+def read_manifest(file: Path) -> Manifest:
+    """Reads a manifest and compares it with its own checksum; its files are left to `Manifest.verify`.
+
+    Raises:
+        DamagedError: missing, no JSON object, or not what was written.
+        ValueError: of a schema that this code does not read.
+        OSError: it cannot be read.
+    """
+    try:
+        text = file.read_text(encoding="utf-8")
+        document = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        raise DamagedError(f"{file} is missing") from None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{file} is not the JSON that was written ({type(error).__name__})") from None
+    if not isinstance(document, dict):
+        raise DamagedError(f"{file} is no JSON object")
+    if not any(name in document for name in OWN):
+        return Manifest(file=file, content=document, files={}, checked=False)
+    given = document.pop("sha256", None)
+    if _digest(document) != given or _text({**document, "sha256": given}) != text:
+        raise DamagedError(f"{file} does not agree with its own SHA-256")
+    if document.get("schema") != SCHEMA:
+        raise ValueError(f"{file}: schema {document.get('schema')!r}, this code reads {SCHEMA}; use the newer version")
+    content = {name: value for name, value in document.items() if name not in OWN}
+    return Manifest(file=file, content=content, files=document["files"], checked=True)
+
+
+def _text(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _digest(document: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_text(document).encode()).hexdigest()
