@@ -14,6 +14,8 @@ from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
+from pipelines.storage.messages import one_line
+
 __all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "nearest", "subclasses", "to_json", "unsaid"]
 
 
@@ -77,7 +79,7 @@ def from_json(annotation: Any, value: Any, where: str = "config") -> Any:
         return float(value)
     if annotation in (int, str, bool) and type(value) is annotation:
         return value
-    raise ValueError(f"{where}: {value!r} is no {getattr(annotation, '__name__', annotation)}")
+    raise ValueError(f"{where}: {one_line(repr(value), 80)} is no {getattr(annotation, '__name__', annotation)}")
 
 
 def subclasses(base: type) -> dict[str, type]:
@@ -147,16 +149,17 @@ def _today(name: str) -> str:
 
 def _dataclass_from_json(base: Any, value: Any, where: str) -> Any:
     if not isinstance(value, dict):
-        raise ValueError(f"{where}: expected an object of type {base.__name__}, got {value!r}")
+        raise ValueError(f"{where}: expected an object of type {base.__name__}, got {one_line(repr(value), 80)}")
     name = value.get("type", base.__name__)
     chosen = form(base, name) if isinstance(name, str) else None
     if chosen is None:
-        raise UnknownClassError(f"{where}: unknown class {name!r}: {nearest(str(name), sorted(subclasses(base)))}")
+        shown = one_line(name, 80)
+        raise UnknownClassError(f"{where}: unknown class {shown!r}: {nearest(shown, sorted(subclasses(base)))}")
     hints, given = typing.get_type_hints(chosen), _former_defaults(chosen) | _under_names_of_today(chosen, value, where)
     members = {name: from_json(hints[name], member, f"{where}.{name}") for name, member in given.items()}
     try:
         return chosen(**members)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError, AttributeError) as error:
         raise ValueError(f"{where}: {error}") from None
 
 
@@ -169,7 +172,8 @@ def _under_names_of_today(owner: type, value: dict[str, Any], where: str) -> dic
     for name in sorted(given.keys() - known.keys()):
         path = moved(owner, name)
         if path is None:
-            raise ValueError(f"{where}: {owner.__name__} has no field {name!r}; it has {', '.join(sorted(known))}")
+            shown = one_line(name, 80)
+            raise ValueError(f"{where}: {owner.__name__} has no field {shown!r}; it has {', '.join(sorted(known))}")
         first, _, rest = path.partition(".")
         if first in given:
             raise ValueError(f"{where}: {name!r} is called {path!r} now, and both are given; remove {name!r}")

@@ -93,7 +93,7 @@ def config_from(document: Any, where: str) -> tuple[RunConfig, DataSpec]:
     """
     if not isinstance(document, dict) or "version" not in document:
         raise ValueError(f"{where}: no configuration of a run (it has no version); give the directory of a run")
-    if document["version"] != VERSION:
+    if document["version"] != VERSION or type(document["version"]) is not int:
         raise ValueError(f"{where}: written by another version of this project; this one reads version {VERSION}")
     return from_document(document, f"{where}: "), from_json(DataSpec, document.get("spec"), f"{where}: spec")
 

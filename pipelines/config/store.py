@@ -29,7 +29,9 @@ from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
 from pipelines.storage.files import sha256_of, write_tensors, write_text
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
+from pipelines.storage.messages import one_line
 from pipelines.storage.paths import local_path
+from pipelines.storage.reading import read_json
 
 __all__ = [
     "CONFIG",
@@ -62,14 +64,14 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
             file of the user's own defines, how to allow that the file is run.
     """
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
     except OSError as error:
         raise ValueError(
             f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
         ) from None
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise ValueError(
-            f"{file}: no readable run here: the file is damaged ({type(error).__name__}); restore it or train the run again"
+            f"{file}: no readable run here: the file is damaged ({one_line(error, 100)}); restore it or train the run again"
         ) from None
     return config_from(document, str(file))
 
@@ -129,7 +131,7 @@ def check_data(run: Path, card: Card, *, partner: bool = False) -> None:
 def as_begun(run: RunConfig, file: Path) -> RunConfig:
     """A configuration in the form in which the run in `file` was begun, where that is from before today's classes."""
     there, _ = read_run(file)
-    then = unsaid(there, json.loads(file.read_text(encoding="utf-8"))["run"])
+    then = unsaid(there, read_json(file)["run"])
     known = {option.path for option in options(run)}
     return with_values(run, {path: value for path, value in then.items() if path in known})
 

@@ -20,6 +20,8 @@ from pipelines.evaluation import earlier, measurements
 from pipelines.evaluation.measurement import Result, find
 from pipelines.evaluation.settings import Settings
 from pipelines.storage.files import write_text
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import read_json
 
 __all__ = ["Evaluation", "Figures", "from_document", "read_document", "to_document", "write_document"]
 
@@ -118,17 +120,17 @@ def from_document(kind: type[T], document: Any, where: str, upgrade: Callable[[A
             raise ValueError(f"this version of the project reads version {VERSION}")
         members = {name: _numbers(value) for name, value in document.items() if name != "version"}
         return from_json(kind, members, kind.__name__)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        said = " ".join(str(error).split())
+    except (LookupError, TypeError, AttributeError, ValueError, ArithmeticError) as error:
+        said = one_line(error, 300)
         raise ValueError(f"{where}: no measurement of runs ({said}); remove it, or measure again") from None
 
 
 def read_document(kind: type[T], file: Path, upgrade: Callable[[Any], Any]) -> T:
     """`from_document` of a file."""
     try:
-        document = json.loads(file.read_text(encoding="utf-8"))
+        document = read_json(file)
     except (OSError, ValueError) as error:
-        raise ValueError(f"{file}: not JSON ({error}); remove it, or measure again") from None
+        raise ValueError(f"{file}: not JSON ({one_line(error, 300)}); remove it, or measure again") from None
     return from_document(kind, document, str(file), upgrade)
 
 

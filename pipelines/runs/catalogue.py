@@ -31,6 +31,7 @@ from pipelines.config.store import CONFIG, write_weights
 from pipelines.data.card import Card
 from pipelines.runs import checkpoint
 from pipelines.storage.files import write_text
+from pipelines.storage.reading import read_json
 
 __all__ = ["Kept", "data_set", "experiment_address", "inputs", "log_figures", "log_models", "run_id", "source_tags"]
 
@@ -53,7 +54,7 @@ class Kept:
     @staticmethod
     def read(directory: Path) -> Kept:
         try:
-            document = json.loads((directory / FILE).read_text(encoding="utf-8"))
+            document = read_json(directory / FILE)
             models = {int(step): str(model) for step, model in document.get("models", {}).items()}
             return Kept(run_id=str(document["run_id"]), models=models)
         except (OSError, ValueError, KeyError, TypeError, AttributeError):

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from indm_core.training import StepReport, Trainer
+from pipelines.storage.reading import open_regular, parse_json
 
 __all__ = ["Meter", "Record", "RecordReader", "Unit"]
 
@@ -71,10 +72,13 @@ class Record:
         Raises:
             ValueError: no record.
         """
-        found = json.loads(line)
-        if not isinstance(found, dict) or not isinstance(found.get("step"), int):
+        found = parse_json(line)
+        if not isinstance(found, dict) or type(found.get("step")) is not int:
             raise ValueError(f"no record of a training: {line[:80]!r}")
         own = {name: found.pop(name) for name in (*WORDS, *NUMBERS) if name in found}
+        for name, value in (own | found).items():
+            if not isinstance(value, str if name in WORDS[1:] else float | int) or isinstance(value, bool):
+                raise ValueError(f"no record of a training: {name[:80]!r} is {str(value)[:80]!r}")
         norms = {name.removeprefix(NORM): found.pop(name) for name in list(found) if name.startswith(NORM)}
         return Record(**own, terms=found, gradient_norms=norms)
 
@@ -103,7 +107,7 @@ class RecordReader:
         being written, or was cut short by a kill: it is left for the next call.
         """
         try:
-            with self.file.open("rb") as stream:
+            with open_regular(self.file) as stream:
                 stream.seek(self.offset - len(self.line))
                 if stream.read(len(self.line)) != self.line:
                     self._begin()
