@@ -148,7 +148,7 @@ def read_card(folder: Path) -> None:
 
 def config(folder: Path) -> Path:
     spec = DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10)
-    write_run(folder / "config.json", RECIPES["indm-digits"](), spec)
+    write_run(folder / "config.json", RECIPES["digits_vp_nll"](), spec)
     return folder / "config.json"
 
 
