@@ -61,8 +61,10 @@ class Shard:
     def __post_init__(self) -> None:
         _check_text(file=self.file, sha256=self.sha256)
         _check_whole(rows=self.rows, size=self.size)
-        if Path(self.file).name != self.file:
-            raise ValueError(f"shard {self.file!r} must be a bare file name, in the directory of its card")
+        if Path(self.file).name != self.file or len(self.file.encode(errors="replace")) > 255:
+            raise ValueError(
+                f"shard {one_line(self.file, 80)!r} must be a bare file name, in the directory of its card"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
