@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["RULE", "find_run", "only_one", "output_root"]
+__all__ = ["RULE", "check_writable", "find_run", "only_one", "output_root"]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
 
@@ -27,14 +28,22 @@ def output_root(out: str | None) -> Path:
         if not (clone / "pyproject.toml").is_file() or "working_dir_files" in clone.parts:
             raise ValueError(f"{RULE}; {clone} is a temporary or installed copy: give --out DIR or set INDM_RUNS")
         root = clone / "runs"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / f".writable.{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise ValueError(f"{root}: cannot be written ({error.strerror}); give another --out DIR") from None
+    check_writable(root, "give another --out DIR")
     return root
+
+
+def check_writable(directory: Path, remedy: str = "allow it, or copy the run to a place of your own") -> None:
+    """Makes a directory where it is absent and tries to write there, before the work whose results it is for.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:  # it has no name that a kill could leave behind
+            probe.write(bytes(4096))  # an empty file can be made on a full disk
+    except OSError as error:
+        raise ValueError(f"{directory}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def find_run(word: str, root: Path | None = None) -> Path:
