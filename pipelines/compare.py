@@ -31,7 +31,7 @@ from pipelines.evaluation.plan import subjects_of
 from pipelines.evaluation.sampling.compare import CompareOptions, compare, log
 from pipelines.evaluation.sampling.comparison import table
 from pipelines.evaluation.sampling.rows import choose
-from pipelines.storage.outputs import RULE, find_run, output_root
+from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,14 +44,15 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
     wanted = override(CompareOptions(), given)
     root = output_root(wanted.out)
     runs = [find_run(word, root) for word in words]
-    subjects_of(runs)  # refused before a session is started, as is a row that a model does not allow
+    for run in runs:  # refused before a session is started, as is a row that a model does not allow
+        check_writable(run)
+    subjects_of(runs)
     for run in runs:
         for remark in choose(wanted.rows, load(run), run.name).remarks():
             print(f"{run.name}: {remark}", flush=True)
     connect(1, 1.0)
-    document = compare(runs, wanted, root)
+    document = compare(runs, wanted, root, show=lambda document: print(table(document), flush=True))
     log(document, runs, root)
-    print(table(document))
 
 
 if __name__ == "__main__":

@@ -2,7 +2,8 @@
 
 Test NLL (probability-flow ODE, with the residual), NELBO, their gap and the Frechet and kernel distances of samples are
 computed concurrently by a pool of actors, which take the models' weights once from the object store. Several runs on the same
-data are measured on the same draws, and compared by differences paired per image.
+data are measured on the same draws, and compared by differences paired per image. What the tasks give is kept in RUN as it
+comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped.
 
 Every figure has a standard error. Of likelihoods: `se`, the estimator's on these very images, from replicates (the same images,
 fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of the Frechet
@@ -23,10 +24,10 @@ from collections.abc import Sequence
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, options, override, run_command_on_runs
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.plan import subjects_of
+from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.settings import EvaluateOptions, Settings
 from pipelines.evaluation.table import log, table
-from pipelines.storage.outputs import find_run, output_root
+from pipelines.storage.outputs import check_writable, find_run, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,11 +43,12 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     runs = [find_run(word, root) for word in words]
-    subjects_of(runs)  # refused before a session is started
+    for run in runs:  # refused before a session is started
+        check_writable(run)
+    Plan.of(runs, settings, root).check()
     connect(1, 1.0)
-    document = evaluate(runs, settings, root)
+    document = evaluate(runs, settings, root, show=lambda document: print(table(document), flush=True))
     log(document, runs, root)
-    print(table(document))
 
 
 if __name__ == "__main__":

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import textwrap
 import time
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import ray
-from ray.exceptions import RayActorError, RayTaskError
+import torch
+from ray.exceptions import RayError, RayTaskError
 
-__all__ = ["Pool", "places"]
+__all__ = ["Call", "Pool", "places"]
 
 
 def places(actors: int) -> tuple[int, str]:
@@ -30,7 +34,23 @@ def places(actors: int) -> tuple[int, str]:
 
 
 Key = tuple[Any, ...]
+START = "the start of an actor"
 MAX_DEATHS = 3
+"""Of an actor, beside those that are paid for by tasks that are done."""
+REMEDY = "where memory is short, give fewer --actors or a smaller chunk"
+
+
+class Call(NamedTuple):
+    """What an actor is asked for.
+
+    Args:
+        method, arguments: Of the actor.
+        name: What a message calls it.
+    """
+
+    method: str
+    arguments: tuple[Any, ...]
+    name: str
 
 
 class Pool:
@@ -64,42 +84,53 @@ class Pool:
         for actor in self.actors:
             ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
-    def stream(self, tasks: Mapping[Key, tuple[str, tuple[Any, ...]]]) -> Iterator[tuple[Key, Any]]:
-        """Carries out tasks {key: (method, arguments)} and gives (key, result) as each is done.
+    def stream(self, tasks: Mapping[Key, Call]) -> Iterator[tuple[Key, Any]]:
+        """Carries out tasks and gives (key, result) as each is done; a task is looked up when an actor takes it.
 
-        An actor that dies is replaced and its task repeated, up to `MAX_DEATHS` deaths in all.
+        An actor that dies is replaced, and its task repeated behind the others, so that a task that ends its actor every time
+        costs the others nothing. Actors may die as often as tasks are done.
 
         Raises:
-            What a task raised; ValueError where actors keep dying.
+            What a task raised; ValueError where more actors die.
         """
-        deaths = 0
-        waiting, busy, idle = list(tasks)[::-1], {}, list(self.actors)
-        while waiting or busy:
+        waiting, idle, deaths = deque(tasks), list[Any](), _Deaths(len(self.actors))
+        busy: dict[Any, tuple[Any, Key | None, str]] = {_started(actor): (actor, None, START) for actor in self.actors}
+        left = len(tasks)
+        while left:
             while waiting and idle:
-                key, actor = waiting.pop(), idle.pop()
-                method, arguments = tasks[key]
-                busy[getattr(actor, method).remote(*arguments)] = (key, actor)
-            done, _ = ray.wait(list(busy))
-            key, actor = busy.pop(done[0])
+                key, actor = waiting.popleft(), idle.pop()
+                call = tasks[key]
+                busy[getattr(actor, call.method).remote(*call.arguments)] = (actor, key, call.name)
+            ready = ray.wait(list(busy))[0][0]
+            actor, key, name = busy.pop(ready)
             try:
-                result = ray.get(done[0])
-            except RayActorError as error:
-                deaths += 1
-                if deaths > MAX_DEATHS:
-                    raise ValueError(f"{deaths} actors died, the last with: {str(error).splitlines()[0]}") from None
-                self.actors.remove(actor)
-                self.actors.append(self.make())
-                idle.append(self.actors[-1])
-                waiting.append(key)
-                continue
+                result = ray.get(ready)
             except RayTaskError as error:
+                if isinstance(error.cause, MemoryError | torch.OutOfMemoryError):
+                    raise ValueError(f"{name}: {textwrap.shorten(str(error.cause), 300)} ({REMEDY})") from None
                 raise error.cause if isinstance(error.cause, Exception) else error from None
+            except RayError as error:  # the actor, its node, or what it gave is lost
+                deaths.add(name, error)
+                waiting.extend([] if key is None else [key])
+                new = self._replace(actor)
+                busy[_started(new)] = (new, None, START)
+                continue
             idle.append(actor)
-            yield key, result
+            if key is not None:
+                deaths.progress()
+                left -= 1
+                yield key, result
+
+    def _replace(self, actor: Any) -> Any:
+        """A new actor in the place of one that is lost."""
+        with suppress(RayError):
+            ray.kill(actor)
+        self.actors[self.actors.index(actor)] = new = self.make()
+        return new
 
     def run(
         self,
-        tasks: Mapping[Key, tuple[str, tuple[Any, ...]]],
+        tasks: Mapping[Key, Call],
         what: str,
         keep: Callable[[Key, Any], Any] = lambda key, result: result,
     ) -> dict[Key, Any]:
@@ -117,3 +148,35 @@ class Pool:
                 left = now / len(results) * (len(tasks) - len(results))
                 print(f"{what}: {len(results)}/{len(tasks)} tasks, {now:.0f} s, about {left:.0f} s left", flush=True)
         return results
+
+
+class _Deaths:
+    """Of actors, by the task that they were at; says when there are too many: `MAX_DEATHS` of each actor, and one more for each
+    task that is done."""
+
+    def __init__(self, num_actors: int) -> None:
+        self.allowed, self.num, self.since_progress = MAX_DEATHS * num_actors, 0, 0
+        self.by_task: Counter[str] = Counter()
+
+    def progress(self) -> None:
+        """A task is done."""
+        self.allowed += 1
+        self.since_progress = 0
+
+    def add(self, name: str, error: RayError) -> None:
+        """
+        Raises:
+            ValueError: there are too many, or this task has had several and nothing else is done any more.
+        """
+        self.num, self.since_progress = self.num + 1, self.since_progress + 1
+        self.by_task[name] += 1
+        said = textwrap.shorten(str(error), 300)
+        if min(self.since_progress, self.by_task[name]) > MAX_DEATHS:
+            raise ValueError(f"{name}: {self.by_task[name]} actors died of it, the last with: {said} ({REMEDY})")
+        if self.num > self.allowed:
+            raise ValueError(f"{self.num} actors died, the last one at {name} with: {said} ({REMEDY})")
+
+
+def _started(actor: Any) -> Any:
+    """A reference that is there when the actor is."""
+    return actor.__ray_ready__.remote()

@@ -8,7 +8,7 @@ by differences paired per image. Every figure has a standard error.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain, zip_longest
 from pathlib import Path
 from typing import Any
@@ -18,73 +18,108 @@ import torch
 
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, digest
-from pipelines.evaluation.evaluator import Evaluator
-from pipelines.evaluation.measurement import Done, Measurement, Task
+from pipelines.evaluation.evaluator import Evaluator, Work
+from pipelines.evaluation.kept import Kept
+from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
 from pipelines.evaluation.measurements.distances import Distances
-from pipelines.evaluation.plan import Plan, subjects_of
+from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.results import Evaluation, Figures
 from pipelines.evaluation.settings import FULL, Settings
 from pipelines.runs.pictures import save_levels
+from pipelines.storage.outputs import check_writable
 
 __all__ = ["evaluate"]
 
 
-def evaluate(runs: Sequence[Path], settings: Settings, root: Path, name_of_file: str = FULL) -> Evaluation:
+def evaluate(
+    runs: Sequence[Path],
+    settings: Settings,
+    root: Path,
+    name_of_file: str = FULL,
+    show: Callable[[Evaluation], None] = lambda document: None,
+) -> Evaluation:
     """Measures runs on the same data together; Ray must be connected.
+
+    What tasks have given is kept on disk as it comes, so that after a kill the same call goes on from there (`Kept`).
 
     Args:
         runs: Directories of trained runs.
         root: Output directory, where prepared data and classifiers are kept.
         name_of_file: What the document is called in each run's directory.
+        show: Called with the document, which is written by then, before pictures are drawn.
 
     Returns:
         The document that is written there.
 
     Raises:
-        ValueError: no run, a run that is not trained, or runs on different data.
+        ValueError: no run, a run that is not trained or cannot be written to, or runs on different data.
     """
     began = time.monotonic()
-    names = tuple(run.name for run in runs)
-    plan = Plan(names=names, subjects=tuple(subjects_of(runs)), settings=settings, root=root)
+    for run in runs:
+        check_writable(run)
+    plan = Plan.of(runs, settings, root)
     for run in runs:
         check_data(run, plan.card)
     kinds = [kind.asked(plan) for kind in MEASUREMENTS]
-    done = carry_out(plan, [task for kind in kinds for task in _in_turn(kind)])
+    tasks = list(dict.fromkeys(task for kind in kinds for task in _in_turn(kind)))
+    actors, device = places(settings.actors)
+    kept = Kept(plan, tuple(runs), name_of_file, device)
+    done, seconds = kept.read(tasks)
+    began -= seconds
+    if done:
+        print(f"going on: {len(done)} of {len(tasks)} tasks were done before", flush=True)
+
+    def keep(task: Task[Any], outcome: Any) -> None:
+        done[task] = outcome
+        kept.add(task, outcome, time.monotonic() - began)
+
+    carry_out(plan, [task for task in tasks if task not in done], keep, actors, device)
     measurements = list(chain.from_iterable(kinds))
     found = [(measurement.model, measurement.reduce(done)) for measurement in measurements]
+    document = _document(runs, plan, found, time.monotonic() - began)
+    for run in runs:
+        document.write(run / name_of_file)
+    kept.remove()
+    show(document)
+    _draw(runs, plan, [m for m in measurements if isinstance(m, Distances)], done)
+    return document
+
+
+def carry_out(
+    plan: Plan, tasks: Sequence[Task[Any]], keep: Callable[[Task[Any], Any], None], actors: int, device: str
+) -> None:
+    """Has tasks done by actors, and gives each with its outcome to `keep` as it is done."""
+    if not tasks:
+        return
+    arguments = ([ray.put(subject) for subject in plan.subjects], plan.extractor.make, 1, device)
+    with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
+        work = Work({(i,): task for i, task in enumerate(tasks)}, plan)
+        work.run(pool, "evaluating", lambda key, outcome: keep(tasks[key[0]], outcome))
+
+
+def _document(
+    runs: Sequence[Path], plan: Plan, found: Sequence[tuple[int | None, Result]], seconds: float
+) -> Evaluation:
+    """The results of all measurements, each with the index of its run or None, in one."""
     figures = {}
-    for i, (name, subject) in enumerate(zip(names, plan.subjects, strict=True)):
+    for i, (name, subject) in enumerate(zip(plan.names, plan.subjects, strict=True)):
         figures[name] = Figures(
             parameters=sum(t.numel() for t in subject.tensors.values()),
             evaluations=subject.build().evaluations(),
             results=tuple(result for model, result in found if model == i),
         )
     first = plan.subjects[0]
-    document = Evaluation(
+    return Evaluation(
         unit=first.spec.unit,
         data=first.spec.name,
-        images=sum(len(rows) for _, rows in plan.test),
-        settings=settings,
+        images=len(plan.test),
+        settings=plan.settings,
         weights={run.name: digest(run) for run in runs},
         runs=figures,
         results=tuple(result for model, result in found if model is None),
-        seconds=time.monotonic() - began,
+        seconds=seconds,
     )
-    _draw(runs, plan, [m for m in measurements if isinstance(m, Distances)], done)
-    for run in runs:
-        document.write(run / name_of_file)
-    return document
-
-
-def carry_out(plan: Plan, tasks: Sequence[Task[Any]]) -> Done:
-    """What the tasks give, equal ones done once."""
-    each = list(dict.fromkeys(tasks))
-    actors, device = places(plan.settings.actors)
-    arguments = ([ray.put(subject) for subject in plan.subjects], plan.extractor.make, 1, device)
-    with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
-        given = pool.run({(i,): ("run", (task,)) for i, task in enumerate(each)}, "evaluating")
-    return {task: given[i,] for i, task in enumerate(each)}
 
 
 def _in_turn(measurements: Sequence[Measurement[Any]]) -> list[Task[Any]]:

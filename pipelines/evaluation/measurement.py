@@ -17,7 +17,7 @@ from torch import Tensor
 
 from indm_core.model import GenerativeModel
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.plan import Plan, Span
 
 __all__ = ["Bench", "Done", "Measurement", "Result", "Task", "find"]
 
@@ -34,6 +34,10 @@ class Bench(Protocol):
         """A model of the plan, on the device."""
         ...
 
+    def rows(self, span: Span) -> Tensor:
+        """Rows that the task needs, in the stored type."""
+        ...
+
     def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
         """Features (n, d) and logits (n, classes) of levels or vectors."""
         ...
@@ -41,11 +45,35 @@ class Bench(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Task(ABC, Generic[T_co]):
-    """A piece of work for one actor. Its fields say all that its outcome depends on; what is compared must be hashable."""
+    """A piece of work for one actor.
+
+    Its fields are hashable values, and say with the models and the rows of the plan all that its outcome depends on. Rows come
+    through the object store, where each lies once; what a task gives is kept on disk as tensors.
+
+    Args:
+        model: Whose work it is; None: of the data.
+    """
+
+    model: int | None
 
     @abstractmethod
     def run(self, bench: Bench) -> T_co:
         """Does the work, in an actor."""
+
+    def needs(self) -> tuple[Span, ...]:
+        """The rows that it asks the bench for."""
+        return ()
+
+    def __str__(self) -> str:
+        return f"{type(self).__name__} of {', '.join(map(str, self.needs()))}"
+
+    def pack(self, outcome: Any) -> dict[str, Tensor]:
+        """Its outcome as it is kept; that of a task which gives something else than a tensor has to be said."""
+        return {"": outcome}
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> T_co:
+        """The inverse of `pack`."""
+        return tensors[""]  # pyright: ignore[reportReturnType]
 
     def of(self, done: Done) -> T_co:
         """Its outcome."""

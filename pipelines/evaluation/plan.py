@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Literal
 
 from torch import Tensor
 
@@ -18,13 +19,35 @@ from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features import raw
 from pipelines.evaluation.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
+from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import Settings
 
-__all__ = ["Chunk", "Plan", "Subject", "chunks", "subjects_of"]
+__all__ = ["REFERENCE_CHUNK", "Plan", "Span", "Subject", "subjects_of"]
 
-Chunk = tuple[int, Tensor]
-"""The number of the first row, and the rows (b, *shape)."""
 REFERENCE_CHUNK = 2000
+
+
+Of = Literal["test", "train", "starts", "partner"]
+"""What a plan reads: the test rows that likelihoods are taken on; the training rows that samples are compared with; test rows,
+dequantised, that sampling starts from; the test rows of the second data set of a bridge."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Rows first, ..., stop - 1.
+
+    Args:
+        of: Of what.
+        model: Whose partner it is.
+    """
+
+    of: Of
+    first: int
+    stop: int
+    model: int | None = None
+
+    def __str__(self) -> str:
+        return f"{self.of} rows {self.first} to {self.stop - 1}"
 
 
 @dataclass(frozen=True)
@@ -74,6 +97,12 @@ class Plan:
     settings: Settings
     root: Path
 
+    @staticmethod
+    def of(runs: Sequence[Path], settings: Settings, root: Path) -> Plan:
+        """The plan for runs; raises as `subjects_of` does."""
+        names = tuple(run.name for run in runs)
+        return Plan(names=names, subjects=tuple(subjects_of(runs)), settings=settings, root=root)
+
     @cached_property
     def data(self) -> Path:
         """The prepared data set."""
@@ -85,18 +114,29 @@ class Plan:
         return load_card(self.data)
 
     @cached_property
-    def test(self) -> Sequence[Chunk]:
-        """The test rows that likelihoods are taken on, in chunks."""
-        return chunks(split_rows(self.data, self.card, "test", self.settings.images), self.settings.chunk)
+    def cards(self) -> list[Card]:
+        """Of all data that are read."""
+        return [self.card, *(load_card(self._partner_data(s)) for s in self.subjects if s.run.data.partner)]
+
+    @cached_property
+    def test(self) -> Tensor:
+        """The test rows that likelihoods are taken on, in the stored type."""
+        return split_rows(self.data, self.card, "test", self.settings.images)
 
     @cached_property
     def train(self) -> Tensor:
-        """The training rows that samples and baselines are compared with."""
+        """The training rows that samples and baselines are compared with, in the stored type."""
         return reference_rows(self.data, self.card, self.settings.seed)
 
     @cached_property
-    def train_chunks(self) -> Sequence[Chunk]:
-        return chunks(self.train, REFERENCE_CHUNK)
+    def starts(self) -> Tensor:
+        """The test rows, dequantised, that samples start from where they start from data."""
+        return starts(self.data, self.card, self.settings.samples)
+
+    @cached_property
+    def partners(self) -> dict[int, Tensor]:
+        """By model, the test rows of the second data set of a bridge."""
+        return {i: self._partner(subject) for i, subject in enumerate(self.subjects) if subject.run.data.partner}
 
     @cached_property
     def extractor(self) -> Extractor:
@@ -110,13 +150,33 @@ class Plan:
         """What samples are compared with."""
         return Reference.of(self.card, len(self.train), self.extractor)
 
-    def partner(self, model: int) -> Sequence[Chunk]:
-        """The test rows of the second data set of a bridge."""
-        of = self.subjects[model].run.data
-        place = ensure(of.partner, self.root / "data", of.options)
-        return chunks(split_rows(place, load_card(place), "test", self.settings.images), self.settings.chunk)
+    def check(self) -> None:
+        """Reads and makes what the evaluation needs beside its models: what is refused is refused here, before any work.
 
+        Raises:
+            ValueError: no such data or features.
+        """
+        if not len(self.test) or not self.extractor.name:
+            raise ValueError(f"{self.card.name}: no test rows to measure on")
 
-def chunks(rows: Tensor, size: int) -> Sequence[Chunk]:
-    """Rows in chunks that travel alone: a slice would take all the others with it."""
-    return [(a, rows[a : a + size].clone()) for a in range(0, len(rows), size)]
+    def all_rows(self, of: Of, model: int | None = None) -> Tensor:
+        """All rows of one kind."""
+        if of == "partner":
+            return self.partners[model or 0]
+        return {"test": lambda: self.test, "train": lambda: self.train, "starts": lambda: self.starts}[of]()
+
+    def rows(self, span: Span) -> Tensor:
+        """The rows of a span, a view of all of them."""
+        return self.all_rows(span.of, span.model)[span.first : span.stop]
+
+    def spans(self, of: Of, size: int, model: int | None = None) -> list[Span]:
+        """All rows of one kind in spans of a size."""
+        num = len(self.all_rows(of, model))
+        return [Span(of=of, first=a, stop=min(a + size, num), model=model) for a in range(0, num, size)]
+
+    def _partner(self, subject: Subject) -> Tensor:
+        place = self._partner_data(subject)
+        return split_rows(place, load_card(place), "test", self.settings.images)
+
+    def _partner_data(self, subject: Subject) -> Path:
+        return ensure(subject.run.data.partner, self.root / "data", subject.run.data.options)

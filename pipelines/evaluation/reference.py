@@ -67,17 +67,17 @@ class Reference:
 
 
 def split_rows(data: Path, card: Card, split: str, most: int = 0) -> Tensor:
-    """The first rows of a split as float32; 0 takes all.
+    """The first rows of a split in the stored type; 0 takes all.
 
     Raises:
         ValueError: no such split.
     """
     count = card.split(split).count
-    return torch.from_numpy(read_all(data, card, split, min(most or count, count))["x"].astype("float32"))
+    return torch.from_numpy(read_all(data, card, split, min(most or count, count))["x"])
 
 
 def reference_rows(data: Path, card: Card, seed: int) -> Tensor:
-    """At most 50,000 training rows, drawn without regard to their order (folders are sorted by class)."""
+    """At most 50,000 training rows in the stored type, drawn without regard to their order (folders are sorted by class)."""
     count = card.split("train").count
     kept = np.sort(permutation(seed, 0, 0, count)[:MOST_ROWS])
     chunks = (chunk["x"][np.isin(chunk["row"], kept)] for chunk in read_split(data, card, "train"))

@@ -22,7 +22,8 @@ class Settings:
     Args:
         images: Test images that likelihoods are taken on; 0 takes the whole split.
         nll_replicates: NLLs per image, with fresh dequantisation, noise and probe.
-        num_probes: Hutchinson probes of an NLL.
+        exact_dims: NLLs of data of at most so many dimensions take the exact divergence, a backward pass for each; 0: none do.
+        num_probes: Hutchinson probes of the other NLLs.
         rtol, atol: Tolerances of its ODE.
         nelbo_replicates: NELBOs per image.
         nelbo_draws: Draws of (t, eps) in each, an even number.
@@ -38,6 +39,7 @@ class Settings:
 
     images: int = 0
     nll_replicates: int = 8
+    exact_dims: int = 8
     num_probes: int = 1
     rtol: float = 1e-5
     atol: float = 1e-5
@@ -56,6 +58,8 @@ class Settings:
         for name in ("nll_replicates", "nelbo_replicates", "nelbo_draws", "num_probes", "chunk"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.exact_dims < 0:
+            raise ValueError(f"exact_dims={self.exact_dims} must not be negative; 0 takes probes for all")
         if self.nelbo_draws > 1 and self.nelbo_draws % 2:
             raise ValueError(
                 f"nelbo_draws={self.nelbo_draws} must be 1 or an even number: draws come in antithetic pairs"

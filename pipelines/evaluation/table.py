@@ -57,10 +57,18 @@ def _settings(document: Evaluation) -> str:
     one = " (of NLL and gap: over images)" if s.nll_replicates == 1 else ""
     return (
         f"{document.images} test {'images' if document.unit.startswith('bits') else 'rows'} of {document.data}; "
-        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, x{s.nll_replicates}; "
+        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, {_divergence(document)}, x{s.nll_replicates}; "
         f"NELBO: {s.nelbo_draws} draws, x{s.nelbo_replicates}; +- is the estimator's standard error on these images{one}; "
         f"cost: evaluations of networks per training step; FD: its error over sets of as many samples; {document.seconds:.0f} s"
     )
+
+
+def _divergence(document: Evaluation) -> str:
+    """How the NLLs took the divergence."""
+    found = (figures.of(NllResult) for figures in document.runs.values())
+    if any(nll is not None and nll.divergence == "exact" for nll in found):
+        return "exact divergence"
+    return f"{document.settings.num_probes} Hutchinson probe{'s' * (document.settings.num_probes > 1)}"
 
 
 def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:

@@ -12,7 +12,16 @@ from pipelines.storage.files import sweep
 from pipelines.storage.locks import held
 from pipelines.storage.paths import local_path
 
-__all__ = ["RULE", "check_name", "find_run", "only_one", "output_root", "refuse_foreign_links", "writing"]
+__all__ = [
+    "RULE",
+    "check_name",
+    "check_writable",
+    "find_run",
+    "only_one",
+    "output_root",
+    "refuse_foreign_links",
+    "writing",
+]
 
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
 TAKEN = ("data", "features", "ray", "mlartifacts", "mlflow.db")
@@ -37,14 +46,24 @@ def output_root(out: str | None) -> Path:
         if not (clone / "pyproject.toml").is_file() or "working_dir_files" in clone.parts:
             raise ValueError(f"{RULE}; {clone} is a temporary or installed copy: give --out DIR or set INDM_RUNS")
         root = clone / "runs"
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=root).close()  # it has no name that a kill could leave behind
-        for directory in (root, root / "data", root / "features"):
-            sweep(directory)
-    except OSError as error:
-        raise ValueError(f"{root}: cannot be written ({error.strerror}); give another --out DIR") from None
+    check_writable(root, "give another --out DIR")
+    for directory in (root, root / "data", root / "features"):
+        sweep(directory)
     return root
+
+
+def check_writable(directory: Path, remedy: str = "allow it, or copy the run to a place of your own") -> None:
+    """Makes a directory where it is absent and tries to write there, before the work whose results it is for.
+
+    Raises:
+        ValueError: it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory) as probe:  # it has no name that a kill could leave behind
+            probe.write(bytes(4096))  # an empty file can be made on a full disk
+    except OSError as error:
+        raise ValueError(f"{directory}: cannot be written ({error.strerror}); {remedy}") from None
 
 
 def find_run(word: str, root: Path | None = None) -> Path:

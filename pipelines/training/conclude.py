@@ -47,8 +47,9 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
         document = _measured_already(runs)
         if document is None:
             connect(1, 1.0)
-            document = evaluate(runs, BRIEF_SETTINGS, root, BRIEF)
-        print("\n" + table(document))
+            document = evaluate(runs, BRIEF_SETTINGS, root, BRIEF, _print)
+        else:
+            _print(document)
         log(document, runs, root)
     for job in jobs:
         tracking.log_quietly(partial(_keep, job, root), root)
@@ -58,6 +59,10 @@ def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
     print(
         f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({tracking.tracking_uri(root)})"
     )
+
+
+def _print(document: Evaluation) -> None:
+    print("\n" + table(document), flush=True)
 
 
 def _keep(job: Job, root: Path) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self, final
+from typing import Any, Self, final
 
 import pytest
 import torch
@@ -74,16 +74,22 @@ def plan(runs) -> Plan:
 
 def here(plan: Plan, tasks: Sequence[Task]) -> Done:
     """What the tasks give, in this process, the last one first."""
-    bench = Evaluator.__new__(Evaluator)
-    bench.device, bench.features, bench.make_features = "cpu", None, plan.extractor.make
+    bench = Evaluator([], plan.extractor.make, 1, "cpu")
     bench.models = {i: (subject.build(), subject.spec) for i, subject in enumerate(plan.subjects)}
-    return {task: bench.run(task) for task in reversed(list(dict.fromkeys(tasks)))}
+    each = reversed(list(dict.fromkeys(tasks)))
+    return {task: bench.run(task, *(plan.rows(span).numpy() for span in task.needs())) for task in each}
+
+
+def carried_out_here(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, Any], None], *where: Any) -> None:
+    for task, outcome in here(plan, tasks).items():
+        keep(task, outcome)
 
 
 @pytest.fixture
 def local(monkeypatch) -> None:
     """Evaluations without Ray."""
-    monkeypatch.setattr(measure, "carry_out", here)
+    monkeypatch.setattr(measure, "carry_out", carried_out_here)
+    monkeypatch.setattr(measure, "places", lambda actors: (1, "cpu"))
 
 
 # Estimates.
@@ -131,7 +137,7 @@ def test_a_frechet_distance_is_that_of_the_moments():
 def test_models_are_measured_on_the_same_draws(plan):
     first, second = Likelihood.asked(plan)
     for mine, theirs in zip(first.tasks(), second.tasks(), strict=True):
-        assert (mine.seed, mine.first, mine.estimator) == (theirs.seed, theirs.first, theirs.estimator)
+        assert (mine.seed, mine.images, mine.estimator) == (theirs.seed, theirs.images, theirs.estimator)
         assert mine != theirs
     seeds = [task.seed for task in first.parts[0].tasks()]
     assert seeds == [step_seed(0, r, c) for r in range(2) for c in (0, 4, 8)]
@@ -158,6 +164,19 @@ def test_figures_do_not_depend_on_the_order_of_the_tasks(plan):
     for part in ("after", "before"):
         means = [getattr(measurement.reduce(done), part).mean for measurement in (gaps, nelbo, nll)]
         assert means[0] == pytest.approx(means[1] - means[2])
+
+
+def test_few_dimensions_take_the_exact_divergence(plan):
+    """Without a draw at t_min the NLL of a vector has no noise left; by probes it has, and the result says which it was."""
+    for exact_dims, said in ((8, "exact"), (2, "exact"), (1, "probes")):
+        (nll, _) = Likelihood.asked(replace(plan, settings=replace(SETTINGS, exact_dims=exact_dims)))
+        assert nll.parts[0].tasks()[0].estimator.exact == (said == "exact")
+        if exact_dims == 8:
+            continue
+        found = nll.reduce(here(plan, nll.tasks()))
+        assert found.divergence == said
+        assert (found.before.se < 1e-5) == (said == "exact")
+        assert found.after.se > 1e-4
 
 
 # One more measurement, as a file of its own would define it.
@@ -233,6 +252,7 @@ def test_what_is_not_asked_for_is_not_measured(runs, local):
     shown = table(document)
     assert shown.splitlines()[0].endswith(" FD")
     assert "(of NLL and gap: over images)" in shown
+    assert "exact divergence, x1" in shown
 
 
 # Documents.
@@ -352,6 +372,8 @@ def test_documents_from_before_there_were_versions_are_read():
     nll, nelbo = figures.of(NllResult), figures.of(NelboResult)
     assert (nll.after.mean, nll.after.se_images, nll.before.mean) == (6.5, 0.5, 6.0)
     assert math.isnan(nll.after.se)
+    assert nll.divergence == "probes"
+    assert "1 Hutchinson probe, x" in table(document)
     assert nelbo == NelboResult(
         after=Estimate(mean=5.5, se=0.25, se_images=0.5), before=Estimate(mean=5.0, se=0.25, se_images=0.5)
     )

@@ -21,8 +21,9 @@ from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest, read_run
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
+from pipelines.evaluation.features import raw
 from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, OdeNll
-from pipelines.evaluation.plan import subjects_of
+from pipelines.evaluation.plan import Span, subjects_of
 from pipelines.evaluation.sampling import check, draw_by
 from pipelines.recipes import RECIPES
 from pipelines.reporting.summary import ReportOptions, report
@@ -80,13 +81,13 @@ def test_it_is_measured_and_sampled(trained):
     run = trained[0]
     model, (config, spec) = load(run), read_run(run / "config.json")
     (subject,) = subjects_of([run])
-    worker = Evaluator.__new__(Evaluator)
-    worker.models, worker.device = {0: (subject.build(), spec)}, "cpu"
-    levels = spec.levels or 2
+    worker = Evaluator([], partial(raw, spec.num_dims), 1, "cpu")
+    worker.models = {0: (subject.build(), spec)}
+    levels, images = spec.levels or 2, Span(of="test", first=0, stop=4)
     k = torch.randint(levels, (4, *spec.shape), generator=torch.Generator().manual_seed(0)).float()
-    ode = [OdeNll(residual=residual, num_probes=1, rtol=1e-2, atol=1e-2) for residual in (True, False)]
+    ode = [OdeNll(residual=residual, exact=False, num_probes=1, rtol=1e-2, atol=1e-2) for residual in (True, False)]
     for estimator in (*ode, Bound(residual=True, num_draws=2)):
-        values = worker.run(Likelihoods(estimator=estimator, model=0, first=0, seed=1, rows=k))
+        values = worker.run(Likelihoods(estimator=estimator, model=0, images=images, seed=1), k.numpy())
         assert values.shape == (4,)
         assert values.isfinite().all()
     em, pc = Sampling(sampler="em", steps=4, grid="trained"), Sampling(sampler="pc", steps=3)

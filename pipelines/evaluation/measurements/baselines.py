@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import Self, final
 
 import numpy as np
-import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
@@ -68,8 +67,8 @@ class Baselines(Measurement[BaselinesResult]):
         return []
 
     def reduce(self, done: Done) -> BaselinesResult:
-        test = torch.cat([rows for _, rows in self.plan.test])
-        return BaselinesResult(laws=baselines(self.plan.train.numpy(), test.numpy(), self.plan.settings.seed))
+        train, test = self.plan.train.numpy(), self.plan.test.numpy()
+        return BaselinesResult(laws=baselines(train, test, self.plan.settings.seed))
 
 
 def baselines(train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[BaselineResult, ...]:

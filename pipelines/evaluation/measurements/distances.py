@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Literal, NamedTuple, Self, final
 
 import torch
@@ -20,7 +20,7 @@ from indm_core.metrics import inception_score, kernel_distance
 from pipelines.config.sampling import Sampling
 from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
-from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Span
 from pipelines.evaluation.reference import Reference
 from pipelines.evaluation.sampling import Drawn, draw_by, shown
 
@@ -57,6 +57,18 @@ class SampleBatch(NamedTuple):
     seconds: float
     diverged: int
 
+    def pack(self) -> dict[str, Tensor]:
+        """As tensors."""
+        cost = torch.tensor([self.evaluations, self.seconds, self.diverged], dtype=torch.float64)
+        return {"features": self.features, "logits": self.logits, "shown": self.shown, "cost": cost}
+
+    @staticmethod
+    def unpack(tensors: Mapping[str, Tensor]) -> SampleBatch:
+        """The inverse of `pack`."""
+        evaluations, seconds, diverged = tensors["cost"].tolist()
+        shown = tensors.get("shown", torch.zeros(0))
+        return SampleBatch(tensors["features"], tensors["logits"], shown, evaluations, seconds, int(diverged))
+
 
 @final
 @dataclass(frozen=True, kw_only=True)
@@ -65,28 +77,39 @@ class Samples(Task[SampleBatch]):
 
     Args:
         seeds: One per sample, in a row.
-        start: What sampling starts from: the model's law, or the data in `data`.
-        data: Rows (n, *shape), dequantised; empty where it starts from the law.
+        start: What sampling starts from: the model's law, or data, of which the sample of seed i takes the row i.
     """
 
     model: int
     seeds: range
     sampling: Sampling
     start: Literal["prior", "data"] = "prior"
-    data: Tensor | None = field(default=None, compare=False, repr=False)
+
+    def needs(self) -> tuple[Span, ...]:
+        return (Span(of="starts", first=self.seeds.start, stop=self.seeds.stop),) if self.start == "data" else ()
 
     def run(self, bench: Bench) -> SampleBatch:
         model, spec = bench.model(self.model)
+        data = next(map(bench.rows, self.needs()), None)
         began = time.monotonic()
         try:
-            drawn = draw_by(model, self.seeds, self.sampling, bench.device, self.data)
+            drawn = draw_by(model, self.seeds, self.sampling, bench.device, data)
         except ConvergenceError:  # one sampler that fails does not cost the table
             drawn = Drawn(torch.full((len(self.seeds), *spec.shape), math.nan), math.nan)
         drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began
         values, diverged = shown(drawn.x, spec)
         features, logits = bench.seen(values)
-        values = values.to(torch.int32) if spec.levels else values
+        values = values.to(torch.uint8 if spec.levels <= 256 else torch.int32) if spec.levels else values
         return SampleBatch(features, logits, values, drawn.evaluations, seconds, diverged)
+
+    def __str__(self) -> str:
+        return f"samples of seeds {self.seeds.start} to {self.seeds.stop - 1}"
+
+    def pack(self, outcome: SampleBatch) -> dict[str, Tensor]:
+        return outcome.pack()
+
+    def unpack(self, tensors: Mapping[str, Tensor]) -> SampleBatch:
+        return SampleBatch.unpack(tensors)
 
 
 @final
@@ -94,11 +117,13 @@ class Samples(Task[SampleBatch]):
 class Features(Task[Tensor]):
     """Features (n, d) of rows of the reference."""
 
-    first: int
-    rows: Tensor = field(compare=False, repr=False)
+    rows: Span
+
+    def needs(self) -> tuple[Span, ...]:
+        return (self.rows,)
 
     def run(self, bench: Bench) -> Tensor:
-        return bench.seen(self.rows)[0]
+        return bench.seen(bench.rows(self.rows))[0]
 
 
 @final
@@ -207,7 +232,7 @@ class Distances(Measurement[DistancesResult]):
         step = max(s.chunk, 250)
         ends = ((a, min(a + step, s.samples)) for a in range(0, s.samples, step))
         self.samples = [Samples(model=model, seeds=range(a, b), sampling=s.sampling) for a, b in ends]
-        self.reference = [Features(first=first, rows=rows) for first, rows in plan.train_chunks]
+        self.reference = [Features(model=None, rows=rows) for rows in plan.spans("train", REFERENCE_CHUNK)]
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:

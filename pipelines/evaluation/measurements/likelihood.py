@@ -14,8 +14,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Self, TypeVar, cast, final
+from dataclasses import dataclass, replace
+from typing import Any, Literal, Self, TypeVar, cast, final
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import step_seed
 from pipelines.evaluation.estimates import Estimate, gap
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
-from pipelines.evaluation.plan import Chunk, Plan
+from pipelines.evaluation.plan import Plan, Span
 
 __all__ = [
     "DifferenceResult",
@@ -41,6 +41,7 @@ __all__ = [
     "PartnerResult",
 ]
 
+Divergence = Literal["probes", "exact"]
 R = TypeVar("R", bound=Result)
 L = TypeVar("L", bound="LikelihoodResult")
 
@@ -55,15 +56,20 @@ class Estimator(ABC):
 @final
 @dataclass(frozen=True, kw_only=True)
 class OdeNll(Estimator):
-    """By the probability-flow ODE (`likelihood.nll`)."""
+    """By the probability-flow ODE (`likelihood.nll`).
+
+    Args:
+        exact: The divergence is exact, where it has no error of probes and costs a backward pass for each dimension.
+    """
 
     residual: bool
+    exact: bool
     num_probes: int
     rtol: float
     atol: float
 
     def __call__(self, model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Tensor:
-        options = {"num_probes": self.num_probes, "rtol": self.rtol, "atol": self.atol}
+        options = {"exact_divergence": self.exact, "num_probes": self.num_probes, "rtol": self.rtol, "atol": self.atol}
         return nll(model, x, residual=self.residual, generator=generator, **options)
 
 
@@ -92,17 +98,21 @@ class FlowNll(Estimator):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods(Task[Tensor]):
-    """An estimator on a chunk of images, in the unit of the data, (b,); the draws depend on the seed alone."""
+    """An estimator on some images, in the unit of the data, (b,); the draws depend on the seed alone."""
 
     estimator: Estimator
     model: int
-    first: int
+    images: Span
     seed: int
-    rows: Tensor = field(compare=False, repr=False)
+
+    def needs(self) -> tuple[Span, ...]:
+        return (self.images,)
 
     def run(self, bench: Bench) -> Tensor:
         model, spec = bench.model(self.model)
-        x = dequantise(self.rows, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(self.seed))
+        x = dequantise(
+            bench.rows(self.images), spec.levels, spec.low, spec.high, torch.Generator().manual_seed(self.seed)
+        )
         generator = torch.Generator(bench.device).manual_seed(step_seed(self.seed, 1, 0))
         return spec.in_unit(self.estimator(model, x.to(bench.device), generator).cpu())
 
@@ -115,12 +125,11 @@ class PerImage:
     replicates: Sequence[Sequence[Likelihoods]]
 
     @staticmethod
-    def of(estimator: Estimator, model: int, chunks: Sequence[Chunk], replicates: int, seed: int) -> PerImage:
-        def task(r: int, first: int, rows: Tensor) -> Likelihoods:
-            seed_of = step_seed(seed, r, first)
-            return Likelihoods(estimator=estimator, model=model, first=first, seed=seed_of, rows=rows)
+    def of(estimator: Estimator, model: int, spans: Sequence[Span], replicates: int, seed: int) -> PerImage:
+        def task(r: int, images: Span) -> Likelihoods:
+            return Likelihoods(estimator=estimator, model=model, images=images, seed=step_seed(seed, r, images.first))
 
-        return PerImage([[task(r, first, rows) for first, rows in chunks] for r in range(replicates)])
+        return PerImage([[task(r, images) for images in spans] for r in range(replicates)])
 
     def tasks(self) -> list[Likelihoods]:
         return [task for replicate in self.replicates for task in replicate]
@@ -158,7 +167,13 @@ class LikelihoodResult(Result):
 @final
 @dataclass(frozen=True, kw_only=True)
 class NllResult(LikelihoodResult):
-    """NLL by the ODE."""
+    """NLL by the ODE.
+
+    Args:
+        divergence: How it was taken: by Hutchinson probes, or exactly.
+    """
+
+    divergence: Divergence = "probes"
 
     def names(self) -> tuple[str, str]:
         return "nll", "NLL before correction"
@@ -248,12 +263,16 @@ class Likelihood(OnTestImages[NllResult]):
 
     @staticmethod
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
-        s = plan.settings
-        estimator = OdeNll(residual=residual, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol)
-        return PerImage.of(estimator, model, plan.test, s.nll_replicates, s.seed)
+        s, exact = plan.settings, _divergence(plan) == "exact"
+        estimator = OdeNll(residual=residual, exact=exact, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol)
+        return PerImage.of(estimator, model, plan.spans("test", s.chunk), s.nll_replicates, s.seed)
+
+    def __init__(self, plan: Plan, model: int) -> None:
+        super().__init__(plan, model)
+        self.divergence: Divergence = _divergence(plan)
 
     def reduce(self, done: Done) -> NllResult:
-        return _result(NllResult, map(Estimate.of, self.values(done)))
+        return replace(_result(NllResult, map(Estimate.of, self.values(done))), divergence=self.divergence)
 
 
 @final
@@ -264,7 +283,7 @@ class Nelbo(OnTestImages[NelboResult]):
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s = plan.settings
         estimator = Bound(residual=residual, num_draws=s.nelbo_draws)
-        return PerImage.of(estimator, model, plan.test, s.nelbo_replicates, s.seed)
+        return PerImage.of(estimator, model, plan.spans("test", s.chunk), s.nelbo_replicates, s.seed)
 
     def reduce(self, done: Done) -> NelboResult:
         return _result(NelboResult, map(Estimate.of, self.values(done)))
@@ -294,7 +313,7 @@ class PartnerNll(Measurement[PartnerResult]):
 
     def __init__(self, plan: Plan, model: int) -> None:
         self.model, s = model, plan.settings
-        self.part = PerImage.of(FlowNll(), model, plan.partner(model), s.nelbo_replicates, s.seed)
+        self.part = PerImage.of(FlowNll(), model, plan.spans("partner", s.chunk, model), s.nelbo_replicates, s.seed)
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:
@@ -328,7 +347,13 @@ class Differences(Measurement[DifferenceResult]):
             return map(lambda x, y: Estimate.of(x - y), a.values(done), b.values(done))
 
         nll, nelbo = _result(NllResult, paired(*self.nlls)), _result(NelboResult, paired(*self.nelbos))
+        nll = replace(nll, divergence=self.nlls[0].divergence)
         return DifferenceResult(first=self.names[0], second=self.names[1], nll=nll, nelbo=nelbo)
+
+
+def _divergence(plan: Plan) -> Divergence:
+    """How the NLLs of a plan take it."""
+    return "exact" if plan.subjects[0].spec.num_dims <= plan.settings.exact_dims else "probes"
 
 
 def _result(kind: type[L], figures: Iterable[Estimate]) -> L:

@@ -11,21 +11,17 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import ray
 import torch
-from torch import Tensor
 
-from pipelines.cluster.pool import Pool, places
+from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
-from pipelines.data.cache import ensure
-from pipelines.data.card import Card, load_card
 from pipelines.evaluation.estimates import FEWEST, ReferenceFeatures
-from pipelines.evaluation.evaluator import Evaluator
+from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.measurements.distances import (
     DistancesResult,
     Features,
@@ -33,19 +29,18 @@ from pipelines.evaluation.measurements.distances import (
     compared,
     evaluations_of,
 )
-from pipelines.evaluation.plan import REFERENCE_CHUNK, Subject, chunks, subjects_of
-from pipelines.evaluation.reference import Reference, extractor_of, reference_rows
+from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Subject
+from pipelines.evaluation.reference import Reference
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces
-from pipelines.evaluation.sampling.rows import Row, choose, parse_rows, starts
+from pipelines.evaluation.sampling.rows import Row, choose, parse_rows
+from pipelines.evaluation.settings import Settings
 from pipelines.runs import tracking
 from pipelines.runs.catalogue import log_figures
 from pipelines.runs.pictures import save_levels
+from pipelines.storage.outputs import check_writable
 
 __all__ = ["CompareOptions", "compare", "log"]
-
-Tasks = dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]]
-"""As a pool takes them: the method and its arguments."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +80,8 @@ class Entry:
     row: Row
     pieces: Pieces
 
-    def task(self, seeds: range, data: Tensor | None) -> Samples:
-        row = self.row
-        start = data if row.start == "data" else None
-        return Samples(model=self.model, seeds=seeds, sampling=row.sampling, start=row.start, data=start)
+    def task(self, seeds: range) -> Samples:
+        return Samples(model=self.model, seeds=seeds, sampling=self.row.sampling, start=self.row.start)
 
     def result(self, parts: Sequence[range], real: ReferenceFeatures, reference: Reference) -> RowResult:
         """Its figures, from all pieces."""
@@ -105,46 +98,62 @@ class Entry:
         return RowResult(row=self.row.text, seconds=sum(piece.seconds for piece in made), result=result)
 
 
-def compare(runs: Sequence[Path], wanted: CompareOptions, root: Path) -> Comparison:
+def compare(
+    runs: Sequence[Path],
+    wanted: CompareOptions,
+    root: Path,
+    show: Callable[[Comparison], None] = lambda document: None,
+) -> Comparison:
     """Measures every row of every run; Ray must be connected.
+
+    Args:
+        show: Called with all rows, which are written by then, before pictures are drawn.
 
     Returns:
         All rows; written into each run's directory, beside compare.png.
 
     Raises:
-        ValueError: a run that is not trained, runs on different data, or a row that a model does not allow.
+        ValueError: a run that is not trained or cannot be written to, runs on different data, or a row that a model does not
+            allow.
     """
-    subjects = subjects_of(runs)
-    data = ensure(subjects[0].run.data.source, root / "data", subjects[0].run.data.options)
-    card = load_card(data)
     for run in runs:
-        check_data(run, card)
-    extractor, train = extractor_of(card, data, root, wanted.inception_weights), reference_rows(data, card, 0)
+        check_writable(run)
+    settings = Settings(samples=wanted.num_samples, inception_weights=wanted.inception_weights, actors=wanted.actors)
+    plan = Plan.of(runs, settings, root)
+    for run in runs:
+        check_data(run, plan.card)
     actors, device = places(wanted.actors)
-    key = f"{extractor.key} {device}"
-    entries = _entries(runs, subjects, wanted.rows, key)
+    key = f"{plan.extractor.key} {device}"
+    entries = _entries(runs, plan.subjects, wanted.rows, key)
     parts = [range(a, min(a + PIECE, wanted.num_samples)) for a in range(0, wanted.num_samples, PIECE)]
-    tasks = _missing(entries, parts, data, card)
-    arguments = ([ray.put(s) for s in subjects], extractor.make, 1, device)
+    tasks = _missing(entries, parts)
+    arguments = ([ray.put(s) for s in plan.subjects], plan.extractor.make, 1, device)
     with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
-        real = _reference(pool, train)
-        pool.run(tasks, "samples", lambda key, made: key[0].pieces.write(key[1], made))  # on disk, not in memory
-    reference = Reference.of(card, len(train), extractor)
-    results = _results(entries, parts, real, reference)
+        real = _reference(pool, plan)
+        # on disk, not in memory
+        Work(tasks, plan).run(pool, "samples", lambda key, made: key[0].pieces.write(key[1], made))
+    results = _results(entries, parts, real, plan.reference)
     found = {
         run.name: tuple(result for entry, result in results.items() if entry.model == i) for i, run in enumerate(runs)
     }
-    document = Comparison(num_samples=wanted.num_samples, key=key, reference=reference, weights="", runs=found)
+    document = Comparison(num_samples=wanted.num_samples, key=key, reference=plan.reference, weights="", runs=found)
+    whole = {run: document.with_earlier(run, identity(run)) for run in runs}
     for run in runs:
-        whole = document.with_earlier(run, identity(run))
-        whole.write(run / FILE)
-        whole.draw(run / "compare.png")
-    for entry in entries:
-        piece = entry.pieces.read(parts[0])
-        if piece is not None:
-            shown = piece.shown[: 100 if len(card.shape) == 3 else 2000]
-            save_levels(shown, subjects[entry.model].spec, entry.pieces.directory / "samples.png")
+        whole[run].write(run / FILE)
+    show(document)
+    _draw(whole, entries, parts[0], plan)
     return document
+
+
+def _draw(whole: Mapping[Path, Comparison], entries: Sequence[Entry], first: range, plan: Plan) -> None:
+    """The figure of each run, and the first samples of each row."""
+    for run, comparison in whole.items():
+        comparison.draw(run / "compare.png")
+    for entry in entries:
+        piece = entry.pieces.read(first)
+        if piece is not None:
+            shown = piece.shown[: 100 if len(plan.card.shape) == 3 else 2000]
+            save_levels(shown, plan.subjects[entry.model].spec, entry.pieces.directory / "samples.png")
 
 
 def _entries(runs: Sequence[Path], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
@@ -156,21 +165,19 @@ def _entries(runs: Sequence[Path], subjects: Sequence[Subject], rows: str, key: 
     return entries
 
 
-def _missing(entries: Sequence[Entry], parts: Sequence[range], data: Path, card: Card) -> Tasks:
-    """The tasks whose samples are not there yet."""
+def _missing(entries: Sequence[Entry], parts: Sequence[range]) -> dict[Key, Samples]:
+    """The tasks whose samples are not there yet, by entry and seeds."""
     wanted = [(entry, seeds) for seeds in parts for entry in entries if entry.pieces.read(seeds) is None]
     kept = len(entries) * len(parts) - len(wanted)
     if kept:
         print(f"{kept} of {len(entries) * len(parts)} pieces are there already", flush=True)
-    from_data = any(entry.row.start == "data" for entry, _ in wanted)
-    first = dict(chunks(starts(data, card, parts[-1].stop), PIECE)) if from_data else {}
-    return {(entry, seeds): ("run", (entry.task(seeds, first.get(seeds.start)),)) for entry, seeds in wanted}
+    return {(entry, seeds): entry.task(seeds) for entry, seeds in wanted}
 
 
-def _reference(pool: Pool, train: Tensor) -> ReferenceFeatures:
+def _reference(pool: Pool, plan: Plan) -> ReferenceFeatures:
     """The features of the training rows."""
-    tasks: Tasks = {(a,): ("run", (Features(first=a, rows=rows),)) for a, rows in chunks(train, REFERENCE_CHUNK)}
-    found = pool.run(tasks, "reference features")
+    tasks = {(i,): Features(model=None, rows=rows) for i, rows in enumerate(plan.spans("train", REFERENCE_CHUNK))}
+    found = Work(tasks, plan).run(pool, "reference features", lambda key, features: features)
     return ReferenceFeatures(torch.cat([part for _, part in sorted(found.items())]))
 
 

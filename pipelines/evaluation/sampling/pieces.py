@@ -7,7 +7,6 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
@@ -53,22 +52,17 @@ class Pieces:
     def write(self, seeds: range, made: SampleBatch) -> None:
         """Keeps the samples of some seeds."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        cost = torch.tensor([made.evaluations, made.seconds, made.diverged], dtype=torch.float64)
-        tensors = {"features": made.features, "logits": made.logits, "cost": cost}
-        if seeds.start == 0:
-            # the features of vectors are the vectors, and a file takes no memory twice
-            tensors["shown"] = made.shown[:SHOWN].clone()
-        write_tensors(self._file(seeds), tensors)
+        tensors = made.pack()
+        # the features of vectors are the vectors, and a file takes no memory twice
+        first = {"shown": tensors.pop("shown")[:SHOWN].clone()} if seeds.start == 0 else {}
+        write_tensors(self._file(seeds), tensors | first)
 
     def read(self, seeds: range) -> SampleBatch | None:
         """What was kept; None where there is none, or half of one."""
         try:
-            kept = load_file(self._file(seeds))
-            evaluations, seconds, diverged = kept["cost"].tolist()
-            shown = kept.get("shown", torch.zeros(0))
+            return SampleBatch.unpack(load_file(self._file(seeds)))
         except (OSError, SafetensorError, KeyError, ValueError):
             return None
-        return SampleBatch(kept["features"], kept["logits"], shown, evaluations, seconds, int(diverged))
 
     def _file(self, seeds: range) -> Path:
         return self.directory / f"{seeds.start:06d}-{seeds.stop:06d}.safetensors"

@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -106,12 +105,12 @@ def _batches(run: Path, subject: Subject, wanted: SampleOptions) -> Iterator[tup
         artist = Artist(subject, torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu")
         yield from ((first, artist.draw(*arguments(first))) for first in firsts)
         return
-    from pipelines.cluster.pool import Pool, places
+    from pipelines.cluster.pool import Call, Pool, places
     from pipelines.cluster.session import connect
 
     connect(wanted.actors, 1.0)
     actors, device = places(wanted.actors)
-    tasks: dict[tuple[Any, ...], tuple[str, tuple[Any, ...]]] = {(i,): ("draw", arguments(i)) for i in firsts}
+    tasks = {(i,): Call("draw", arguments(i), f"samples from number {i} on") for i in firsts}
     with Pool(Artist, (subject, 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
 

@@ -1,0 +1,89 @@
+"""What the tasks of an evaluation have given so far, on disk: whatever ends the command, the same command goes on from there.
+
+Each run keeps its tasks' outcomes in a journal in its directory, the first one also those that belong to no run, until the
+evaluation is written. A key follows from all that an outcome depends on: the task, the model's weights and configuration,
+the data and the networks that see them, the kind of device, the seed, and the code. Tasks under another key stay unread, so
+that a journal of other settings does no harm.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import indm_core
+from pipelines.config.store import identity
+from pipelines.evaluation.measurement import Task
+from pipelines.evaluation.plan import Plan
+from pipelines.storage.journal import Journal, Record
+
+__all__ = ["Kept"]
+
+CODE = (Path(indm_core.__file__).parent, Path(__file__).parent)
+"""Folders whose files decide outcomes."""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The outcomes of an evaluation's tasks.
+
+    Args:
+        plan: What is measured.
+        runs: Directories of its runs.
+        name: Of the document of the evaluation.
+        device: Kind of device that the tasks run on.
+    """
+
+    plan: Plan
+    runs: tuple[Path, ...]
+    name: str
+    device: str
+
+    def read(self, tasks: Sequence[Task[Any]]) -> tuple[dict[Task[Any], Any], float]:
+        """What is there of some tasks, and the seconds that it took."""
+        keys = {task: self._key(task) for task in tasks}
+        records: dict[str, Record] = {}
+        for journal in self._journals:
+            records |= journal.read(set(keys.values()))
+        outcomes = {task: task.unpack(records[key].tensors) for task, key in keys.items() if key in records}
+        return outcomes, max((record.seconds for record in records.values()), default=0.0)
+
+    def add(self, task: Task[Any], outcome: Any, seconds: float) -> None:
+        """Keeps what a task gave."""
+        self._journals[task.model or 0].append(self._key(task), task.pack(outcome), seconds)
+
+    def remove(self) -> None:
+        """Takes the journals away, when the evaluation is written."""
+        for journal in self._journals:
+            journal.remove()
+
+    @cached_property
+    def _journals(self) -> list[Journal]:
+        return [Journal((run / self.name).with_suffix(".journal")) for run in self.runs]
+
+    @cached_property
+    def _models(self) -> list[str]:
+        return [identity(run) for run in self.runs]
+
+    @cached_property
+    def _common(self) -> list[str]:
+        """What the outcome of every task depends on."""
+        sha = hashlib.sha256()
+        for file in sorted(file for folder in CODE for file in folder.rglob("*.py")):
+            sha.update(file.read_bytes())
+        shards = [shard.sha256 for card in self.plan.cards for split in card.splits.values() for shard in split.shards]
+        seed = str(self.plan.settings.seed)
+        return [self.plan.extractor.key, self.device, torch.__version__, sha.hexdigest(), seed, *shards]
+
+    def _key(self, task: Task[Any]) -> str:
+        said = {f.name: repr(getattr(task, f.name)) for f in fields(task) if f.name != "model"}
+        model = "" if task.model is None else self._models[task.model]
+        text = json.dumps([type(task).__name__, said, model, self._common])
+        return hashlib.sha256(text.encode()).hexdigest()
