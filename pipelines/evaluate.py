@@ -23,7 +23,8 @@ from collections.abc import Sequence
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, options, override, run_command_on_runs
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.plan import subjects_of
+from pipelines.evaluation.plan import check
+from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import EvaluateOptions, Settings
 from pipelines.evaluation.table import log, table
 from pipelines.storage.outputs import find_run, output_root
@@ -42,11 +43,12 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     runs = [find_run(word, root) for word in words]
-    subjects_of(runs)  # refused before a session is started
+    configs = check(runs, settings, root)  # refused before a session is started
     connect(1, 1.0)
     document = evaluate(runs, settings, root)
-    log(document, runs, root)
     print(table(document))
+    print(seed_lines(document, configs), end="")
+    log(document, runs, root)
 
 
 if __name__ == "__main__":
