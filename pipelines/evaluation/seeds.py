@@ -22,7 +22,7 @@ from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
 from pipelines.evaluation.results import Evaluation, Figures
 
-__all__ = ["LEFT_OUT", "Spread", "seed_lines", "spreads"]
+__all__ = ["HEAD", "LEFT_OUT", "Spread", "seed_lines", "spreads"]
 
 LEFT_OUT = (
     "one training of each model: the spread over training seeds is in none of the errors (train.py --seeds 3 shows it)"

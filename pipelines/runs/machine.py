@@ -7,8 +7,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-
-from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
+from typing import Any
 
 from pipelines.runs.catalogue import run_id
 
@@ -42,11 +41,15 @@ class Machine:
         self.thread.join(0.0 if error else 5.0)
 
     def _run(self) -> None:
-        monitor: SystemMetricsMonitor | None = None
+        monitor: Any = None
         while (directory := self.directories.get()) is not None:
             with suppress(Exception):  # samples are no reason to end anything
                 if monitor:
                     monitor.finish()
+                from mlflow.system_metrics.system_metrics_monitor import (
+                    SystemMetricsMonitor,
+                )  # needs psutil, as Ray does
+
                 monitor = SystemMetricsMonitor(run_id(directory), resume_logging=True, tracking_uri=self.uri)
                 monitor.start()
         if monitor:

@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.cli import options
-from pipelines.data.card import load_card
+from pipelines.data.card import Card, load_card
 from pipelines.runs.catalogue import Kept, Made, inputs, log_made, log_models, run_id, source_tags
 from pipelines.runs.job import Job
 from pipelines.runs.shipping import Feed
@@ -37,10 +37,10 @@ def open_run(job: Job, root: Path) -> str:
     Raises:
         ValueError: the store does not answer; found out in seconds.
     """
-    uri = tracking_uri(root)
+    uri, card = tracking_uri(root), load_card(job.data)
     try:
         reach(uri)
-        return _open_run(job, root, MlflowClient(uri))
+        return _open_run(job, card, root, MlflowClient(uri))
     except Exception as error:  # whatever a store's driver raises
         said = " ".join(str(error).split())[:200]
         given = bool(os.environ.get("MLFLOW_TRACKING_URI"))
@@ -49,7 +49,7 @@ def open_run(job: Job, root: Path) -> str:
         raise ValueError(f"{shown}: {said}; {remedy}, or train without it: --local") from error
 
 
-def _open_run(job: Job, root: Path, client: MlflowClient) -> str:
+def _open_run(job: Job, card: Card, root: Path, client: MlflowClient) -> str:
     if known := run_id(job.directory):
         try:
             active = client.get_run(known).info.lifecycle_stage == "active"
@@ -60,7 +60,7 @@ def _open_run(job: Job, root: Path, client: MlflowClient) -> str:
             return known
     tags = {"recipe": job.run.recipe} | source_tags()
     run = client.create_run(_experiment(client, root), run_name=job.directory.name, tags=tags)
-    client.log_inputs(run.info.run_id, inputs(load_card(job.data), "training"))
+    client.log_inputs(run.info.run_id, inputs(card, "training"))
     parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
     Kept(run_id=run.info.run_id, waiting=Kept.read(job.directory).waiting).write(job.directory)
