@@ -24,7 +24,8 @@ from collections.abc import Sequence
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, options, override, run_command_on_runs
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.plan import check
+from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import EvaluateOptions, Settings
 from pipelines.evaluation.table import log, table
 from pipelines.storage.outputs import check_writable, find_run, output_root
@@ -45,9 +46,10 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     runs = [find_run(word, root) for word in words]
     for run in runs:  # refused before a session is started
         check_writable(run)
-    Plan.of(runs, settings, root).check()
+    configs = check(runs, settings, root)
     connect(1, 1.0)
     document = evaluate(runs, settings, root, show=lambda document: print(table(document), flush=True))
+    print(seed_lines(document, configs), end="")
     log(document, runs, root)
 
 

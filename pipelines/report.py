@@ -18,7 +18,7 @@ from collections.abc import Sequence
 
 from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.reporting.summary import ReportOptions, report
-from pipelines.runs.artifacts import log_made
+from pipelines.runs.artifacts import log_files
 from pipelines.storage.outputs import RULE, find_run
 
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _report(words: list[str], given: dict[str, str]) -> None:
     runs = [find_run(word) for word in words]
     page = report(runs, override(ReportOptions(), given))
-    log_made(runs, [page, page.with_suffix(".md")])
+    log_files(runs, [page, page.with_suffix(".md")])
     print(page)
 
 

@@ -23,7 +23,7 @@ from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.evaluation.sampling.run import draw_run
 from pipelines.evaluation.sampling.translate import translate_run
 from pipelines.evaluation.settings import SampleOptions
-from pipelines.runs.artifacts import log_made
+from pipelines.runs.artifacts import log_files
 from pipelines.storage.outputs import RULE, find_run
 
 
@@ -42,7 +42,7 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
         _translate(run, wanted)
         return
     written = draw_run(run, wanted)
-    log_made([run], [written.out / "grid.png"])
+    log_files([run], [written.out / "grid.png"])
     told = f", {written.diverged} of them diverged" if written.diverged else ""
     cost = f"{written.evaluations:.1f} evaluations of the score each"
     print(f"{written.out}: {wanted.num_samples} samples by {wanted.sampling}, {cost}{told}, grid.png")

@@ -28,7 +28,7 @@ from pipelines.config.modules import HELP
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import RULE, only_one, output_root
-from pipelines.training.jobs import jobs_for
+from pipelines.training.jobs import all_jobs
 from pipelines.training.launch import FAULTS, Launch
 from pipelines.training.local import train_local
 
@@ -81,20 +81,24 @@ def _run(words: list[str], given: dict[str, str]) -> int:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
     run = override(recipe(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
-    jobs = jobs_for(run, launch, root)
+    jobs = all_jobs(run, launch, root)
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(only_one(job.directory))
         if launch.local:
             train_local(jobs, launch)
+            if launch.seeds > 1:
+                names = " ".join(str(job.directory) for job in jobs)
+                print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
             return 0
         try:
-            from pipelines.training.conclude import conclude  # Ray and MLflow from here on
+            from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
             from pipelines.training.on_ray import train_on_ray
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
+        settings = measurement(jobs) if launch.evaluate else None
         train_on_ray(jobs, launch, root)
-        conclude(jobs, launch.evaluate, root)
+        conclude(jobs, settings, root)
     return 0
 
 

@@ -14,7 +14,8 @@ import socket
 import subprocess
 
 from pipelines.runs.catalogue import experiment_address
-from pipelines.runs.tracking import EXPERIMENT, tracking_uri
+from pipelines.runs.store import reach, tracking_uri
+from pipelines.runs.tracking import EXPERIMENT
 from pipelines.storage.outputs import output_root
 
 
@@ -39,10 +40,16 @@ def main(port: int = 5000) -> int:
         except (OSError, OverflowError):
             print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
             return 2
-    address = experiment_address(tracking_uri(root), EXPERIMENT, f"http://127.0.0.1:{port}")
+    try:
+        uri = tracking_uri(root)
+        reach(uri)
+    except ValueError as error:
+        print(f"error: the tracking store: {error}; mend it, or set MLFLOW_TRACKING_URI", file=sys.stderr)
+        return 2
+    address = experiment_address(uri, EXPERIMENT, f"http://127.0.0.1:{port}")
     print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", tracking_uri(root), "--default-artifact-root", str(root / "mlartifacts")]
+    store = ["--backend-store-uri", uri, "--default-artifact-root", str(root / "mlartifacts")]
     return subprocess.call(command + store)
 
 

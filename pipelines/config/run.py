@@ -6,8 +6,9 @@ rules as a reader of the file (see `modules`).
 
 from __future__ import annotations
 
+import json
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from indm_core.training import AdamW
@@ -16,7 +17,7 @@ from pipelines.config.models import INDMConfig, ModelConfig
 from pipelines.config.modules import VARIABLE, defining_files, import_trusted
 from pipelines.data.source import Options
 
-__all__ = ["Data", "RunConfig", "Train", "from_document", "to_document"]
+__all__ = ["Data", "RunConfig", "Train", "from_document", "same_but_seed", "to_document"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +104,11 @@ def to_document(run: RunConfig) -> dict[str, Any]:
     """{"run": its JSON} and, where other files than this project's define classes of it, {"modules": their absolute paths}."""
     modules = defining_files(run)
     return ({"modules": modules} if modules else {}) | {"run": to_json(run)}
+
+
+def same_but_seed(run: RunConfig) -> str:
+    """What a configuration says beside the seed of its training: equal texts are of trainings of one recipe."""
+    return json.dumps(to_document(replace(run, train=replace(run.train, seed=0))), sort_keys=True)
 
 
 def from_document(document: dict[str, Any], where: str = "") -> RunConfig:

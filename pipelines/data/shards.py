@@ -24,7 +24,7 @@ from pipelines.data.card import CARD, Card, Shard, Split, one_line
 from pipelines.data.order import Window, group_bounds, window_order
 from pipelines.storage.files import replaced
 
-__all__ = ["ShardWriter", "read_all", "read_split", "read_window"]
+__all__ = ["ShardWriter", "read_all", "read_labels", "read_split", "read_window"]
 
 Rows = dict[str, np.ndarray]
 
@@ -69,6 +69,14 @@ def read_all(directory: str | Path, card: Card, split: str, limit: int | None = 
     x, label, row = np.empty((0, *card.shape), card.dtype), np.empty(0, np.int64), np.empty(0, np.int64)
     chunks = [{"x": x, "label": label, "row": row}, *read_split(directory, card, split, limit)]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in ("x", "label", "row")}
+
+
+def read_labels(directory: str | Path, card: Card, split: str) -> np.ndarray:
+    """The labels of a split in stored order, int64, -1 for none; the rows themselves are not read."""
+    columns = [
+        pq.read_table(Path(directory) / shard.file, columns=["label"])["label"] for shard in card.split(split).shards
+    ]
+    return np.concatenate([column.to_numpy().astype(np.int64) for column in columns])
 
 
 class ShardWriter:

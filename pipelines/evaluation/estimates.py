@@ -10,10 +10,21 @@ from torch import Tensor
 
 from indm_core.metrics import Moments, fewest_samples, frechet_from_samples, frechet_infinity
 
-__all__ = ["FEWEST", "Estimate", "FrechetResult", "ReferenceFeatures", "frechet", "gap", "with_error"]
+__all__ = [
+    "FEWEST",
+    "FEWEST_OF_SCORE",
+    "Estimate",
+    "FrechetResult",
+    "ReferenceFeatures",
+    "frechet",
+    "gap",
+    "with_error",
+]
 
 FEWEST = 3
 """Samples of a Frechet distance that has a standard error."""
+FEWEST_OF_SCORE = 20
+"""Samples of an Inception Score: two in each of ten parts."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,11 +18,12 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features import raw
+from pipelines.evaluation.needs import check_needs
 from pipelines.evaluation.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import Settings
 
-__all__ = ["REFERENCE_CHUNK", "Plan", "Span", "Subject", "subjects_of"]
+__all__ = ["REFERENCE_CHUNK", "Plan", "Span", "Subject", "check", "subjects_of"]
 
 REFERENCE_CHUNK = 2000
 
@@ -79,6 +80,20 @@ def subjects_of(runs: Sequence[Path]) -> list[Subject]:
     if len({run.name for run in runs}) < len(runs):
         raise ValueError(f"{', '.join(map(str, runs))}: runs of the same name cannot be told apart; rename one")
     return subjects
+
+
+def check(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, RunConfig]:
+    """The configurations of runs by name, where all that measuring them needs is there.
+
+    Raises:
+        ValueError: what `subjects_of` or `needs.check_needs` refuses.
+    """
+    configs = {run.name: subject.run for run, subject in zip(runs, subjects_of(runs), strict=True)}
+    for config in configs.values():
+        data = ensure(config.data.source, root / "data", config.data.options)
+        partner = config.data.partner and load_card(ensure(config.data.partner, root / "data", config.data.options))
+        check_needs(data, load_card(data), settings, partner or None)
+    return configs
 
 
 @dataclass(frozen=True, eq=False)
@@ -149,15 +164,6 @@ class Plan:
     def reference(self) -> Reference:
         """What samples are compared with."""
         return Reference.of(self.card, len(self.train), self.extractor)
-
-    def check(self) -> None:
-        """Reads and makes what the evaluation needs beside its models: what is refused is refused here, before any work.
-
-        Raises:
-            ValueError: no such data or features.
-        """
-        if not len(self.test) or not self.extractor.name:
-            raise ValueError(f"{self.card.name}: no test rows to measure on")
 
     def all_rows(self, of: Of, model: int | None = None) -> Tensor:
         """All rows of one kind."""

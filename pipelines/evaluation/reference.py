@@ -16,10 +16,20 @@ from pipelines.data.card import Card
 from pipelines.data.order import permutation
 from pipelines.data.shards import read_all, read_split
 from pipelines.evaluation.classifier import cached_classifier, classifier_features
-from pipelines.evaluation.features import FeatureNetwork, inception, raw
+from pipelines.evaluation.features import INCEPTION_URL, FeatureNetwork, inception, raw
 from pipelines.storage.paths import local_path
 
-__all__ = ["MOST_ROWS", "Extractor", "Reference", "extractor_of", "feature_key", "reference_rows", "split_rows"]
+__all__ = [
+    "MOST_ROWS",
+    "Extractor",
+    "Reference",
+    "check_features",
+    "extractor_of",
+    "feature_key",
+    "has_classifier",
+    "reference_rows",
+    "split_rows",
+]
 
 MOST_ROWS = 50_000
 """Of the training split, in a reference."""
@@ -100,6 +110,32 @@ def feature_key(make: Callable[[], FeatureNetwork]) -> str:
     return sha.hexdigest()[:16]
 
 
+def has_classifier(card: Card) -> bool:
+    """Whether a classifier of the data's own labels gives their features, where Inception's weights are not given."""
+    return card.kind == "image" and card.num_classes >= 2
+
+
+def check_features(card: Card, inception_weights: str = "", most_raw: int = MOST_RAW) -> None:
+    """Refuses data for which there are no features; costs nothing.
+
+    Raises:
+        ValueError: data that Inception does not take, weights that are not there, or images of too many values without labels.
+    """
+    if inception_weights:
+        if card.kind != "image" or card.shape[0] not in (1, 3):
+            raise ValueError(
+                f"inception_weights={inception_weights}: {card.name} has rows of shape {card.shape}, and Inception takes "
+                "images of 1 or 3 channels; leave the option out"
+            )
+        if not Path(inception_weights).expanduser().is_file():
+            raise ValueError(f"inception_weights={inception_weights}: no such file; download {INCEPTION_URL}")
+    elif card.num_classes < 2 and card.num_dims > most_raw:
+        raise ValueError(
+            f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
+            "give --inception-weights FILE (evaluate.py also takes --samples 0)"
+        )
+
+
 def extractor_of(
     card: Card, data: Path, root: Path, inception_weights: str = "", most_raw: int = MOST_RAW
 ) -> Extractor:
@@ -112,16 +148,12 @@ def extractor_of(
     Raises:
         ValueError: no readable weights, or an image of more values without labels.
     """
+    check_features(card, inception_weights, most_raw)
     if inception_weights:
         weights = local_path(inception_weights, "--inception-weights").resolve()
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
         return Extractor(name, partial(inception, weights, levels=card.levels))
-    if card.num_classes < 2 and card.num_dims > most_raw:
-        raise ValueError(
-            f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
-            "give --inception-weights FILE (evaluate.py also takes --samples 0)"
-        )
-    if card.kind == "vector" or card.num_classes < 2:
+    if not has_classifier(card):
         return Extractor("raw", partial(raw, card.num_dims))
 
     def training_split() -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from pipelines.config.sampling import Sampling
-from pipelines.evaluation.estimates import FEWEST
+from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 
 __all__ = ["BRIEF", "FULL", "EvaluateOptions", "SampleOptions", "Settings"]
 
@@ -67,6 +67,11 @@ class Settings:
         for name, fewest in (("images", 2), ("samples", FEWEST)):
             if getattr(self, name) != 0 and getattr(self, name) < fewest:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 or at least {fewest}: its error needs them")
+        if self.inception_weights and 0 < self.samples < FEWEST_OF_SCORE:
+            raise ValueError(
+                f"samples={self.samples}: an Inception Score with its error needs {FEWEST_OF_SCORE}; "
+                f"give --samples {FEWEST_OF_SCORE} or more"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from pipelines.config.store import read_run
 from pipelines.data.cache import ensure
-from pipelines.data.card import load_card
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
 from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.seeds import LEFT_OUT
 from pipelines.evaluation.settings import BRIEF, FULL
-from pipelines.runs import tracking
-from pipelines.runs.catalogue import log_figures
+from pipelines.runs.tracking import Made, deliver, post
 
 __all__ = ["log", "table"]
 
@@ -30,7 +28,7 @@ def table(document: Evaluation) -> str:
     for name, figures in document.runs.items():
         lines += [_row(name, figures), *(f"  {line}" for result in figures.results for line in result.lines())]
     lines += [line for result in document.results for line in result.lines()]
-    return "\n".join([*lines, _settings(document)])
+    return "\n".join([*lines, _settings(document), LEFT_OUT])
 
 
 def _features(document: Evaluation) -> str:
@@ -73,17 +71,14 @@ def _divergence(document: Evaluation) -> str:
 
 def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
     """Writes each run's figures, document and samples into its MLflow run, linked to its last model and to the data."""
-    tracking.log_quietly(partial(_log, document, runs, root), root)
-
-
-def _log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
     config, _ = read_run(runs[0] / "config.json")
-    card = load_card(ensure(config.data.source, root / "data", config.data.options))
+    data = ensure(config.data.source, root / "data", config.data.options)
     for run in runs:
         found = _metrics(document.runs[run.name]).items()
         figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
-        files = [run / file for file in (FULL, BRIEF, "samples.png")]
-        log_figures(run, tracking.tracking_uri(root), figures, files, card)
+        files = tuple(str(run / file) for file in (FULL, BRIEF, "samples.png"))
+        post(run, Made(figures=figures, files=files, data=str(data)))
+    deliver(runs, root)
 
 
 def _metrics(figures: Figures) -> dict[str, float]:

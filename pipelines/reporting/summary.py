@@ -13,9 +13,18 @@ from pipelines.config.store import check_data, load
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
+from pipelines.evaluation.seeds import LEFT_OUT
 from pipelines.reporting.diagnose import Drawing, diagnose, norms
 from pipelines.reporting.page import is_picture, write_pages
-from pipelines.reporting.tables import Run, Table, difference_tables, environment, main_table, sampler_tables
+from pipelines.reporting.tables import (
+    Run,
+    Table,
+    difference_tables,
+    environment,
+    main_table,
+    sampler_tables,
+    seed_tables,
+)
 from pipelines.runs.job import read_metrics
 from pipelines.runs.pictures import learning_curve
 from pipelines.storage.outputs import output_root
@@ -51,7 +60,8 @@ def report(directories: Sequence[Path], wanted: ReportOptions) -> Path:
     runs = read_runs(directories)
     out = output_root(wanted.out or str(directories[0] / "report"))
     drawings = _drawings(runs, out, wanted.images)
-    tables = [("Likelihood and distance", *main_table(runs)), *difference_tables(runs), *sampler_tables(runs)]
+    title = f"Likelihood and distance ({LEFT_OUT})"
+    tables = [(title, *main_table(runs)), *difference_tables(runs), *seed_tables(runs), *sampler_tables(runs)]
     if wanted.images:
         tables.append(_norm_table(runs, wanted.images))
     tables.append(("Environment", ("what", "value"), environment()))

@@ -23,10 +23,21 @@ from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapRe
 from pipelines.evaluation.results import Evaluation, Figures
 from pipelines.evaluation.sampling.comparison import FILE as COMPARED
 from pipelines.evaluation.sampling.comparison import Comparison
+from pipelines.evaluation.seeds import HEAD, spreads
 from pipelines.evaluation.settings import BRIEF, FULL
 from pipelines.reporting.published import PUBLISHED
 
-__all__ = ["Printed", "Row", "Run", "Table", "difference_tables", "environment", "main_table", "sampler_tables"]
+__all__ = [
+    "Printed",
+    "Row",
+    "Run",
+    "Table",
+    "difference_tables",
+    "environment",
+    "main_table",
+    "sampler_tables",
+    "seed_tables",
+]
 
 
 Row = Sequence[str]
@@ -146,6 +157,17 @@ def difference_tables(runs: Sequence[Run]) -> list[Table]:
     ]
     head = ("models", f"NLL ({measured.unit})", f"NELBO ({measured.unit})")
     return [("Differences, paired per image on the same draws", head, rows)]
+
+
+def seed_tables(runs: Sequence[Run]) -> list[Table]:
+    """Figures over trainings that differ by their seed alone, of the measurement that the first run is part of."""
+    measured, configs = runs[0].measured, {run.name: run.config for run in runs}
+    if not measured or not measured.runs.keys() <= configs.keys():
+        return []
+    found = [spread.cells() for spread in spreads(measured, configs)]
+    title = "Over training seeds: mean ± spread/sqrt(trainings); spread: standard deviation over trainings"
+    rows = [tuple(cell.replace("+-", "±") for cell in row) for row in found]
+    return [(title, HEAD, rows)] if rows else []
 
 
 def sampler_tables(runs: Sequence[Run]) -> list[Table]:

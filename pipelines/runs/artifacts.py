@@ -7,15 +7,16 @@ from pathlib import Path
 
 from pipelines.storage.outputs import output_root
 
-__all__ = ["log_made"]
+__all__ = ["log_files"]
 
 
-def log_made(runs: Sequence[Path], files: Sequence[Path]) -> None:
+def log_files(runs: Sequence[Path], files: Sequence[Path]) -> None:
     """Logs the files into the MLflow run of each run that has one; a store that does not answer is told, and no error."""
     known = [run for run in runs if (run / "mlflow.json").is_file()]
     if not known:
         return
-    from pipelines.runs.tracking import log_files
+    from pipelines.runs.tracking import Made, deliver, post
 
     for run in known:
-        log_files(run, files, output_root(None))
+        post(run, Made(files=tuple(str(file.resolve()) for file in files)))
+    deliver(known, output_root(None))

@@ -2,7 +2,7 @@
 
 A kept checkpoint is a LoggedModel of the run: its averaged weights with config.json, as `load` reads them. Figures that are
 measured later are linked to the model and to the data set that they are of. RUN/mlflow.json keeps the models' ids, so that a
-checkpoint is logged once. Nothing is pickled.
+checkpoint is logged once, and what commands made of the run until the store has it. Nothing is pickled.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,15 +28,50 @@ from torch import Tensor
 
 from pipelines.config.provenance import MADE_OF
 from pipelines.config.store import CONFIG, write_weights
-from pipelines.data.card import Card
+from pipelines.data.card import CARD, Card, load_card
 from pipelines.runs import checkpoint
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import read_json
 
-__all__ = ["Kept", "data_set", "experiment_address", "inputs", "log_figures", "log_models", "run_id", "source_tags"]
+__all__ = [
+    "Kept",
+    "Made",
+    "data_set",
+    "experiment_address",
+    "inputs",
+    "log_figures",
+    "log_made",
+    "log_models",
+    "run_id",
+    "source_tags",
+]
 
 FILE = "mlflow.json"
 CLONE = Path(__file__).resolve().parents[2]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Made:
+    """What a command made of a run, on its way to the store.
+
+    Args:
+        figures: By name, finite numbers.
+        files: Tables and pictures; those that are absent are left out.
+        data: Directory of the prepared data set that the figures are of; '' where there is none.
+        finished: Whether the run is finished by this.
+    """
+
+    figures: dict[str, float] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+    data: str = ""
+    finished: bool = False
+
+    @staticmethod
+    def of(document: Any) -> Made:
+        """From its JSON."""
+        figures = {str(name): float(value) for name, value in dict(document["figures"]).items()}
+        files, data = tuple(map(str, document["files"])), str(document["data"])
+        return Made(figures=figures, files=files, data=data, finished=bool(document["finished"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,22 +81,27 @@ class Kept:
     Args:
         run_id: Of its run; '' where it has none.
         models: Ids of the models that its checkpoints are, by step.
+        waiting: What commands made of the run and the store does not have yet, oldest first.
     """
 
     run_id: str = ""
     models: dict[int, str] = field(default_factory=dict)
+    waiting: tuple[Made, ...] = ()
 
     @staticmethod
     def read(directory: Path) -> Kept:
+        """What the directory's mlflow.json says; of a file of another shape, nothing."""
         try:
             document = read_json(directory / FILE)
             models = {int(step): str(model) for step, model in document.get("models", {}).items()}
-            return Kept(run_id=str(document["run_id"]), models=models)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            waiting = tuple(map(Made.of, document.get("waiting", [])))
+            return Kept(run_id=str(document["run_id"]), models=models, waiting=waiting)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Kept()
 
     def write(self, directory: Path) -> None:
-        write_text(directory / FILE, json.dumps({"run_id": self.run_id, "models": self.models}) + "\n")
+        waiting = {"waiting": [asdict(made) for made in self.waiting]} if self.waiting else {}
+        write_text(directory / FILE, json.dumps({"run_id": self.run_id, "models": self.models} | waiting) + "\n")
 
 
 def source_tags() -> dict[str, str]:
@@ -130,7 +170,7 @@ def log_models(directory: Path, uri: str) -> None:
         if nelbo == nelbo and abs(nelbo) != float("inf"):
             client.log_metric(own, "nelbo", nelbo, step=step, model_id=model.model_id)
         models[step] = model.model_id
-        Kept(run_id=own, models=models).write(directory)
+        replace(kept, models=models).write(directory)
 
 
 def _export(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any], folder: Path) -> None:
@@ -180,6 +220,21 @@ def log_figures(
     for file in files:
         if file.is_file() and not file.is_symlink():  # a link may lead out of the run
             client.log_artifact(own, str(file))
+
+
+def log_made(directory: Path, uri: str) -> None:
+    """Logs what commands made of a run and the store does not have yet, in the order in which it was made.
+
+    Raises:
+        MlflowException: the store refuses.
+    """
+    while (kept := Kept.read(directory)).waiting:
+        made, *later = kept.waiting
+        card = load_card(made.data) if made.data and (Path(made.data) / CARD).is_file() else None
+        log_figures(directory, uri, made.figures, list(map(Path, made.files)), card)
+        if made.finished:
+            MlflowClient(uri).set_terminated(kept.run_id, "FINISHED")
+        replace(kept, waiting=tuple(later)).write(directory)
 
 
 def experiment_address(uri: str, name: str, server: str) -> str:

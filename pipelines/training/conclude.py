@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from pipelines.cluster.session import connect
+from pipelines.config.run import RunConfig
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest
+from pipelines.data.card import load_card
 from pipelines.evaluation.measure import evaluate
+from pipelines.evaluation.needs import attainable
 from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import BRIEF, Settings
 from pipelines.evaluation.table import log, table
-from pipelines.runs import tracking
-from pipelines.runs.catalogue import log_models
 from pipelines.runs.job import Job, read_metrics
 from pipelines.runs.pictures import learning_curve
+from pipelines.runs.store import named, tracking_uri
+from pipelines.runs.tracking import Made, deliver, post
 
-__all__ = ["BRIEF_SETTINGS", "conclude"]
+__all__ = ["BRIEF_SETTINGS", "conclude", "measurement"]
 
 BRIEF_SETTINGS = Settings(
     images=128,
@@ -34,49 +38,58 @@ BRIEF_SETTINGS = Settings(
 """The main job's brief measurement; pipelines/evaluate.py takes the full one."""
 
 
-def conclude(jobs: Sequence[Job], measure: bool, root: Path) -> None:
-    """Draws the learning curves, measures the runs together (once) and prints the table and where everything lies."""
+def measurement(jobs: Sequence[Job]) -> Settings:
+    """What the brief measurement at the end of a training will be, found out before its first step: a distance that the data do
+    not allow is left out, and said.
+
+    Raises:
+        ValueError: data on which nothing can be measured.
+    """
+    settings, first = BRIEF_SETTINGS, jobs[0]
+    partner = load_card(first.partner) if first.partner else None
+    return attainable(first.data, load_card(first.data), settings, partner)
+
+
+def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None:
+    """Measures the runs together (once), prints the table, draws the learning curves and says where everything lies.
+
+    Args:
+        settings: How the runs are measured; None: they are not.
+    """
     series = {job.directory.name: [r for r in read_metrics(job.directory) if "nelbo" in r.terms] for job in jobs}
     unit = next((r.unit for records in series.values() for r in records), "")
-    for job in jobs:
-        learning_curve(series, unit, job.directory / "learning_curve.png")
-    runs, uri = [job.directory for job in jobs], tracking.tracking_uri(root)
-    for run in runs:  # first, so that the measurement's figures are linked to them
-        tracking.log_quietly(partial(log_models, run, uri), root)
-    if measure:
-        document = _measured_already(runs)
-        if document is None:
-            connect(1, 1.0)
-            document = evaluate(runs, BRIEF_SETTINGS, root, BRIEF, _print)
-        else:
-            _print(document)
+    runs = [job.directory for job in jobs]
+    configs = {job.directory.name: job.run for job in jobs}
+    document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
+    for run in runs:
+        learning_curve(series, unit, run / "learning_curve.png")
+        post(run, Made(files=(str(run / "learning_curve.png"),), finished=True))
+    if document:
         log(document, runs, root)
-    for job in jobs:
-        tracking.log_quietly(partial(_keep, job, root), root)
-        pictures = "samples.png, learning_curve.png" if measure else "learning_curve.png"
-        print(f"{job.directory}: model.safetensors, {pictures}, metrics.jsonl")
-    names = " ".join(str(run) for run in runs)
+    else:
+        deliver(runs, root)
+    for run in runs:
+        print(f"{run}: model.safetensors, {'samples.png, ' if document else ''}learning_curve.png, metrics.jsonl")
+    names = " ".join(map(str, runs))
     print(
-        f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({tracking.tracking_uri(root)})"
+        f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({named(tracking_uri(root))})"
     )
 
 
-def _print(document: Evaluation) -> None:
+def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
     print("\n" + table(document), flush=True)
+    print(seed_lines(document, configs), end="", flush=True)
 
 
-def _keep(job: Job, root: Path) -> None:
-    """The learning curve in the job's MLflow run, which is finished by this."""
-    run_log = tracking.RunLog(job.directory, tracking.tracking_uri(root))
-    run_log.artifact(job.directory / "learning_curve.png")
-    run_log.close("FINISHED")
-
-
-def _measured_already(runs: Sequence[Path]) -> Evaluation | None:
-    """The brief measurement of exactly these runs with exactly these weights, where there is one."""
+def _measured(runs: Sequence[Path], settings: Settings, root: Path, show: Callable[[Evaluation], None]) -> Evaluation:
+    """The brief measurement of exactly these runs with exactly these weights: the one that is there, else a new one."""
     try:
         document = Evaluation.read(runs[0] / BRIEF)
     except ValueError:
-        return None
-    same = document.weights == {run.name: digest(run) for run in runs}
-    return document if same and document.settings == BRIEF_SETTINGS else None
+        document = None
+    weights = {run.name: digest(run) for run in runs}
+    if document is not None and document.weights == weights and document.settings == settings:
+        show(document)
+        return document
+    connect(1, 1.0)
+    return evaluate(runs, settings, root, BRIEF, show)

@@ -22,11 +22,27 @@ from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
 from pipelines.training.launch import Launch
 
-__all__ = ["jobs_for"]
+__all__ = ["all_jobs", "jobs_for"]
 
 
-def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
+def all_jobs(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
+    """The jobs of a command: those of `jobs_for`, for each of its seeds.
+
+    Raises:
+        ValueError: as `jobs_for` does.
+    """
+    if launch.seeds == 1:
+        return jobs_for(run, launch, root)
+    seeds = range(run.train.seed, run.train.seed + launch.seeds)
+    runs = [replace(run, train=replace(run.train, seed=seed)) for seed in seeds]
+    return [job for each in runs for job in jobs_for(each, launch, root, f"-seed{each.train.seed}")]
+
+
+def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> list[Job]:
     """The run, and the baseline that follows it, on prepared data, checked before any work is spent.
+
+    Args:
+        ending: Of the names of the runs' directories.
 
     Raises:
         ValueError: data that cannot be had, a batch that the workers cannot share, or a directory of another run.
@@ -45,14 +61,13 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     rows = card.split("train").count
     if train.batch_size > rows:
         raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
-    if launch.evaluate and not launch.local and "test" not in card.splits:
-        raise ValueError(f"{card.name} has no test split to measure on; prepare one, or give --evaluate false")
     if len(card.shape) != 3 and run.data.flip:
         raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
     partner = _partner(run, card, root)
     start = _start(launch.start_from, train.steps)
-    check_name(launch.name or run.recipe)
-    directory = root / (launch.name or run.recipe)
+    name = f"{launch.name or run.recipe}{ending}"
+    check_name(name)
+    directory = root / name
     if (directory / "config.json").is_file():
         run = as_begun(run, directory / "config.json")
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start)]
@@ -65,7 +80,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
     if launch.baseline:
         other = _baseline(launch.baseline, run)
         after = directory / "pretrained" if shared else start
-        beside = root / (f"{launch.name}-{other.recipe}" if launch.name else other.recipe)
+        beside = root / ((f"{launch.name}-{other.recipe}" if launch.name else other.recipe) + ending)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after))
     for job in jobs:
         _refuse_another_run(job)

@@ -26,6 +26,8 @@ class Launch:
         name: Directory of the run, directly below the output directory; the recipe's name where it is empty.
         out: Output directory; else $INDM_RUNS, else runs/ in the clone.
         local: Train in this process, without Ray and MLflow.
+        seeds: Trainings of the recipe that differ by their seed alone: --train.seed, the next one, ...; of more than one, the
+            runs are NAME-seed0, NAME-seed1, ..., and the spread of their figures is printed.
         workers: Ray Train workers; the batch is divided among them.
         min_workers: Workers that are enough to train when machines leave, up to `workers` when they come back; 0: always all.
         cpus_per_worker: Logical CPUs of a worker.
@@ -42,6 +44,7 @@ class Launch:
     name: str = ""
     out: str = ""
     local: bool = False
+    seeds: int = 1
     workers: int = 1
     min_workers: int = 0
     cpus_per_worker: float = 1.0
@@ -61,6 +64,8 @@ class Launch:
             raise ValueError(
                 f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers"
             )
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
             raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
         if self.gpu not in ("auto", "true", "false"):

@@ -38,7 +38,6 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
         agree=lambda value: value,
         wrap=lambda model: model,
         publish=show,
-        publish_picture=lambda training, file: None,
         checkpointed=lambda training, place, record: None,
     )
     for job in jobs:

@@ -114,7 +114,7 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
             append_text(training.directory / METRICS, record.to_json() + "\n")
             session.publish(training, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
-        _draw(work, session, trainer)
+        _draw(work, trainer)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
     if (step % train.checkpoint_every == 0 and sound) or last or switching:
         place = training.directory / "checkpoints" / f"step-{step:08d}"
@@ -128,7 +128,7 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
         session.checkpointed(training, place, meter.latest)
 
 
-def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
+def _draw(work: Work[Any], trainer: Trainer[Any]) -> None:
     """A picture of the averaged model; a picture is not worth a run, so that one which fails is only said."""
     file = work.training.directory / "samples" / f"step-{trainer.step_count:08d}.png"
     try:
@@ -136,9 +136,6 @@ def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
         work.draw(trainer.averaged.eval(), file)
     except (ConvergenceError, OSError) as error:
         print(f"no picture of step {trainer.step_count}: {error}", flush=True)
-    else:
-        if file.is_file():
-            session.publish_picture(work.training, file)
 
 
 def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> None:

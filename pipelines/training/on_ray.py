@@ -20,8 +20,10 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.session import check_resources, connect
-from pipelines.runs import tracking
 from pipelines.runs.job import Job, finished
+from pipelines.runs.shipping import Shipper
+from pipelines.runs.store import environment, tracking_uri
+from pipelines.runs.tracking import open_run
 from pipelines.training.launch import Launch
 from pipelines.training.progress import Ticker
 from pipelines.training.ray_stream import READ_CPUS
@@ -43,12 +45,13 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as aside:
-        opened = aside.submit(lambda: [tracking.open_run(job, root) for job in jobs])
+        opened = aside.submit(lambda: [open_run(job, root) for job in jobs])
         print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
-    with Ticker([job.training for job in jobs]):
+    directories = [job.directory for job in jobs]
+    with Ticker([job.training for job in jobs]), Shipper(directories, tracking_uri(root)):
         outcome = fit(trainer)
     if outcome.refusal and launch.traceback:
         print(outcome.refusal.trace, file=sys.stderr)
@@ -73,7 +76,7 @@ def build_trainer(
         callbacks: Of Ray Train: what is told of the group's start, its reports and its end.
         name: Of the group, used once; the first job's name and the time where it is None.
     """
-    use_gpu, variables = _uses_gpus(launch), tracking.environment(root)
+    use_gpu, variables = _uses_gpus(launch), environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
     refusals = ray.remote(num_cpus=0)(Refusals).remote()

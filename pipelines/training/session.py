@@ -56,8 +56,7 @@ class Session:
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
         wrap: Wraps the model for gradient averaging.
-        publish: Called on rank 0 with (training, record) for every record.
-        publish_picture: Called on rank 0 with (training, file) for every picture.
+        publish: Called on rank 0 with (training, record) for every record, which stands in metrics.jsonl by then.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
     """
 
@@ -68,5 +67,4 @@ class Session:
     agree: Callable[[Any], Any]
     wrap: Callable[[Trainable], nn.Module]
     publish: Callable[[Training, Record], None]
-    publish_picture: Callable[[Training, Path], None]
     checkpointed: Callable[[Training, Path, Record], None]

@@ -20,8 +20,8 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.runs import tracking
 from pipelines.runs.job import Job, Training
+from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.training.dataset import run_job
 from pipelines.training.launch import REFUSED
@@ -95,7 +95,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
-    with tracking.OpenLogs(os.environ["MLFLOW_TRACKING_URI"]) as logs:
+    with Machine(os.environ["MLFLOW_TRACKING_URI"]) as machine:
         session = Session(
             rank=rank,
             world=world,
@@ -103,10 +103,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
             wrap=lambda model: _wrapped(model, device, world),
-            publish=lambda training, record: logs.write(training.directory, lambda log: log.record(record)),
-            publish_picture=lambda training, file: logs.write(
-                training.directory, lambda log: log.artifact(file, "samples")
-            ),
+            publish=lambda training, record: machine.follow(training.directory),
             checkpointed=_report,
         )
         try:

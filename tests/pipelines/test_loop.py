@@ -78,7 +78,6 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         agree=lambda value: value,
         wrap=lambda model: model,
         publish=publish,
-        publish_picture=lambda training, file: None,
         checkpointed=lambda training, place, record: None,
     )
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from indm_core.likelihood import dequantise, nelbo, nll
 from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import step_seed
+from pipelines.config.run import same_but_seed
 from pipelines.evaluation.estimates import Estimate, gap
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.plan import Plan, Span
@@ -328,16 +329,21 @@ class PartnerNll(Measurement[PartnerResult]):
 
 @final
 class Differences(Measurement[DifferenceResult]):
-    """The first run minus another one, paired per image."""
+    """The first run minus another one, paired per image; of several seeds, the first recipe's run of the other one's seed."""
 
-    def __init__(self, plan: Plan, other: int) -> None:
-        self.names = plan.names[0], plan.names[other]
-        self.nlls = Likelihood(plan, 0), Likelihood(plan, other)
-        self.nelbos = Nelbo(plan, 0), Nelbo(plan, other)
+    def __init__(self, plan: Plan, other: int, first: int = 0) -> None:
+        self.names = plan.names[first], plan.names[other]
+        self.nlls = Likelihood(plan, first), Likelihood(plan, other)
+        self.nelbos = Nelbo(plan, first), Nelbo(plan, other)
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:
-        return [cls(plan, j) for j in range(1, len(plan.subjects))]
+        configs = [subject.run for subject in plan.subjects]
+        same = [i for i, config in enumerate(configs) if same_but_seed(config) == same_but_seed(configs[0])]
+        of_seed = {configs[i].train.seed: i for i in reversed(same)}
+        if len(of_seed) < 2:
+            return [cls(plan, j) for j in range(1, len(configs))]
+        return [cls(plan, j, of_seed.get(configs[j].train.seed, 0)) for j in range(len(configs)) if j not in same]
 
     def tasks(self) -> list[Likelihoods]:
         return [task for measurement in (*self.nlls, *self.nelbos) for task in measurement.tasks()]

@@ -20,7 +20,7 @@ import torch
 
 from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
-from pipelines.evaluation.estimates import FEWEST, ReferenceFeatures
+from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE, ReferenceFeatures
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.measurements.distances import (
     DistancesResult,
@@ -35,9 +35,8 @@ from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces
 from pipelines.evaluation.sampling.rows import Row, choose, parse_rows
 from pipelines.evaluation.settings import Settings
-from pipelines.runs import tracking
-from pipelines.runs.catalogue import log_figures
 from pipelines.runs.pictures import save_levels
+from pipelines.runs.tracking import Made, deliver, post
 from pipelines.storage.outputs import check_writable
 
 __all__ = ["CompareOptions", "compare", "log"]
@@ -64,9 +63,11 @@ class CompareOptions:
     traceback: bool = False
 
     def __post_init__(self) -> None:
-        if self.num_samples < FEWEST:
+        fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST
+        if self.num_samples < fewest:
+            what = "an Inception Score" if self.inception_weights else "a Frechet distance"
             raise ValueError(
-                f"num_samples={self.num_samples}: a Frechet distance needs {FEWEST}; give --num-samples {FEWEST} or more"
+                f"num_samples={self.num_samples}: {what} needs {fewest}; give --num-samples {fewest} or more"
             )
         if not parse_rows(self.rows):
             raise ValueError("rows='': there is nothing to compare; name samplers, or give --rows table")
@@ -198,15 +199,12 @@ def _results(
 
 def log(document: Comparison, runs: Sequence[Path], root: Path) -> None:
     """Writes each run's rows, document and picture into its MLflow run."""
-
-    def write() -> None:
-        for run in runs:
-            figures = {
-                f"compare/{re.sub(r'[^-.:/ A-Za-z0-9_]', '-', row.row)}/{name}": value
-                for row in document.runs[run.name]
-                for name, value in row.result.metrics().items()
-                if math.isfinite(value)
-            }
-            log_figures(run, tracking.tracking_uri(root), figures, [run / FILE, run / "compare.png"])
-
-    tracking.log_quietly(write, root)
+    for run in runs:
+        figures = {
+            f"compare/{re.sub(r'[^-.:/ A-Za-z0-9_]', '-', row.row)}/{name}": value
+            for row in document.runs[run.name]
+            for name, value in row.result.metrics().items()
+            if math.isfinite(value)
+        }
+        post(run, Made(figures=figures, files=(str(run / FILE), str(run / "compare.png"))))
+    deliver(runs, root)
