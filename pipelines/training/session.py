@@ -53,6 +53,7 @@ class Session:
         device: That it computes on.
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
+        stopping: Asked on rank 0 every now and then: whether the training is to end at the step that it has come to.
         wrap: Wraps the model for gradient averaging.
         publish: Called on rank 0 with (training, record) for every record.
         publish_picture: Called on rank 0 with (training, file) for every picture.
@@ -64,6 +65,7 @@ class Session:
     device: torch.device
     average: Callable[[Tensor], Tensor]
     agree: Callable[[Any], Any]
+    stopping: Callable[[], bool]
     wrap: Callable[[Trainable], nn.Module]
     publish: Callable[[Training, Record], None]
     publish_picture: Callable[[Training, Path], None]

@@ -76,6 +76,7 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         device=torch.device("cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
+        stopping=lambda: False,
         wrap=lambda model: model,
         publish=publish,
         publish_picture=lambda training, file: None,
@@ -599,3 +600,16 @@ def test_a_flow_is_trained_alone_against_a_fixed_score(tmp_path):
 def test_what_cannot_be_frozen_is_refused(words, parts, tmp_path, capsys):
     train(*later_wins(["toy2d_spiral", *TINY_2D, *words]), out=tmp_path, status=2)
     one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_the_first_rows_do_not_wait_for_the_length_of_the_run(tmp_path, monkeypatch):
+    """A run of 10^12 steps gives the rows of a short one; making all its tasks first would never end."""
+    monkeypatch.setattr(stream, "TASK_ROWS", 50)
+    short, long = (tiny_job(tmp_path, "--steps", steps) for steps in ("40", "1000000000000"))
+    for step in (0, 17):
+        expected = list(local_rows(short, step * 16))
+        assert len(expected) == 40 - step
+        for mine, theirs in zip(local_rows(long, step * 16), expected, strict=False):
+            assert np.array_equal(mine["row"], theirs["row"])
+    (far,) = itertools.islice(local_rows(long, 999_999_999_990 * 16), 1)  # nor for its position
+    assert len(far["row"]) == 16
