@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -34,18 +35,17 @@ def server() -> Iterator[tuple[str, list[bytes]]]:
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
         def serve() -> None:
-            kept = []
-            while True:
-                try:
-                    kept.append(listening.accept()[0])
-                except OSError:
-                    return
-                for part in said:
-                    kept[-1].sendall(part)
+            with ExitStack() as kept, suppress(OSError):
+                while True:
+                    come = kept.enter_context(listening.accept()[0])
+                    for part in said:
+                        come.sendall(part)
 
-        threading.Thread(target=serve, daemon=True).start()
+        thread = threading.Thread(target=serve)
+        thread.start()
         yield f"127.0.0.1:{listening.getsockname()[1]}", said
         listening.shutdown(socket.SHUT_RDWR)
+        thread.join()
 
 
 def refusing() -> str:

@@ -35,8 +35,9 @@ from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, Training, finished, read_metrics
 from pipelines.runs.record import Record, Unit
 from pipelines.training import jobs as module
-from pipelines.training import loop, stream
+from pipelines.training import halt, loop, stream
 from pipelines.training.dataset import run_job
+from pipelines.training.halt import Halted
 from pipelines.training.progress import line
 from pipelines.training.session import Session, Work
 from pipelines.training.stream import Rows, RowStream, local_rows
@@ -613,3 +614,21 @@ def test_the_first_rows_do_not_wait_for_the_length_of_the_run(tmp_path, monkeypa
             assert np.array_equal(mine["row"], theirs["row"])
     (far,) = itertools.islice(local_rows(long, 999_999_999_990 * 16), 1)  # nor for its position
     assert len(far["row"]) == 16
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_a_run_that_is_left_between_two_checkpoints_goes_on_to_the_same_end(step, tmp_path, monkeypatch):
+    """Before its first step it leaves nothing, later a checkpoint and the figures of that very step."""
+    monkeypatch.setattr(halt, "ASK_SECONDS", 0.0)
+    words = ("--checkpoint-every", "1000", "--log-every", "4")
+    whole, left = (tiny_job(tmp_path / name, *words) for name in ("whole", "left"))
+    run_job(whole, local_rows, session())
+    asked = itertools.count()
+    with pytest.raises(Halted):
+        run_job(left, local_rows, replace(session(), stopping=lambda: next(asked) >= step))
+    kept = checkpoint.checkpoints(left.directory)
+    assert [path.name for path in kept][-1:] == ([f"step-{step:08d}"] if step else [])
+    assert [record.step for record in read_metrics(left.directory)][-1:] == ([step] if step else [])
+    run_job(left, local_rows, session())
+    mine, theirs = weights(whole.directory), weights(left.directory)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
