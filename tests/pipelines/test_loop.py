@@ -34,8 +34,8 @@ from pipelines.recipes import RECIPES
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, Training, finished, read_metrics
 from pipelines.runs.record import Record, Unit
-from pipelines.training import jobs as module
 from pipelines.training import halt, loop, stream
+from pipelines.training import jobs as module
 from pipelines.training.dataset import run_job
 from pipelines.training.halt import Halted
 from pipelines.training.progress import line
