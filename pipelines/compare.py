@@ -19,6 +19,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 
 from collections.abc import Sequence
@@ -37,7 +40,8 @@ from pipelines.storage.outputs import RULE, check_writable, find_run, output_roo
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     text = f"{__doc__}\nOptions:\n{describe(CompareOptions())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
-    return run_command_on_runs(argv, text, _compare)
+    remark = "the samples drawn so far are kept under RUN/compare; the same command goes on from there"
+    return run_command_on_runs(argv, text, _compare, remark)
 
 
 def _compare(words: list[str], given: dict[str, str]) -> None:

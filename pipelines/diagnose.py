@@ -14,6 +14,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 from collections.abc import Sequence
 
@@ -25,7 +28,8 @@ from pipelines.storage.outputs import RULE, find_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command_on_runs(argv, f"{__doc__}\nOptions:\n{describe(DiagnoseOptions())}\n\n{RULE}.", _diagnose)
+    text = f"{__doc__}\nOptions:\n{describe(DiagnoseOptions())}\n\n{RULE}."
+    return run_command_on_runs(argv, text, _diagnose, "the page is not written; the same command begins again")
 
 
 def _diagnose(words: list[str], given: dict[str, str]) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 
 from collections.abc import Sequence
@@ -33,9 +36,8 @@ from pipelines.storage.outputs import check_writable, find_run, output_root
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command_on_runs(
-        argv, f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}", _evaluate
-    )
+    text = f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}"
+    return run_command_on_runs(argv, text, _evaluate, "the runs are as they were; the same command measures them")
 
 
 def _evaluate(words: list[str], given: dict[str, str]) -> None:

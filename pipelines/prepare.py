@@ -15,6 +15,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 
 from collections.abc import Sequence
@@ -43,7 +46,8 @@ class PrepareOptions:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 after an error."""
     options_text = f"{describe(PrepareOptions())}\n{describe(Options())}"
-    return run_command(argv, f"{__doc__}\nOptions:\n{options_text}\n\nKnown sources: {FORMATS}.", _prepare)
+    text = f"{__doc__}\nOptions:\n{options_text}\n\nKnown sources: {FORMATS}."
+    return run_command(argv, text, _prepare, "the data set is not prepared; the same command begins again")
 
 
 def _prepare(words: list[str], given: dict[str, str]) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 
 from collections.abc import Sequence
@@ -29,7 +32,9 @@ from pipelines.storage.outputs import RULE, find_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    return run_command_on_runs(argv, f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}.", _sample)
+    text = f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}."
+    remark = "the samples drawn so far stay where they are; the same command draws all of them again"
+    return run_command_on_runs(argv, text, _sample, remark)
 
 
 def _sample(words: list[str], given: dict[str, str]) -> None:

@@ -17,6 +17,9 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 import traceback
 from collections.abc import Sequence
@@ -28,26 +31,31 @@ from pipelines.config.modules import HELP
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import RULE, only_one, output_root
+from pipelines.storage.signals import Stop, until_signal
 from pipelines.training.jobs import all_jobs
 from pipelines.training.launch import FAULTS, Launch
 from pipelines.training.local import train_local
+from pipelines.training.progress import saved
 
 FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "first_activation", "ema_ramp")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
+    return until_signal(lambda stop: _main(argv, stop), "nothing is trained yet; the same command begins again")
+
+
+def _main(argv: Sequence[str] | None, stop: Stop) -> int:
     words, given = [], {}
     try:
         words, given = split_arguments(sys.argv[1:] if argv is None else argv, FLAGS)
         if given.pop("help", None) or "-h" in words:
             print(help_text(chosen([word for word in words if word != "-h"], given)))
             return 0
-        return _run(words, given)
-    except KeyboardInterrupt:
-        print("\ninterrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        return 130
+        return _run(words, given, stop)
     except FAULTS as error:
+        if stop.requested:  # it is what the signal has led to
+            raise
         if given.get("traceback"):
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
@@ -72,7 +80,7 @@ def help_text(recipe: str) -> str:
     )
 
 
-def _run(words: list[str], given: dict[str, str]) -> int:
+def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     main_job = not words and "recipe" not in given
     recipe = find(chosen(words, given))
     ours = {option.path for option in options(Launch())}
@@ -82,11 +90,12 @@ def _run(words: list[str], given: dict[str, str]) -> int:
     run = override(recipe(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     jobs = all_jobs(run, launch, root)
+    stop.remark = lambda: saved([job.training for job in jobs])
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(only_one(job.directory))
         if launch.local:
-            train_local(jobs, launch)
+            train_local(jobs, launch, stop)
             if launch.seeds > 1:
                 names = " ".join(str(job.directory) for job in jobs)
                 print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
@@ -97,7 +106,8 @@ def _run(words: list[str], given: dict[str, str]) -> int:
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
         settings = measurement(jobs) if launch.evaluate else None
-        train_on_ray(jobs, launch, root)
+        train_on_ray(jobs, launch, root, stop)
+        stop.remark = "the runs are trained, their weights are saved; the same command measures them"
         conclude(jobs, settings, root)
     return 0
 

@@ -7,16 +7,25 @@ from pathlib import Path
 
 if __package__ in (None, ""):  # started as a script: find the packages beside this folder, not the modules inside it
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from pipelines.storage.signals import until_imported
+
+    until_imported()
 
 
 import os
+import signal
 import socket
 import subprocess
+from contextlib import suppress
 
 from pipelines.runs.catalogue import experiment_address
 from pipelines.runs.store import reach, tracking_uri
 from pipelines.runs.tracking import EXPERIMENT
 from pipelines.storage.outputs import output_root
+from pipelines.storage.signals import until_signal
+
+END_SECONDS = 5.0
+"""How long the server may take to end, before it is killed."""
 
 
 def main(port: int = 5000) -> int:
@@ -25,6 +34,10 @@ def main(port: int = 5000) -> int:
     Returns:
         The exit status; 2 where the port is taken or there is nothing to show.
     """
+    return until_signal(lambda stop: _serve(port), "the page is closed; `make ui` opens it again")
+
+
+def _serve(port: int) -> int:
     try:
         root, port = output_root(None), int(os.environ.get("PORT") or port)
     except ValueError as error:
@@ -50,7 +63,20 @@ def main(port: int = 5000) -> int:
     print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", uri, "--default-artifact-root", str(root / "mlartifacts")]
-    return subprocess.call(command + store)
+    with subprocess.Popen(command + store, start_new_session=True) as server:  # signals come to it through this process
+        try:
+            return server.wait()
+        finally:
+            _end(server)
+
+
+def _end(server: subprocess.Popen[bytes]) -> None:
+    """Ends the server with the processes that it has started."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, number)
+        with suppress(subprocess.TimeoutExpired):
+            server.wait(END_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,59 +1,196 @@
-"""A Ray session: the cluster that is there, else one on this machine."""
+"""A Ray session: the cluster that is there, else one on this machine.
+
+A cluster is joined where RAY_ADDRESS names one, or where the user (or root) has begun one on this machine by `ray start`. It is
+asked for a few seconds whether it answers: the address of a cluster that has died is refused, or passed over, at once.
+
+A session of this machine's own listens on the loopback, so that nobody else reaches it.
+"""
 
 from __future__ import annotations
 
+import atexit
 import os
+import signal
+import socket
+import stat
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-os.environ.setdefault("RAY_DATA_DISABLE_PROGRESS_BARS", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
+from ray._private import ray_constants, utils, worker
 
 __all__ = ["check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
+ANSWER_SECONDS = 5.0
+GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
+"""What a gRPC client says first, with an empty frame of settings; a server answers with its own settings, a frame of type 4."""
 
 
 def connect(workers: int, cpus_per_worker: float) -> str:
     """Joins the running cluster (RAY_ADDRESS, or one begun here by `ray start`), else starts one; says which.
 
-    On one machine the logical CPUs are at least four, so that Ray Data and the evaluation have some beside the workers'.
+    On one machine the logical CPUs are at least four, so that the reading of data and the evaluation have some beside the
+    workers'.
+
+    Raises:
+        ValueError: RAY_ADDRESS names no cluster that answers, or Ray does not start here.
     """
     if ray.is_initialized():
         return "the running Ray session"
-    quiet = {"log_to_driver": False, "logging_level": "ERROR"}
     clone = str(Path(__file__).resolve().parents[2])
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}
     if "INDM_MODULES" in os.environ:  # files of the user's own that recipes are made of
         variables["INDM_MODULES"] = os.environ["INDM_MODULES"]
-    runtime_env = {"env_vars": variables}
+    given = os.environ.get("RAY_ADDRESS", "")
+    address = given if given not in ("auto", "local") else ""
+    if not address and given != "local":
+        address = _started()
+    if address and _answers(address):
+        try:
+            _begin(variables, address=address)
+        except ConnectionError:
+            pass
+        else:
+            nodes = [node for node in ray.nodes() if node["Alive"]]
+            return f"the Ray cluster of {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+    if given and given != "local":
+        raise ValueError(f"RAY_ADDRESS={given}: no cluster answers there; mend or unset it")
+    if address:
+        print(f"{_record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
+    cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
+    own = _loopback()
+    with _within(own):
+        try:
+            _begin(variables | own, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)
+        except Exception as error:  # Ray raises nothing more special where a process of its own does not start
+            raise ValueError(f"Ray did not start on this machine: {error}") from error
+    atexit.register(_end)
+    return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
+
+
+def _record() -> Path:
+    """Where `ray start` leaves its cluster's address. A session that another program started for itself is not there, and is
+    not joined, because it ends with that program."""
+    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
+
+
+def _started() -> str:
+    """The address that `ray start` has left on this machine, or nothing.
+
+    Whoever answers there runs what it likes with what a driver sends, and anybody can make files below /tmp: the file counts
+    if it is this user's, or root's, and nobody else can write to it.
+    """
+    file, trusted = _record(), (0, os.geteuid())
     try:
-        if not _address():
-            raise ConnectionError
-        ray.init(address=_address(), runtime_env=runtime_env, **quiet)
-    except ConnectionError as error:
-        if os.environ.get("RAY_ADDRESS"):
-            raise ValueError(
-                f"RAY_ADDRESS={os.environ['RAY_ADDRESS']}: no cluster answers there; mend or unset it"
-            ) from error
-        cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
-        ray.init(
-            address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE, runtime_env=runtime_env, **quiet
-        )
-        return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    return f"the Ray cluster of {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
+        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return ""
+    with open(descriptor, encoding="utf-8", errors="replace") as stream:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            return ""
+        if found.st_uid not in trusted or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            print(f"{file}: not used, others can write to it; RAY_ADDRESS joins a cluster that you trust", flush=True)
+            return ""
+        return stream.read(1000).strip()
 
 
-def _address() -> str:
-    """RAY_ADDRESS, else what `ray start` left on this machine; a session that another program started for itself is not
-    joined, because it ends with that program."""
-    started = Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-    return os.environ.get("RAY_ADDRESS") or (started.read_text(encoding="utf-8").strip() if started.is_file() else "")
+def _answers(address: str) -> bool:
+    """Whether a gRPC server answers at host:port or ray://host:port; Ray would try for minutes whether one does."""
+    host, _, port = address.rpartition("://")[2].rpartition(":")
+    try:
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=ANSWER_SECONDS) as there:
+            there.settimeout(ANSWER_SECONDS)
+            if os.environ.get("RAY_USE_TLS", "0") != "0":  # what follows is encrypted
+                return True
+            there.sendall(GREETING)
+            return there.recv(9, socket.MSG_WAITALL)[3:4] == b"\x04"
+    except (OSError, ValueError, OverflowError):
+        return False
+
+
+def _begin(variables: dict[str, str], **where: Any) -> None:
+    """Starts or joins. Signals stay the command's, and Ray's processes do not take those that are sent to all of a group:
+    workers end when the command tells them to."""
+    with _signals_of_the_command():
+        ray.init(**where, runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR")  # pyright: ignore[reportArgumentType]
+
+
+@contextmanager
+def _signals_of_the_command() -> Iterator[None]:
+    """Ray's handlers of SIGTERM, in Python and in C++, would end the driver in the middle of its work: the command's own stays.
+    The processes that are started have the signal blocked."""
+    theirs, blocked = utils.set_sigterm_handler, signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    utils.set_sigterm_handler = lambda handler: None
+    try:
+        yield
+    finally:
+        utils.set_sigterm_handler = theirs
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def _end() -> None:
+    """Ends this machine's own session: its processes, in which SIGTERM is blocked, and the workers that those have started."""
+    node: Any = getattr(worker, "_global_node", None)
+    if node is None:
+        return
+    started = {info.process.pid for infos in node.all_processes.values() for info in infos}
+    left = [process for process, parent in _processes().items() if parent in started]
+    node.kill_all_processes = partial(_kill, node.kill_all_processes)
+    ray.shutdown()
+    for number, began in left:
+        if (number, began) in _processes():
+            with suppress(ProcessLookupError):
+                os.kill(number, signal.SIGKILL)
+
+
+def _kill(kill_all_processes: Callable[..., None], **given: Any) -> None:
+    """Ray's own way without the second that it waits for each process after SIGTERM."""
+    kill_all_processes(**given | {"allow_graceful": False})
+
+
+def _processes() -> dict[tuple[int, str], int]:
+    """The parents of this machine's processes by their numbers and when they began, where /proc tells of them."""
+    found = {}
+    for place in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it has just ended
+            fields = place.read_text().rpartition(")")[2].split()
+            found[int(place.parent.name), fields[19]] = int(fields[1])
+    return found
+
+
+def _loopback() -> dict[str, str]:
+    """What makes the processes of Ray, by the first variable, and of PyTorch, by the second, listen on the loopback alone."""
+    names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
+    return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | ({"GLOO_SOCKET_IFNAME": names[0]} if names else {})
+
+
+@contextmanager
+def _within(variables: dict[str, str]) -> Iterator[None]:
+    """The block in which a session of this machine's own is started: the processes inherit the variables, and this one has read
+    Ray's before."""
+    kept = ray_constants.ENABLE_RAY_CLUSTER, dict(os.environ)
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER, before = kept
+        for name in variables:
+            del os.environ[name]
+        os.environ.update({name: before[name] for name in variables if name in before})
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:
@@ -70,7 +207,7 @@ def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_
     if need > cpus or workers > room:
         fit = max(0, min(room, int((cpus - data_cpus) / cpus_per_worker)))
         raise ValueError(
-            f"workers={workers} need {need:g} CPUs (with {data_cpus:g} for Ray Data), the cluster has {cpus:g} "
+            f"workers={workers} need {need:g} CPUs (with {data_cpus:g} for reading), the cluster has {cpus:g} "
             f"({' + '.join(f'{node:g}' for node in nodes)}): take --workers {fit} or smaller --cpus-per-worker"
         )
     if use_gpu and workers > gpus:

@@ -21,6 +21,7 @@ from indm_core.errors import ConvergenceError
 from pipelines.config.codec import form, moved, nearest, subclasses
 from pipelines.config.modules import HELP, split_word, trust
 from pipelines.storage.messages import one_line
+from pipelines.storage.signals import Stop, until_signal
 
 __all__ = [
     "Option",
@@ -79,14 +80,23 @@ def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[l
     return words, given
 
 
-def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None]) -> int:
+def run_command(
+    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], remark: str
+) -> int:
     """The main of a script that takes words and options: returns the exit status, and tells an error in one line.
 
     Args:
         argv: What was typed; None takes the process's arguments.
         text: The help, printed where it is asked for or no word is given.
         action: Called with the words and the options.
+        remark: Where a signal ends the action: what is saved and how to go on, as the end of a line (see `signals`).
     """
+    return until_signal(lambda stop: _carry_out(argv, text, action, stop), remark)
+
+
+def _carry_out(
+    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], stop: Stop
+) -> int:
     given: dict[str, str] = {}
     try:
         words, given = split_arguments(sys.argv[1:] if argv is None else argv)
@@ -96,6 +106,8 @@ def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[st
             return 0 if asked else 2
         action(words, given)
     except (ValueError, ConvergenceError, OSError) as error:
+        if stop.requested:  # it is what the signal has led to
+            raise
         if given.get("traceback"):
             traceback.print_exc()
         print(f"error: {one_line(error)}", file=sys.stderr)
@@ -104,13 +116,13 @@ def run_command(argv: Sequence[str] | None, text: str, action: Callable[[list[st
 
 
 def run_command_on_runs(
-    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None]
+    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], remark: str
 ) -> int:
     """The main of a script that reads runs: `run_command` with one more option, --recipe path.py:function, which names a file
     of the user's own that defines classes of the runs (see `modules`).
 
     Args:
-        argv, text, action: As of `run_command`.
+        argv, text, action, remark: As of `run_command`.
     """
 
     def trusting(words: list[str], given: dict[str, str]) -> None:
@@ -122,7 +134,7 @@ def run_command_on_runs(
             trust(file)
         action(words, given)
 
-    return run_command(argv, f"{text}\n\n{HELP}", trusting)
+    return run_command(argv, f"{text}\n\n{HELP}", trusting, remark)
 
 
 def options(config: Any, prefix: str = "") -> list[Option]:

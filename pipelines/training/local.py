@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
 
 from pipelines.runs.job import Job, finished
+from pipelines.storage.signals import Stop
 from pipelines.training.dataset import run_job
+from pipelines.training.halt import Halted
 from pipelines.training.launch import Launch
 from pipelines.training.progress import show
 from pipelines.training.session import Session
@@ -17,11 +20,12 @@ from pipelines.training.stream import local_rows
 __all__ = ["train_local"]
 
 
-def train_local(jobs: Sequence[Job], launch: Launch) -> None:
+def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
     """Trains the jobs one after the other in this process: the same loop as on a cluster, with one rank.
 
     Raises:
         ValueError: several workers, a GPU that is not there, or what a training refuses.
+        Stopped: a signal has come; a checkpoint of the last step is there.
     """
     if launch.workers > 1:
         raise ValueError(f"workers={launch.workers}: --local is one process; several workers train without --local")
@@ -36,14 +40,16 @@ def train_local(jobs: Sequence[Job], launch: Launch) -> None:
         device=torch.device("cuda" if use_gpu else "cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
+        stopping=lambda: stop.requested,
         wrap=lambda model: model,
         publish=show,
         checkpointed=lambda training, place, record: None,
     )
-    for job in jobs:
-        if finished(job.training):
-            print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-        run_job(_drawable(job), local_rows, session)
+    with stop.at_boundary(), suppress(Halted):
+        for job in jobs:
+            if finished(job.training):
+                print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
+            run_job(_drawable(job), local_rows, session)
 
 
 def _drawable(job: Job) -> Job:

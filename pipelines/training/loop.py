@@ -6,10 +6,10 @@ go. The loop begins at the newest checkpoint in the run's directory, trains to t
 
     config.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
 
-metrics.jsonl has a record (`runs.record`) for every `log_every` steps, and one where a phase ends. The terms of a generative
-model are nelbo, denoising, prior and log_det: NELBO = denoising + prior - log_det. It is the bound at t_min without the
-residual, or at the time that Soft Truncation drew. A bridge adds `partner`, the NLL of the second data set under the flow;
-DiffFlow has `transitions` in place of denoising.
+metrics.jsonl has a record (`runs.record`) for every `log_every` steps, and one where a phase ends or the training was left. The
+terms of a generative model are nelbo, denoising, prior and log_det: NELBO = denoising + prior - log_det. It is the bound at
+t_min without the residual, or at the time that Soft Truncation drew. A bridge adds `partner`, the NLL of the second data set
+under the flow; DiffFlow has `transitions` in place of denoising.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import Meter
 from pipelines.storage.files import append_text, write_text
 from pipelines.storage.outputs import writing
+from pipelines.training.halt import Halt, Halted
 from pipelines.training.session import Session, Work
 
 __all__ = ["run"]
@@ -40,6 +41,7 @@ def run(work: Work[Any], session: Session) -> None:
     """Trains to the last step; does nothing where the run is complete. Rank 0, which writes, holds the run's lock.
 
     Raises:
+        Halted: the session wanted the training to end; a checkpoint of the step that it had come to is there.
         NonFiniteLossError: the loss was not finite too many steps in a row.
         ValueError: a batch that the ranks cannot share, a checkpoint of another architecture, a network that cannot be frozen,
             or another process that writes the run.
@@ -75,7 +77,9 @@ def _train(work: Work[Any], session: Session) -> None:
         begun=trainer.step_count,
     )
     batches = work.batches(trainer.step_count)
-    generator = torch.Generator(session.device)
+    generator, halt = torch.Generator(session.device), Halt(session)
+    if halt.due(trainer.step_count):
+        raise Halted
     while trainer.step_count < train.steps:
         with meter.waiting():
             batch = next(batches)
@@ -83,7 +87,10 @@ def _train(work: Work[Any], session: Session) -> None:
         generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
         meter.add(trainer.step(batch(generator), generator))
-        _after_step(work, session, trainer, meter)
+        leaving = trainer.step_count < train.steps and halt.due(trainer.step_count)
+        _after_step(work, session, trainer, meter, leaving)
+        if leaving:
+            raise Halted
     if session.rank == 0:
         write_weights(training.directory, network_tensors(trainer.averaged), trainer.step_count, work.made_of)
 
@@ -103,12 +110,12 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
     )
 
 
-def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter: Meter) -> None:
-    """Figures, pictures and checkpoints that are due after a step."""
+def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter: Meter, leaving: bool) -> None:
+    """Figures, pictures and checkpoints that are due after a step, or because the training is left there."""
     training, train, step = work.training, work.training.train, trainer.step_count
     last = step == train.steps
     switching = not last and trainer.model.phase(step) != trainer.model.phase(step - 1)
-    if step % train.log_every == 0 or last or switching:
+    if step % train.log_every == 0 or last or switching or leaving:
         record = meter.record(trainer)
         if session.rank == 0:
             append_text(training.directory / METRICS, record.to_json() + "\n")
@@ -116,7 +123,7 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
         _draw(work, trainer)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
-    if (step % train.checkpoint_every == 0 and sound) or last or switching:
+    if ((step % train.checkpoint_every == 0 or leaving) and sound) or last or switching:
         place = training.directory / "checkpoints" / f"step-{step:08d}"
         if session.rank == 0:
             tensors, numbers = trainer.state()

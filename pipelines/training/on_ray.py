@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,19 +25,23 @@ from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Shipper
 from pipelines.runs.store import environment, tracking_uri
 from pipelines.runs.tracking import open_run
+from pipelines.storage.signals import Stop
 from pipelines.training.launch import Launch
 from pipelines.training.progress import Ticker
 from pipelines.training.ray_stream import READ_CPUS
-from pipelines.training.worker import Assignment, Outcome, Refusals, train_worker
+from pipelines.training.worker import Assignment, Notices, Outcome, train_worker
 
 __all__ = ["build_trainer", "fit", "train_on_ray"]
 
+WATCH_SECONDS = 0.2
 
-def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
+
+def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
     """Trains the jobs one after the other in one group of Ray Train workers.
 
     Raises:
         ValueError: what a worker refused, or more workers than the cluster can give.
+        Stopped: a signal has come; a checkpoint of the last step is there.
     """
     if all(finished(job.training) for job in jobs):
         for job in jobs:
@@ -51,8 +56,12 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path) -> None:
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
     directories = [job.directory for job in jobs]
-    with Ticker([job.training for job in jobs]), Shipper(directories, tracking_uri(root)):
-        outcome = fit(trainer)
+    with (
+        stop.at_boundary(),
+        Ticker([job.training for job in jobs]),
+        Shipper(directories, tracking_uri(root)),
+    ):
+        outcome = fit(trainer, stop)
     if outcome.refusal and launch.traceback:
         print(outcome.refusal.trace, file=sys.stderr)
     if outcome.refusal:
@@ -79,8 +88,8 @@ def build_trainer(
     use_gpu, variables = _uses_gpus(launch), environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
-    refusals = ray.remote(num_cpus=0)(Refusals).remote()
-    assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, refusals=refusals)
+    notices = ray.remote(num_cpus=0)(Notices).remote()
+    assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, notices=notices)
     return TorchTrainer(
         train_worker,
         train_loop_config={"assignment": assignment},
@@ -100,16 +109,51 @@ def build_trainer(
     )
 
 
-def fit(trainer: TorchTrainer) -> Outcome:
+def fit(trainer: TorchTrainer, stop: Stop | None = None) -> Outcome:
     """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows.
+
+    Args:
+        trainer: Of `build_trainer`.
+        stop: Where a signal has come, the workers end after the step that they are in, or at once where they have not begun.
 
     Raises:
         ValueError: workers failed more often than that; the message has the cause.
     """
-    try:
-        return trainer.fit().return_value or Outcome()
-    except TrainingFailedError as error:
-        raise ValueError(f"training stopped: {_cause(error)}; the same command goes on") from error
+    fitting = _Fitting(trainer)
+    fitting.start()
+    while not fitting.ended.wait(WATCH_SECONDS):
+        if stop and stop.requested and not fitting.ask_to_stop():
+            stop.check()
+    if isinstance(fitting.error, TrainingFailedError):
+        raise ValueError(f"training stopped: {_cause(fitting.error)}; the same command goes on") from fitting.error
+    if fitting.error:
+        raise fitting.error
+    return fitting.outcome
+
+
+class _Fitting(threading.Thread):
+    """The thread that waits for a group of workers: in the main thread Ray Train would take Ctrl-C for itself, and for good."""
+
+    def __init__(self, trainer: TorchTrainer) -> None:
+        super().__init__(daemon=True)
+        self.trainer = trainer
+        self.ended = threading.Event()
+        self.outcome, self.error = Outcome(), None
+        self.asked = self.heard = False
+
+    def run(self) -> None:
+        try:
+            self.outcome = self.trainer.fit().return_value or Outcome()
+        except BaseException as error:  # raised where it is waited for
+            self.error = error
+        self.ended.set()
+
+    def ask_to_stop(self) -> bool:
+        """Asks the workers once to stop; returns whether there are any who will hear it."""
+        if not self.asked:
+            assignment: Assignment = (self.trainer.train_loop_config or {})["assignment"]
+            self.asked, self.heard = True, bool(ray.get(assignment.notices.ask_to_stop.remote()))
+        return self.heard
 
 
 def _uses_gpus(launch: Launch) -> bool:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
+from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training
 from pipelines.runs.record import Record, RecordReader
 
-__all__ = ["Ticker", "line", "show"]
+__all__ = ["Ticker", "line", "saved", "show"]
 
 POLL_SECONDS = 0.5
 
@@ -34,6 +35,17 @@ def _loss(record: Record) -> str:
     (name, value), *others = record.terms.items()
     shown = f"{name} {value:.3f} {record.unit}"
     return f"{shown} ({' '.join(f'{k} {v:+.3f}' for k, v in others)})" if others else shown
+
+
+def saved(trainings: Sequence[Training]) -> str:
+    """What an ended command says of its trainings: where each goes on."""
+    told = []
+    for training in trainings:
+        kept = checkpoint.checkpoints(training.directory)
+        step = int(kept[-1].name.removeprefix("step-")) if kept else 0
+        state = "is complete at" if step == training.train.steps else "is saved at" if step else "has not begun, at"
+        told.append(f"{training.directory.name} {state} step {step:,}")
+    return f"{', '.join(told)}; the same command goes on from there"
 
 
 def show(training: Training, record: Record) -> None:

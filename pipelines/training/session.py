@@ -55,6 +55,7 @@ class Session:
         device: That it computes on.
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
+        stopping: Asked on rank 0 every now and then: whether the training is to end at the step that it has come to.
         wrap: Wraps the model for gradient averaging.
         publish: Called on rank 0 with (training, record) for every record, which stands in metrics.jsonl by then.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
@@ -65,6 +66,7 @@ class Session:
     device: torch.device
     average: Callable[[Tensor], Tensor]
     agree: Callable[[Any], Any]
+    stopping: Callable[[], bool]
     wrap: Callable[[Trainable], nn.Module]
     publish: Callable[[Training, Record], None]
     checkpointed: Callable[[Training, Path, Record], None]

@@ -1,4 +1,4 @@
-"""The rows of a run, window by window, without Ray: what both `--local` and the Ray Data stream are made of.
+"""The rows of a run, window by window, without Ray: what both `--local` and the stream of a Ray worker are made of.
 
 The order of rows is a function of the run (`order.EpochPlan`): windows, epoch after epoch, from the run's position on. A task
 is a group of consecutive windows that together have about `TASK_ROWS` rows (many epochs of a small set, one window of a large
@@ -28,8 +28,9 @@ RowStream = Callable[[Job, int], Iterator[Rows]]
 TASK_ROWS, TASK_BYTES = 32_768, 1 << 26
 
 
-def tasks(job: Job, first_row: int) -> tuple[Card, list[list[Window]]]:
-    """The card and the tasks of a run from its row `first_row` (= step * batch_size) to its last.
+def tasks(job: Job, first_row: int) -> tuple[Card, Iterator[list[Window]]]:
+    """The card, and the tasks of a run from its row `first_row` (= step * batch_size) to its last, made as they are asked for:
+    the first one does not wait for the length of the run.
 
     Raises:
         ValueError: no prepared data, or a batch larger than the training split.
@@ -39,16 +40,22 @@ def tasks(job: Job, first_row: int) -> tuple[Card, list[list[Window]]]:
     plan = EpochPlan(
         card=card, split="train", batch_size=train.batch_size, seed=train.seed, window_rows=fitting_window(card)
     )
-    grouped: list[list[Window]] = []
     limit = max(1, min(TASK_ROWS, TASK_BYTES // card.row_bytes))
-    rows = limit
-    for window in plan.windows(first_row, train.steps * train.batch_size):
-        if rows >= limit:
-            grouped.append([])
-            rows = 0
-        grouped[-1].append(window)
+    return card, _grouped(plan.windows(first_row, train.steps * train.batch_size), limit)
+
+
+def _grouped(windows: Iterator[Window], limit: int) -> Iterator[list[Window]]:
+    """Consecutive windows that have `limit` rows together, or a few more."""
+    group: list[Window] = []
+    rows = 0
+    for window in windows:
+        group.append(window)
         rows += window.stop - window.start
-    return card, grouped
+        if rows >= limit:
+            yield group
+            group, rows = [], 0
+    if group:
+        yield group
 
 
 def read_task(directory: Path, card: Card, windows: list[Window], rank: int, world: int) -> Rows:

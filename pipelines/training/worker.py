@@ -1,7 +1,8 @@
 """What every Ray Train worker runs: the jobs, one after the other, each from its newest checkpoint.
 
 Ray starts a failed group of workers again, which is right for a machine that was lost and useless for input that was refused.
-A refusal is therefore returned, not raised, and is kept by an actor that outlives the group.
+A refusal is therefore returned, not raised, and is kept by an actor that outlives the group. The same actor tells the workers
+that the command was sent a signal: they end after the step that they are in.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ from pipelines.runs.job import Job, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.training.dataset import run_job
+from pipelines.training.halt import Halted
 from pipelines.training.launch import REFUSED
 from pipelines.training.ray_stream import ray_rows
 from pipelines.training.session import Session
 
-__all__ = ["Assignment", "Outcome", "Refusal", "Refusals", "train_worker"]
+__all__ = ["Assignment", "Notices", "Outcome", "Refusal", "train_worker"]
 
 
 REFUSAL_SECONDS = 10.0
@@ -49,22 +51,36 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the workers ended: without a refusal every job has taken its last step."""
+    """How the workers ended: without a refusal every job has taken its last step, unless the command wanted them to stop."""
 
     refusal: Refusal | None = None
 
 
-class Refusals:
-    """An actor's work: what workers refused, kept beyond the end of their group."""
+class Notices:
+    """An actor's work: what workers refused, kept beyond the end of their group, and whether the command wants them to stop."""
 
     def __init__(self) -> None:
         self.refusals: list[Refusal] = []
+        self.at_work = self.stop = False
 
     def add(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
 
     def all(self) -> list[Refusal]:
         return self.refusals
+
+    def begin(self) -> bool:
+        """Called by a worker that begins; returns whether it need not."""
+        self.at_work = True
+        return self.stop
+
+    def ask_to_stop(self) -> bool:
+        """Called by the command; returns whether there are workers who will hear it."""
+        self.stop = True
+        return self.at_work
+
+    def stopping(self) -> bool:
+        return self.stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,12 +90,12 @@ class Assignment:
     Args:
         jobs: Trained one after the other.
         threads: Of a worker; 0 shares the machine's cores among its workers.
-        refusals: Handle of the actor `Refusals`.
+        notices: Handle of the actor `Notices`.
     """
 
     jobs: Sequence[Job]
     threads: int
-    refusals: Any
+    notices: Any
 
 
 def train_worker(config: dict[str, Assignment]) -> Outcome:
@@ -89,9 +105,11 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
         config: The assignment, under the name "assignment": Ray passes nothing but a dict.
     """
     assignment, context = config["assignment"], ray.train.get_context()
-    refusals = assignment.refusals
-    if refused := ray.get(refusals.all.remote()):  # by one of the workers before this one
+    notices = assignment.notices
+    if refused := ray.get(notices.all.remote()):  # by one of the workers before this one
         return Outcome(refused[0])
+    if ray.get(notices.begin.remote()):
+        return Outcome()
     rank, world = context.get_world_rank(), context.get_world_size()
     torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
@@ -102,6 +120,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             device=device,
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
+            stopping=lambda: ray.get(notices.stopping.remote()),
             wrap=lambda model: _wrapped(model, device, world),
             publish=lambda training, record: machine.follow(training.directory),
             checkpointed=_report,
@@ -109,8 +128,10 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
         try:
             for job in assignment.jobs:
                 run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
+        except Halted:
+            pass
         except REFUSED as error:
-            return Outcome(_refused(refusals, world, error))
+            return Outcome(_refused(notices, world, error))
     return Outcome()
 
 
@@ -119,7 +140,7 @@ def _report(training: Training, place: Path, record: Record) -> None:
     ray.train.report({"run": training.directory.name, "step": record.step, "phase": record.phase, **record.figures()})
 
 
-def _refused(refusals: Any, world: int, error: Exception) -> Refusal:
+def _refused(notices: Any, world: int, error: Exception) -> Refusal:
     """Hands a refusal to the actor, and returns it if all workers have the same one.
 
     Raises:
@@ -127,10 +148,10 @@ def _refused(refusals: Any, world: int, error: Exception) -> Refusal:
             Ray starts in its place finds the refusal with the actor, and returns it.
     """
     refusal = Refusal(" ".join(str(error).split()), "".join(traceback.format_exception(error)))
-    ray.get(refusals.add.remote(refusal))
+    ray.get(notices.add.remote(refusal))
     deadline = time.monotonic() + REFUSAL_SECONDS
     while time.monotonic() < deadline:
-        if len(ray.get(refusals.all.remote())) >= world:
+        if len(ray.get(notices.all.remote())) >= world:
             return refusal
         time.sleep(0.2)
     raise error

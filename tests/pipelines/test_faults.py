@@ -5,14 +5,11 @@ Data preparation's own faults are in test_prepare.py and the readers' tests, tho
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import time
 from pathlib import Path
 
 import pytest
 import torch
-from ray_session import SCHEDULE, TINY, TINY_2D, command, environment, later_wins, main_of, one_line, run_script, train
+from ray_session import SCHEDULE, TINY, TINY_2D, later_wins, main_of, one_line, run_script, train
 from safetensors.torch import load_file
 
 from pipelines.runs import checkpoint
@@ -188,29 +185,6 @@ def test_a_corrupt_shard_met_during_the_run(tmp_path, capsys):
     one_line(capsys.readouterr().err, "error: ", str(shard), "prepare the data set again")
     after = load_file(tmp_path / "toy2d_spiral" / "checkpoints" / "step-00000010" / "training.safetensors")
     assert all(torch.equal(before[key], after[key]) for key in before)
-
-
-def test_an_interrupt_says_how_to_go_on(tmp_path):
-    words = later_wins(["toy2d_spiral", *TINY_2D, "--steps", "100000", "--log-every", "10"])
-    program = command("train", *words, "--local", "--threads", "1", "--out", str(tmp_path))
-    with subprocess.Popen(
-        program,
-        env=environment(),
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # which a shell's background jobs ignore
-    ) as process:
-        try:
-            deadline = time.monotonic() + 120
-            while not read_metrics(tmp_path / "toy2d_spiral") and time.monotonic() < deadline:
-                time.sleep(0.05)
-            process.send_signal(signal.SIGINT)
-            _, shown = process.communicate(timeout=60)
-        finally:
-            process.kill()
-    assert process.returncode == 130
-    one_line(shown, "interrupted", "the same command goes on")
 
 
 @pytest.mark.parametrize("main", [main_of("evaluate"), main_of("sample")], ids=["evaluate", "sample"])

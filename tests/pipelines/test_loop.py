@@ -34,9 +34,10 @@ from pipelines.recipes import RECIPES
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, Training, finished, read_metrics
 from pipelines.runs.record import Record, Unit
+from pipelines.training import halt, loop, stream
 from pipelines.training import jobs as module
-from pipelines.training import loop, stream
 from pipelines.training.dataset import run_job
+from pipelines.training.halt import Halted
 from pipelines.training.progress import line
 from pipelines.training.session import Session, Work
 from pipelines.training.stream import Rows, RowStream, local_rows
@@ -76,6 +77,7 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         device=torch.device("cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
+        stopping=lambda: False,
         wrap=lambda model: model,
         publish=publish,
         checkpointed=lambda training, place, record: None,
@@ -598,3 +600,34 @@ def test_a_flow_is_trained_alone_against_a_fixed_score(tmp_path):
 def test_what_cannot_be_frozen_is_refused(words, parts, tmp_path, capsys):
     train(*later_wins(["toy2d_spiral", *TINY_2D, *words]), out=tmp_path, status=2)
     one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_the_first_rows_do_not_wait_for_the_length_of_the_run(tmp_path, monkeypatch):
+    """A run of 10^12 steps gives the rows of a short one; making all its tasks first would never end."""
+    monkeypatch.setattr(stream, "TASK_ROWS", 50)
+    short, long = (tiny_job(tmp_path, "--steps", steps) for steps in ("40", "1000000000000"))
+    for step in (0, 17):
+        expected = list(local_rows(short, step * 16))
+        assert len(expected) == 40 - step
+        for mine, theirs in zip(local_rows(long, step * 16), expected, strict=False):
+            assert np.array_equal(mine["row"], theirs["row"])
+    (far,) = itertools.islice(local_rows(long, 999_999_999_990 * 16), 1)  # nor for its position
+    assert len(far["row"]) == 16
+
+
+@pytest.mark.parametrize("step", [0, 1, 5])
+def test_a_run_that_is_left_between_two_checkpoints_goes_on_to_the_same_end(step, tmp_path, monkeypatch):
+    """Before its first step it leaves nothing, later a checkpoint and the figures of that very step."""
+    monkeypatch.setattr(halt, "ASK_SECONDS", 0.0)
+    words = ("--checkpoint-every", "1000", "--log-every", "4")
+    whole, left = (tiny_job(tmp_path / name, *words) for name in ("whole", "left"))
+    run_job(whole, local_rows, session())
+    asked = itertools.count()
+    with pytest.raises(Halted):
+        run_job(left, local_rows, replace(session(), stopping=lambda: next(asked) >= step))
+    kept = checkpoint.checkpoints(left.directory)
+    assert [path.name for path in kept][-1:] == ([f"step-{step:08d}"] if step else [])
+    assert [record.step for record in read_metrics(left.directory)][-1:] == ([step] if step else [])
+    run_job(left, local_rows, session())
+    mine, theirs = weights(whole.directory), weights(left.directory)
+    assert all(torch.equal(mine[key], theirs[key]) for key in mine)
