@@ -17,14 +17,14 @@ __all__ = ["DIGITS"]
 UNET = UNetConfig(nf=24, ch_mult=(1, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
 HALF_UNET = replace(UNET, nf=16, time="scaled")
 MODEL = INDMConfig(
-    flow=ResFlowConfig(blocks=(4,), width=32, constraint="spectral", actnorm="pixel"),
+    flow=ResFlowConfig(blocks=(8,), width=32, constraint="spectral", actnorm="pixel"),
     backbone=UNET,
     objective=Objective(pretrain_steps=300),
 )
 TRAIN = Train(
     steps=1200,
     batch_size=128,
-    optimisers=adamw(1e-3, "score", "flow"),
+    optimisers=adamw(1e-3, "score") | adamw(2e-3, "flow"),
     ema_decay=0.995,
     log_every=25,
     checkpoint_every=200,
