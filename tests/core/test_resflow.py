@@ -371,7 +371,8 @@ ROULETTES = {
 
 def near_identity(event: tuple[int, ...], blocks: tuple[int, ...], roulette: Roulette) -> ResFlow:
     """One layer a block, J close to 0.6 I at small x, so that all terms of the series count; training, converged norms."""
-    flow = ResFlow(event, blocks=blocks, kernels=(3,), coefficient=0.75, roulette=roulette, exact_train=0).double()
+    options = {"coefficient": 0.75, "roulette": roulette, "exact_train": 0, "first_activation": True}
+    flow = ResFlow(event, blocks=blocks, kernels=(3,), **options).double()
     for seed, block in enumerate(block for scale in flow.scales for block in scale):
         weight = block.layers[0].weight
         noise = randn(*weight.shape, seed=seed) / math.sqrt(weight[0].numel())

@@ -288,7 +288,8 @@ def test_data_that_were_replaced_are_refused_with_the_difference(seed, num, said
     rows(source, seed, num)
     for more in ([], ["--steps", "9"]):
         train(*later_wins([*words, *more]), out=tmp_path, status=2)
-        one_line(capsys.readouterr().err, "error: ", f"{tmp_path / 'r'} was trained on other data", said, "--name")
+        (refusal,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+        one_line(refusal, f"{tmp_path / 'r'} was trained on other data", said, "--name")
     for main, more in ((main_of("report"), []), (main_of("sample"), ["--start", "data", "--num-samples", "20"])):
         assert main([str(tmp_path / "r"), *more, "--out", str(tmp_path / "made")]) == 2
         one_line(capsys.readouterr().err, "error: ", "trained on other data", said, str(source))

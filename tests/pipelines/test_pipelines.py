@@ -36,6 +36,7 @@ from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs import checkpoint
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
+from pipelines.storage.signals import Stop
 from pipelines.training import stream
 from pipelines.training.launch import Launch
 from pipelines.training.local import train_local
@@ -165,7 +166,7 @@ def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
     kept = Kept.read(out / "digits_vp_nll").models
     address = client(out).get_logged_model(kept[max(kept)]).artifact_location
     copied = Path(download_artifacts(address, dst_path=str(tmp_path)))
-    assert sorted(file.name for file in copied.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(file.name for file in copied.iterdir()) == ["config.json", "model.json", "model.safetensors"]
     mine, theirs = (load_file(place / "model.safetensors") for place in (out / "digits_vp_nll", copied))
     assert all(torch.equal(mine[key], theirs[key]) for key in mine)
     load(copied)
@@ -370,7 +371,7 @@ def order_job(root: Path, *words: str) -> Job:
 
 def test_samplers_of_vectors_are_compared(session, tmp_path):
     """Their features are the samples themselves, and their picture is a cloud of points."""
-    train_local([order_job(tmp_path)], Launch())
+    train_local([order_job(tmp_path)], Launch(), Stop(""))
     words = [str(tmp_path / "run"), "--rows", "em:2", "--num-samples", "60", "--actors", "1", "--out", str(tmp_path)]
     assert main_of("compare")(words) == 0
     (row,) = Comparison.read(tmp_path / "run" / "compare.json").runs["run"]

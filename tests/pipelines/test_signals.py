@@ -272,7 +272,6 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
             stopping=lambda: step[0] > 500,
             wrap=lambda model: model,
             publish=lambda training, record: None,
-            publish_picture=lambda training, file: None,
             checkpointed=lambda training, place, record: None,
         )
         halt = Halt(session)
