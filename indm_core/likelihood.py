@@ -35,6 +35,7 @@ from torch import Tensor
 from indm_core.model import GenerativeModel, Node
 from indm_core.noise import Noise, branch, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sde import SDE, apply
 from indm_core.shapes import Float
 
@@ -49,7 +50,8 @@ def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: flo
         num_dims: D.
         levels: Number of levels the data had: k became low + (high - low) (k + u)/levels.
     """
-    if levels < 2 or high <= low:
+    check_positive(num_dims=num_dims)
+    if not 2 <= levels < math.inf or not -math.inf < low < high < math.inf:
         raise ValueError(f"levels={levels} must be at least 2 and high={high} above low={low}")
     return nats / (num_dims * math.log(2)) + math.log2(levels / (high - low))
 
@@ -63,6 +65,7 @@ def dequantise(k: Tensor, levels: int, low: float, high: float, generator: Noise
         levels: L; 0 says that the data are continuous already, and they are returned as float32.
         low, high: Range of x.
     """
+    check_not_negative(levels=levels)
     x = k.float()
     if levels == 0:
         return x

@@ -69,5 +69,7 @@ def _drawn(
         return law(tuple(shape), dtype=dtype, device=device, generator=generator)
     if len(generator) != shape[0]:
         raise ValueError(f"generator: {len(generator)} generators for a batch of {shape[0]}; give one per sample")
+    if not generator:
+        return torch.empty(tuple(shape), dtype=dtype, device=device)
     rows = [law(tuple(shape[1:]), dtype=dtype, device=g.device, generator=g) for g in generator]
     return torch.stack(rows).to(device)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from indm_core.flow.base import Flow
 from indm_core.noise import Noise
+from indm_core.ranges import check_positive
 
 __all__ = ["ActNorm"]
 
@@ -40,8 +41,7 @@ class ActNorm(Flow):
         self, shape: Sequence[int], *, per_pixel: bool = False, data_init: bool = False, min_std: float = 1e-3
     ) -> None:
         super().__init__()
-        if min_std <= 0:
-            raise ValueError(f"min_std={min_std} must be positive, or a constant dimension has an infinite scale")
+        check_positive(min_std=min_std)
         self.min_std = min_std
         size = tuple(shape) if per_pixel or len(shape) == 1 else (shape[0], *[1] * (len(shape) - 1))
         self.log_scale = nn.Parameter(torch.zeros(size))

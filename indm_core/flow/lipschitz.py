@@ -157,7 +157,7 @@ class LipschitzLayer(nn.Module):
         K = torch.cat(spanned).flatten(1)
         Q = torch.linalg.qr(K.mT).Q.mT.reshape(-1, *V.shape[1:])
         mapped = self._there(Q).flatten(1).double()
-        values, weights = torch.linalg.eigh(mapped @ mapped.mT)
+        values, weights = torch.linalg.eigh(torch.nan_to_num(mapped @ mapped.mT))  # of weights that are no numbers
         found = torch.zeros_like(vectors)
         for row, weight in zip(found, weights.flip(1).mT.to(Q.dtype), strict=False):
             row.copy_(torch.tensordot(weight, Q, 1))
@@ -193,5 +193,7 @@ class LipschitzLayer(nn.Module):
 
 
 def _units(x: Tensor) -> Tensor:
-    """Each row with norm 1."""
-    return x / x.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (x.ndim - 1))
+    """Each row with norm 1; the largest entry is divided out first, so that no square overflows."""
+    one = [1] * (x.ndim - 1)
+    x = x / x.flatten(1).abs().amax(1).clamp(min=torch.finfo(x.dtype).tiny).reshape(-1, *one)
+    return x / x.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *one)

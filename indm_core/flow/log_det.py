@@ -82,15 +82,18 @@ class Roulette:
     def __post_init__(self) -> None:
         if self.law not in ("poisson", "geometric"):
             raise ValueError(f"law={self.law!r} is neither 'poisson' nor 'geometric'")
-        if self.parameter <= 0 or (self.law == "geometric" and self.parameter >= 1):
+        most = 1 if self.law == "geometric" else math.inf
+        if not 0 < self.parameter < most:
             raise ValueError(f"parameter={self.parameter} is no parameter of the {self.law} law")
-        if self.exact < 1:
+        if not 1 <= self.exact < math.inf:
             raise ValueError(f"exact={self.exact} must be at least 1")
 
     def draws(self, num: int, like: Tensor, generator: Noise) -> list[list[int]]:
         """`num` times N: one for the whole batch, or from generators of the samples one for each."""
         if generator is None or isinstance(generator, torch.Generator):
             return [[n] for n in self.draw(num, like, generator)]
+        if not generator:
+            return [[0]] * num
         return [list(of_all) for of_all in zip(*(self.draw(num, like, one) for one in generator), strict=True)]
 
     def draw(self, num: int, like: Tensor, generator: torch.Generator | None) -> list[int]:

@@ -23,6 +23,7 @@ from indm_core.flow.base import Flow
 from indm_core.flow.lipschitz import Constraint, LipschitzLayer, Sine
 from indm_core.flow.log_det import Roulette, Stop, exact_log_det, residual_step, series_log_det
 from indm_core.noise import Noise
+from indm_core.ranges import check_positive
 from indm_core.shapes import Float
 
 __all__ = ["ResFlow", "ResidualBlock"]
@@ -187,7 +188,9 @@ class ResFlow(Flow):
 
         Raises:
             ConvergenceError: a block that did not reach the tolerance.
+            ValueError: a tolerance or a number of iterations that is not positive and finite.
         """
+        check_positive(tolerance=tolerance, max_iterations=max_iterations)
         x = self._flatten(z.double() if double else z)
         for _ in range(len(self.scales) - 1):
             x = functional.pixel_unshuffle(x, 2)

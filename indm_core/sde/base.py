@@ -40,6 +40,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -121,7 +122,7 @@ class LinearSDE(SDE):
 
     def __post_init__(self) -> None:
         for name, value in ((own.name, getattr(self, own.name)) for own in fields(self)):
-            if isinstance(value, float) and not math.isfinite(value):
+            if isinstance(value, Real) and not math.isfinite(value):
                 raise ValueError(f"{name}={value} must be finite")
         if not 0 < self.t_min < self.t_max:
             raise ValueError(f"t_min={self.t_min} must lie strictly between 0 and t_max={self.t_max}")

@@ -36,6 +36,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm_core.ranges import check_positive
 from indm_core.sde.algebra import gauss_legendre
 from indm_core.sde.base import LinearSDE
 
@@ -64,9 +65,7 @@ class CLD(LinearSDE):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name in ("beta", "gamma", "m_inv", "vv_gamma"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        check_positive(beta=self.beta, gamma=self.gamma, m_inv=self.m_inv, vv_gamma=self.vv_gamma)
         _rotation(self)
 
     @property

@@ -48,7 +48,7 @@ def awake(module: nn.Module, scale: float = 0.5, seed: int = 0) -> nn.Module:
 
 def dense_matrix(layer: LipschitzLayer, event: tuple[int, ...]) -> Tensor:
     """The explicit matrix of a layer's linear part."""
-    basis = torch.eye(math.prod(event), dtype=torch.float64).reshape(-1, *event)
+    basis = torch.eye(math.prod(event), dtype=layer.weight.dtype).reshape(-1, *event)
     weight = layer.bounded_weight().detach()
     zero = torch.zeros_like(basis[:1])
     return (layer(basis, weight) - layer(zero, weight)).flatten(1).T.detach()
@@ -129,6 +129,37 @@ def test_a_step_looks_for_the_norm_once_however_many_its_batches(monkeypatch):
         assert all(torch.equal(a, b) for later in gradients[1:] for a, b in zip(gradients[0], later, strict=True))
         optimiser.step()
         optimiser.zero_grad()
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e12, 1e18])
+def test_the_norm_of_weights_of_any_size(scale):
+    """In float32, the first time in training, where squares would overflow."""
+    layer = LipschitzLayer((1, 5, 7), 1, coefficient=0.9, kernel=3).train()
+    with torch.no_grad():
+        layer.weight.mul_(scale)
+    matrix = dense_matrix(layer.double(), (1, 5, 7)) if scale < 1 else dense_matrix(layer, (1, 5, 7))
+    norm = float(torch.linalg.matrix_norm(matrix.double(), 2))
+    assert norm <= 0.9 * (1 + 1e-3)
+    assert norm > 0.9 * (1 - 1e-3) or scale < 1
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_weights_that_are_no_numbers_give_none_and_leave_no_trace(bad):
+    """The training skips such a step: nothing is raised here, and the norm is found again with the weights put back."""
+    flow, x = ResFlow((3,), blocks=(1,), width=6, kernels=(1, 1)).train(), torch.randn(4, 3, generator=rng(0))
+    weight = flow.scales[0][0].layers[0].weight
+    kept, expected = weight.detach().clone(), flow(x)[0]
+    with torch.no_grad():
+        weight[0, 0] = bad
+        assert not flow(x)[1].isfinite().all() or not flow(x)[0].isfinite().all()
+        weight.copy_(kept)
+    torch.testing.assert_close(flow(x)[0], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_an_empty_batch_with_generators():
+    z, log_det = ResFlow((1, 10, 10), blocks=(1, 1), width=4).eval()(torch.zeros(0, 1, 10, 10), [])
+    assert z.shape == (0, 1, 10, 10)
+    assert log_det.shape == (0,)
 
 
 def test_the_state_of_a_layer_that_tracked_one_vector_is_read():
@@ -614,6 +645,11 @@ def test_the_published_settings_build():
         (lambda: Roulette(law="uniform"), "law='uniform'"),
         (lambda: Roulette(law="geometric", parameter=1.0), "parameter=1.0"),
         (lambda: Roulette(parameter=0.0), "parameter=0.0"),
+        (lambda: Roulette(parameter=math.inf), "parameter=inf"),
+        (lambda: Roulette(law="geometric", parameter=math.nan), "parameter=nan"),
+        (lambda: Roulette(exact=math.inf), "exact=inf"),
+        (lambda: ResFlow((2,), blocks=(1,)).inverse(torch.zeros(1, 2), tolerance=math.inf), "tolerance=inf"),
+        (lambda: ResFlow((2,), blocks=(1,)).inverse(torch.zeros(1, 2), max_iterations=-1), "max_iterations=-1"),
         (lambda: Roulette(exact=0), "exact=0"),
         (lambda: estimate_log_det(ResFlow((2,), blocks=(1,)), torch.zeros(1, 2), num_draws=1), "num_draws=1"),
     ],
