@@ -157,7 +157,7 @@ def test_weights_that_are_no_numbers_give_none_and_leave_no_trace(bad):
 
 
 def test_an_empty_batch_with_generators():
-    z, log_det = ResFlow((1, 10, 10), blocks=(1, 1), width=4).eval()(torch.zeros(0, 1, 10, 10), [])
+    z, log_det = ResFlow((1, 10, 10), blocks=(1,), width=4).eval()(torch.zeros(0, 1, 10, 10), [])
     assert z.shape == (0, 1, 10, 10)
     assert log_det.shape == (0,)
 
