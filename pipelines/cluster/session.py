@@ -32,6 +32,7 @@ __all__ = ["check_resources", "connect"]
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
 ANSWER_SECONDS = 5.0
+REMEDY = "where it is busy or short of memory or disk, end other programs or wait, and give the same command again"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a gRPC client says first, with an empty frame of settings; a server answers with its own settings, a frame of type 4."""
 
@@ -43,7 +44,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     workers'.
 
     Raises:
-        ValueError: RAY_ADDRESS names no cluster that answers, or Ray does not start here.
+        ValueError: RAY_ADDRESS names no cluster that answers, one cannot be joined, or Ray does not start here.
     """
     if ray.is_initialized():
         return "the running Ray session"
@@ -60,6 +61,11 @@ def connect(workers: int, cpus_per_worker: float) -> str:
             _begin(variables, address=address)
         except ConnectionError:
             pass
+        except Exception as error:  # of another version of Ray or Python, say; nothing more special is raised
+            raise ValueError(
+                f"the Ray cluster at {address} cannot be joined ({error}); mend that, or give RAY_ADDRESS=local for "
+                "a session of this command's own"
+            ) from error
         else:
             nodes = [node for node in ray.nodes() if node["Alive"]]
             return f"the Ray cluster of {len(nodes)} node{'s' if len(nodes) > 1 else ''}"
@@ -73,7 +79,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
         try:
             _begin(variables | own, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)
         except Exception as error:  # Ray raises nothing more special where a process of its own does not start
-            raise ValueError(f"Ray did not start on this machine: {error}") from error
+            raise ValueError(f"Ray did not start on this machine ({error}); {REMEDY}") from error
     atexit.register(_end)
     return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
 

@@ -57,14 +57,13 @@ def _parts(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     streams = (_stream(job, card, segment, rank, world) for segment in segments)
     try:
         with ThreadPoolExecutor(1) as ahead:
-            following = ahead.submit(_begun, streams)
-            while (current := following.result()) is not None:
-                for delivered, part in enumerate(current):
+            current, following = _begun(streams), None
+            while current is not None:
+                for delivered, part in enumerate(current, start=1):
                     if delivered == SEGMENT // 2:
                         following = ahead.submit(_begun, streams)
                     yield {name: np.array(column) for name, column in part.items()}  # Ray's cannot be written to
-                if delivered < SEGMENT // 2:  # the last one
-                    return
+                current, following = following.result() if following else _begun(streams), None
     except RayError as error:
         raised = re.findall(r"^ValueError: (.+)$", str(error), flags=re.MULTILINE)
         raise ValueError(raised[0]) if raised else error from error
@@ -92,6 +91,7 @@ def _stream(job: Job, card: Card, segment: list[list[Window]], rank: int, world:
 
 
 def _begun(streams: Iterator[Iterator[Rows]]) -> Iterator[Rows] | None:
-    """The next stream, whose first task has been read; None after the last."""
+    """The next stream, whose first rows have been read; None after the last. A task that has none of the rank's rows gives
+    nothing."""
     stream = next(streams, None)
-    return None if stream is None else chain([next(stream)], stream)
+    return None if stream is None else chain(list(islice(stream, 1)), stream)

@@ -70,7 +70,7 @@ class Notices:
         return self.refusals
 
     def begin(self) -> bool:
-        """Called by a worker that begins; returns whether it need not."""
+        """Called by the first of the workers that begin; returns whether they need not."""
         self.at_work = True
         return self.stop
 
@@ -108,9 +108,9 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
     notices = assignment.notices
     if refused := ray.get(notices.all.remote()):  # by one of the workers before this one
         return Outcome(refused[0])
-    if ray.get(notices.begin.remote()):
-        return Outcome()
     rank, world = context.get_world_rank(), context.get_world_size()
+    if broadcast_from_rank_zero(ray.get(notices.begin.remote()) if rank == 0 else None):  # all begin, or none does
+        return Outcome()
     torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
     with Machine(os.environ["MLFLOW_TRACKING_URI"]) as machine:

@@ -120,3 +120,16 @@ def test_a_named_cluster_that_does_not_answer_is_refused_at_once(made, record, m
         session.connect(1, 1.0)
     one_line(str(caught.value), f"RAY_ADDRESS={given}", "mend or unset it")
     assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize(("address", "remedy"), [("", "give the same command again"), ("here", "RAY_ADDRESS=local")])
+def test_ray_that_does_not_start_or_is_not_joined_is_one_line(address, remedy, record, monkeypatch):
+    def begin(*arguments: object, **given: object) -> None:
+        raise Exception("The current node timed out during startup.")  # as Ray does
+
+    monkeypatch.setattr(session, "_begin", begin)
+    monkeypatch.setattr(session, "_answers", bool)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ValueError, match="timed out during startup") as caught:
+        session.connect(1, 1.0)
+    one_line(str(caught.value), remedy)

@@ -20,6 +20,7 @@ from pipelines.config import load
 from pipelines.config.cli import options, override
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
+from pipelines.data import ingest
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
@@ -394,6 +395,20 @@ def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session
     for first, second, theirs in zip(*ranks, expected, strict=True):
         assert len(first["row"]) == len(second["row"]) == 8
         assert sorted([*first["row"], *second["row"]]) == sorted(theirs["row"])
+
+
+def test_tasks_without_rows_of_a_rank_do_not_end_its_stream(session, tmp_path, monkeypatch):
+    """Windows of four rows, of which a rank of four has every fourth one, in data sets of eight tasks."""
+    from pipelines.training import ray_stream
+
+    monkeypatch.setattr(ingest, "chunk_rows", lambda row_bytes: 4)
+    monkeypatch.setattr(stream, "fitting_window", lambda card: card.group_rows)
+    monkeypatch.setattr(stream, "TASK_ROWS", 1)
+    monkeypatch.setattr(ray_stream, "SEGMENT", 8)
+    job = order_job(tmp_path, "train.steps", "6")
+    ranks = [list(ray_stream.ray_rows(job, 0, rank, 4)) for rank in range(4)]
+    for *parts, whole in zip(*ranks, local_rows(job, 0), strict=True):
+        assert sorted(row for part in parts for row in part["row"]) == sorted(whole["row"])
 
 
 @pytest.mark.slow

@@ -8,8 +8,9 @@ import subprocess
 import sys
 import threading
 import time
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -288,6 +289,32 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
     assert len(set(ended.values())) == 1
     assert 500 < ended[0] < 5_000
     assert sums[0] < 60
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
+@pytest.mark.parametrize("first_begins", [True, False])
+def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
+    """The second one comes when a signal has come: where the first one has begun, it needs the second to come to a step."""
+    from pipelines.training import worker
+
+    notices, begun = worker.Notices(), []
+    notices.ask_to_stop()
+    handle = SimpleNamespace(
+        all=SimpleNamespace(remote=notices.all),
+        begin=SimpleNamespace(remote=notices.begin),
+    )
+    context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2, get_local_world_size=lambda: 2)
+    monkeypatch.setattr(worker.ray, "get", lambda value: value)
+    monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
+    monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
+    monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: not first_begins)
+    monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
+    monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    worker.train_worker(
+        {"assignment": worker.Assignment(jobs=("job",), threads=torch.get_num_threads(), notices=handle)}
+    )  # pyright: ignore[reportArgumentType]
+    assert begun == (["job"] if first_begins else [])
 
 
 @pytest.mark.slow
