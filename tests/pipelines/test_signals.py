@@ -11,6 +11,7 @@ import time
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -311,9 +312,9 @@ def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
     monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    worker.train_worker(
-        {"assignment": worker.Assignment(jobs=("job",), threads=torch.get_num_threads(), notices=handle)}
-    )  # pyright: ignore[reportArgumentType]
+    job: Any = "job"
+    assignment = worker.Assignment(jobs=(job,), threads=torch.get_num_threads(), notices=handle)
+    worker.train_worker({"assignment": assignment})
     assert begun == (["job"] if first_begins else [])
 
 
