@@ -178,7 +178,9 @@ def _refuse_another_run(job: Job) -> None:
     if state is not None and state.content["step"] > steps:
         raise ValueError(f"{state.file.parent} is beyond steps={steps}; give more --steps, or {remedy}")
     if changed := difference(there, job.run):
-        raise ValueError(f"{directory} holds a run with {changed}; give the options that it was begun with, or {remedy}")
+        raise ValueError(
+            f"{directory} holds a run with {changed}; give the options that it was begun with, or {remedy}"
+        )
     if spec != job.spec:
         raise ValueError(f"{directory} was trained on other data ({spec.name} {spec.shape}); {remedy}")
     if state is None:
