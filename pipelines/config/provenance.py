@@ -59,12 +59,13 @@ class Provenance:
         """The inverse of `to_document`; None of a training that has no data set.
 
         Raises:
-            ValueError: a configuration that this code does not know.
+            ValueError: a configuration that this code does not know, or rows that are described otherwise.
         """
         if "config" not in document:
             return None
         run, spec = config_from(document["config"], f"{where}: config")
-        return Provenance(run=run, spec=spec, data=document["data"], partner=document["partner"])
+        data, partner = (_read_rows(document.get(name), f"{where}: {name}") for name in ("data", "partner"))
+        return Provenance(run=run, spec=spec, data=data, partner=partner)
 
     def config_changed(self, run: RunConfig, spec: DataSpec) -> str:
         """The first difference of the configuration, as `field=own, not other`; '' where there is none."""
@@ -115,6 +116,13 @@ def say_unverified(place: Path) -> None:
 
 def _rows(card: Card) -> Rows:
     return {name: {"rows": split.count, "sha256": split.sha256} for name, split in sorted(card.splits.items())}
+
+
+def _read_rows(value: Any, where: str) -> Rows:
+    splits = value.values() if isinstance(value, dict) else (None,)
+    if not all(isinstance(split, dict) for split in splits):
+        raise ValueError(f"{where}: no rows by split; restore the file, or begin another run")
+    return value
 
 
 def _rows_changed(name: str, there: Rows, here: Rows) -> str:

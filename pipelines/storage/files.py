@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
 from pipelines.storage.locks import open_lock, take
+from pipelines.storage.reading import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -109,8 +110,8 @@ def write_tensors(file: Path, tensors: dict[str, Tensor]) -> str:
 
 
 def sha256_of(file: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with file.open("rb") as stream:
+    """SHA-256 of a file's bytes, in hexadecimal; ValueError for what is no regular file."""
+    with open_regular(file) as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 

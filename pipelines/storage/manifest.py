@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.storage.files import sha256_of, write_text
+from pipelines.storage.messages import one_line
+from pipelines.storage.reading import parse_json, read_document
 
 __all__ = ["DamagedError", "Manifest", "read_manifest", "write_manifest"]
 
@@ -53,8 +55,10 @@ class Manifest:
             file = self.file.with_name(name)
             try:
                 found = sha256_of(file)
-            except (FileNotFoundError, IsADirectoryError):
+            except FileNotFoundError:
                 raise DamagedError(f"{file} is missing") from None
+            except ValueError as error:  # a directory, a FIFO, a device
+                raise DamagedError(str(error)) from None
             if found != expected:
                 raise DamagedError(f"{file} has SHA-256 {found[:12]}..., where {expected[:12]}... was written")
 
@@ -80,23 +84,33 @@ def read_manifest(file: Path) -> Manifest:
         OSError: it cannot be read.
     """
     try:
-        text = file.read_text(encoding="utf-8")
-        document = json.loads(text)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        text = read_document(file)
+        document = parse_json(text)
+    except (FileNotFoundError, NotADirectoryError):
         raise DamagedError(f"{file} is missing") from None
-    except (ValueError, RecursionError) as error:
-        raise DamagedError(f"{file} is not the JSON that was written ({type(error).__name__})") from None
+    except ValueError as error:
+        raise DamagedError(f"{file} is not the JSON that was written ({one_line(error, 200)})") from None
     if not isinstance(document, dict):
         raise DamagedError(f"{file} is no JSON object")
     if not any(name in document for name in OWN):
         return Manifest(file=file, content=document, files={}, checked=False)
     given = document.pop("sha256", None)
-    if _digest(document) != given or _text({**document, "sha256": given}) != text:
+    if _digest(document) != given or _text({**document, "sha256": given}).encode() != text:
         raise DamagedError(f"{file} does not agree with its own SHA-256")
     if document.get("schema") != SCHEMA:
-        raise ValueError(f"{file}: schema {document.get('schema')!r}, this code reads {SCHEMA}; use the newer version")
+        schema = one_line(document.get("schema"), 60)
+        raise ValueError(f"{file}: schema {schema}, this code reads {SCHEMA}; use the newer version")
+    files = document.get("files")
+    if not isinstance(files, dict) or not all(map(_vouches, files.items())):
+        raise DamagedError(f"{file} does not name files beside it and their SHA-256")
     content = {name: value for name, value in document.items() if name not in OWN}
-    return Manifest(file=file, content=content, files=document["files"], checked=True)
+    return Manifest(file=file, content=content, files=files, checked=True)
+
+
+def _vouches(entry: tuple[str, Any]) -> bool:
+    """Whether an entry has the name of a file beside the manifest, and a checksum."""
+    name, digest = entry
+    return name not in ("", "..") and Path(name).name == name and "\0" not in name and isinstance(digest, str)
 
 
 def _text(document: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ import stat
 from pathlib import Path
 from typing import Any, BinaryIO
 
-__all__ = ["expands_too_far", "open_regular", "parse_json", "read_json", "refuse_irregular"]
+__all__ = ["expands_too_far", "open_regular", "parse_json", "read_document", "read_json", "refuse_irregular"]
 
 EXPANSION, FREE = 100, 64 << 20
 """No data gain more than this factor by compression, but for sets so small that it does not matter."""
@@ -52,6 +52,20 @@ def expands_too_far(size: int, held: int) -> bool:
     return size > max(FREE, EXPANSION * held)
 
 
+def read_document(file: Path) -> bytes:
+    """The text of a JSON file, which is left to the caller to parse.
+
+    Raises:
+        ValueError: no regular file, or a longer one than any document of this project.
+        OSError: as `open`.
+    """
+    with open_regular(file) as stream:
+        text = stream.read(JSON_BYTES + 1)
+    if len(text) > JSON_BYTES:
+        raise ValueError(f"a JSON file of more than {JSON_BYTES >> 20} MiB")
+    return text
+
+
 def read_json(file: Path) -> Any:
     """The value of a JSON file.
 
@@ -59,11 +73,7 @@ def read_json(file: Path) -> Any:
         ValueError: no JSON, or more of it than a document of this project has; the message does not name the file.
         OSError: as `open`.
     """
-    with open_regular(file) as stream:
-        text = stream.read(JSON_BYTES + 1)
-    if len(text) > JSON_BYTES:
-        raise ValueError(f"a JSON file of more than {JSON_BYTES >> 20} MiB")
-    return parse_json(text)
+    return parse_json(read_document(file))
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import gzip
+import hashlib
 import json
 import os
 import pickle
@@ -15,7 +16,7 @@ import random
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from PIL import Image
 from sources import WHOLE, pixels, png
 
+from pipelines.config.provenance import Provenance, config_document
 from pipelines.config.store import read_run, write_run
 from pipelines.data.card import load_card
 from pipelines.data.ingest import prepare
@@ -37,8 +40,10 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.recipes import RECIPES
+from pipelines.runs import checkpoint
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage.manifest import OWN
 
 NUM = int(os.environ.get("INDM_FUZZ", "20"))
 SECONDS = 20.0
@@ -163,6 +168,55 @@ def read_metrics(folder: Path) -> None:
         assert all(isinstance(number, int | float) for number in record.figures().values())
 
 
+CHECKPOINT = "step-00000010"
+
+
+def state(folder: Path) -> Path:
+    run, spec = (
+        RECIPES["digits_vp_nll"](),
+        DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10),
+    )
+    rows = {"train": {"rows": 12, "sha256": "0" * 64}}
+    made_of = {"config": config_document(run, spec), "data": rows, "partner": {}}
+    numbers = {"step": 10, "skipped": 0, "averaged": 10, "recipe": run.recipe, "nelbo": 3.0, **made_of}
+    checkpoint.write(folder / "checkpoints" / CHECKPOINT, {"model.x": torch.zeros(3)}, numbers)
+    return folder / "checkpoints" / CHECKPOINT / "state.json"
+
+
+def earlier_state(folder: Path) -> Path:
+    """As it was written before states had a checksum."""
+    file = state(folder)
+    held = json.loads(file.read_text())
+    file.write_text(json.dumps({name: value for name, value in held.items() if name not in OWN}))
+    return file
+
+
+def checkpoint_tensors(folder: Path) -> Path:
+    return state(folder).with_name("training.safetensors")
+
+
+def read_checkpoint(folder: Path) -> None:
+    """What goes on with a run asks all of this."""
+    directory = folder / "checkpoints" / CHECKPOINT
+    checkpoint.latest(folder)
+    checkpoint.prune(folder, 3)
+    held = checkpoint.read_state(directory)
+    Provenance.read(held.content, str(held.file))
+    checkpoint.read(directory)
+
+
+def read_signed(folder: Path) -> None:
+    """Of somebody who wrote the checksum of what he damaged."""
+    file = folder / "checkpoints" / CHECKPOINT / "state.json"
+    with suppress(ValueError, RecursionError):
+        held = json.loads(file.read_bytes())
+        if isinstance(held, dict):
+            held.pop("sha256", None)
+            digest = hashlib.sha256((json.dumps(held, indent=1) + "\n").encode()).hexdigest()
+            file.write_text(json.dumps({**held, "sha256": digest}, indent=1) + "\n")
+    read_checkpoint(folder)
+
+
 def kept(folder: Path) -> Path:
     Kept(run_id="a", models={10: "m-1"}).write(folder)
     return folder / "mlflow.json"
@@ -221,6 +275,10 @@ PARSERS = {
     "card": Parser(write=card, read=read_card, document=True),
     "config": Parser(write=config, read=lambda folder: read_run(folder / "config.json"), document=True),
     "metrics": Parser(write=metrics, read=read_metrics, document=True),
+    "state": Parser(write=state, read=read_checkpoint, document=True),
+    "state-signed": Parser(write=state, read=read_signed, document=True),
+    "state-earlier": Parser(write=earlier_state, read=read_checkpoint, document=True),
+    "checkpoint": Parser(write=checkpoint_tensors, read=read_checkpoint),
     "mlflow": Parser(write=kept, read=Kept.read, document=True),
     "evaluation": of_document(Evaluation, EVALUATION, today=True),
     "evaluation-earlier": of_document(Evaluation, EVALUATION, today=False),

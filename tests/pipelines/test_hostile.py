@@ -22,6 +22,8 @@ from pipelines.data.ingest import prepare
 from pipelines.data.readers.cifar import read_cifar
 from pipelines.data.source import Options
 from pipelines.runs.record import RecordReader
+from pipelines.storage.files import sha256_of
+from pipelines.storage.manifest import DamagedError, read_manifest, write_manifest
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import find_run, output_root
 from pipelines.storage.paths import local_path
@@ -197,3 +199,25 @@ def test_a_file_url_is_a_path_and_home_is_expanded(tmp_path: Path, monkeypatch: 
     assert find_run("~/run") == tmp_path / "run"
     with pytest.raises(ValueError, match=r"source ~nobody-here/x: .*; give the whole path"):
         local_path("~nobody-here/x", "source")
+
+
+def test_a_signalling_nan_is_refused_without_a_warning(tmp_path: Path) -> None:
+    """Its cast raises the flag of an invalid operation, as that of a quiet one does not."""
+    rows = np.zeros((40, 3))
+    rows.view(np.uint64)[7, 1] = 0x7FF0_0000_0000_0001
+    np.save(tmp_path / "a.npy", rows)
+    refused(tmp_path / "a.npy", tmp_path / "out", "a.npy row 7")
+
+
+def test_a_pipe_in_place_of_a_state_or_of_tensors_is_damage(tmp_path: Path) -> None:
+    (tmp_path / "data").write_bytes(b"rows")
+    write_manifest(tmp_path / "state.json", {"step": 3}, {"data": sha256_of(tmp_path / "data")})
+    (tmp_path / "data").unlink()
+    os.mkfifo(tmp_path / "data")
+    with bounded("pipes"):
+        with pytest.raises(DamagedError, match=r"data: a FIFO"):
+            read_manifest(tmp_path / "state.json").verify()
+        (tmp_path / "state.json").unlink()
+        os.mkfifo(tmp_path / "state.json")
+        with pytest.raises(DamagedError, match=r"state.json: a FIFO"):
+            read_manifest(tmp_path / "state.json")

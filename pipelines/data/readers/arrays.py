@@ -209,7 +209,7 @@ def _numpy_split(x: _Array, y: Callable[[], _Array] | None, layout: tuple[int, .
     def chunks() -> Iterator[Chunk]:
         for first, block in x.rows():
             images = np.moveaxis(block, -1, 1) if channels_last else block.reshape(len(block), *layout)
-            with np.errstate(over="ignore"):
+            with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused by its row
                 values = images.astype(np.float32) if x.dtype.kind == "f" else images
             yield Chunk(values, np.arange(first, first + len(block)))
 
