@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 __all__ = ["expands_too_far", "open_regular", "parse_json", "read_document", "read_json", "refuse_irregular"]
 
@@ -20,7 +21,7 @@ JSON_BYTES, JSON_DEPTH, JSON_BITS = 64 << 20, 64, 64
 """Of a JSON document: its length, how deep it is nested, and the size of its whole numbers."""
 
 
-def open_regular(file: Path) -> BinaryIO:
+def open_regular(file: Path) -> BufferedReader:
     """A file opened for reading, if it is one.
 
     Raises:

@@ -38,7 +38,7 @@ def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[
     try:
         footer = pq.read_metadata(file)
         leaves = {footer.schema.column(index).path for index in range(footer.num_columns)}
-        rows = min(most, _rows_together(file, path, footer))
+        rows = min(most, _rows_together(file, footer))
         with pq.ParquetFile(file, metadata=footer, read_dictionary=list({path} & leaves)) as parquet:
             for group in range(parquet.num_row_groups):  # each has dictionaries of its own
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[path]):
@@ -47,20 +47,17 @@ def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); download it again") from None
 
 
-def _rows_together(file: Path, path: str, footer: pq.FileMetaData) -> int:
-    """How many cells of a mean size fit in a batch."""
-    total = 0
-    for group in range(footer.num_row_groups):
-        for index in range(footer.num_columns):
-            chunk = footer.row_group(group).column(index)
-            if chunk.path_in_schema != path:
-                continue
-            total += chunk.total_uncompressed_size
-            if expands_too_far(chunk.total_uncompressed_size, chunk.total_compressed_size):
-                raise ValueError(
-                    f"{file}: {chunk.total_uncompressed_size:,} bytes of {path} in {chunk.total_compressed_size:,} compressed "
-                    "ones are no data; download it again"
-                )
+def _rows_together(file: Path, footer: pq.FileMetaData) -> int:
+    """How many rows of a mean size fit in a batch.
+
+    The sizes are those of whole row groups: pyarrow ends the process where the footer of a single column is damaged.
+    """
+    total, held = (
+        sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)),
+        file.stat().st_size,
+    )
+    if expands_too_far(total, held):
+        raise ValueError(f"{file}: {total:,} bytes in a file of {held:,} are no data; download it again")
     return max(1, min(1 << 16, BATCH * footer.num_rows // max(1, total)))
 
 
