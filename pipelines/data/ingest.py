@@ -58,7 +58,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     found = _open_source(origin, options)
     if not embedded(origin) and directory.resolve() == Path(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
-    building = directory / f".{uuid.uuid4().hex}.preparing"
+    building, made = directory / f".{uuid.uuid4().hex}.preparing", not directory.exists()
     try:
         card = _build(building, origin, found, options)
         _clear(directory, building)
@@ -69,6 +69,8 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
         flush(directory)
     finally:
         shutil.rmtree(building, ignore_errors=True)
+        if made and directory.is_dir() and not any(directory.iterdir()):
+            directory.rmdir()  # after a refusal, as it was
     return card
 
 

@@ -258,3 +258,10 @@ def test_long_preparations_say_where_they_are(
     monkeypatch.setattr(ingest.time, "monotonic", lambda: next(clock))
     prepare("toy2d:rings", tmp_path, Options(rows=2048))
     assert "train: 1,024/2,048 rows, 171 rows/s" in capsys.readouterr().err
+
+
+def test_a_refusal_leaves_no_directory(tmp_path):
+    (tmp_path / "x.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(ValueError, match="at least 2"):
+        prepare(tmp_path / "x.csv", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
