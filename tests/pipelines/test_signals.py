@@ -30,6 +30,14 @@ WORDS = {signal.SIGINT: "interrupted: ", signal.SIGTERM: "terminated: "}
 STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143}
 
 
+@pytest.fixture(autouse=True)
+def heard():
+    """Ctrl-C is heard here, also where the tests are a shell's background job, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def send(*numbers: int) -> None:
     for number in numbers:
         os.kill(os.getpid(), number)
