@@ -84,7 +84,11 @@ def test_the_norm_keeps_up_with_training():
     assert max(norms) < 0.9 * (1 + 1e-6)
 
 
-@pytest.mark.parametrize(("event", "lr"), [((16,), 2e-3), ((2,), 2e-3), ((1, 8, 8), 2e-3), ((3, 6, 6), 5e-3)], ids=str)
+@pytest.mark.parametrize(
+    ("event", "lr"),
+    [((16,), 2e-3), ((2,), 2e-3), pytest.param((1, 8, 8), 2e-3, marks=pytest.mark.slow), ((3, 6, 6), 5e-3)],
+    ids=str,
+)
 def test_the_product_of_the_true_norms_stays_below_the_bound_in_training(event, lr):
     """LipSwish at a large rate, where one power iteration per step lets it reach 1.2 to 1.9; the first steps are the worst,
     as the spectrum of a random convolution is crowded at its top. In evaluation it is the bound; both are one map."""
