@@ -21,8 +21,9 @@ terms are taken as the Lipschitz constant asks for (`Stop`). With |J| <= L in a 
 
     |sum_{k>n} v^T (J^T)^k v / k|  <=  |v| |(J^T)^n v|_* sum_{k>n} L^{k-n} / k  <=  |v| |(J^T)^n v|_* L / ((n + 1)(1 - L)),
 
-and a sample has its value when that is below a tolerance: after 20 to 40 terms in common, after 600 where J = -0.98 I. Terms
-beyond a limit are left to a roulette of the geometric law with continuation probability L > L^2, whose variance is finite.
+and a sample has its value when that is below a tolerance: in 784 dimensions, for L = .98, after 28 terms where J = 0.6 I, after
+552 where J = -0.98 I. Terms beyond a limit are left to a roulette of the geometric law with continuation probability L > L^2,
+whose variance is finite.
 
 References:
     Chen et al. 2019, "Residual flows", Eqs. 6-8.

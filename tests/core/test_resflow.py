@@ -490,7 +490,7 @@ def test_the_log_det_of_evaluation_on_trained_blocks(settings):
 
 
 def test_a_block_of_minus_the_identity_has_its_log_det():
-    """J = -0.98 I at 0: six hundred terms where the tail is let go; with a probe of signs v^T J^k v is exact."""
+    """J = -0.98 I at 0, hundreds of terms before the tail is let go; with a probe of signs v^T J^k v is exact."""
     flow = ResFlow((6,), blocks=(1,), kernels=(1,), coefficient=0.98, exact_eval=0, eval_terms=1000).double().eval()
     with torch.no_grad():
         flow.scales[0][0].layers[0].weight.copy_(-2 * torch.eye(6))
