@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 STAMP  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED = 0
@@ -28,10 +29,10 @@ train: $(STAMP)  ## the main job: train INDM and its linear counterpart on digit
 	@$(BIN)/python pipelines/train.py $(ARGS)
 
 test: $(STAMP)  ## everything that CI runs (under 15 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	@$(PYTEST) -m "not slow" $(ARGS)
 
 test-all: $(STAMP)  ## the slow checks too
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(PYTEST) $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

@@ -13,6 +13,14 @@ if any(name.split(".")[0] == "indm_core" for name in sys.modules):
 install_import_hook("indm_core", "beartype.beartype")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Where several processes share the tests, each takes whole files, and one takes, first, all that start Ray."""
+    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    for item in items:
+        file, _, _ = item.nodeid.partition("::")
+        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else file))
+
+
 @pytest.fixture(autouse=True)
 def _one_thread_and_seed():
     num_threads = torch.get_num_threads()

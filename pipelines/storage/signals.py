@@ -19,6 +19,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -27,6 +28,8 @@ __all__ = ["Stop", "Stopped", "until_imported", "until_signal"]
 GRACE_SECONDS = 20.0
 UNWIND_SECONDS = 15.0
 """How long closing may take before the process ends without it."""
+AGAIN_SECONDS = 0.05
+"""After which `Stopped` is raised again where it came up in a callback that lets no exception out."""
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -89,9 +92,11 @@ class Stop:
         kept = {number: handler for number, handler in kept.items() if handler != signal.SIG_IGN}
         for number in kept:
             signal.signal(number, self._take)
+        hook, sys.unraisablehook = sys.unraisablehook, partial(self._unraisable, sys.unraisablehook)
         try:
             yield
         finally:
+            sys.unraisablehook = hook
             for timer in self._timers:
                 timer.cancel()
             for number, handler in kept.items():
@@ -114,6 +119,14 @@ class Stop:
         self._raised = True
         self._after(UNWIND_SECONDS, self._give_up)
         raise Stopped
+
+    def _unraisable(self, otherwise: Callable[[Any], None], report: sys.UnraisableHookArgs) -> None:
+        """Python drops what is raised in a weak reference's callback or in __del__; of `Stopped` that must not be the end."""
+        if issubclass(report.exc_type, Stopped):
+            self._raised = False
+            self._after(AGAIN_SECONDS, lambda: os.kill(os.getpid(), self.number))
+        else:
+            otherwise(report)
 
     def _after(self, seconds: float, action: Callable[[], None]) -> None:
         self._timers.append(threading.Timer(seconds, action))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from types import SimpleNamespace
@@ -123,6 +124,23 @@ def test_what_fails_because_of_the_signal_is_not_told_beside_it(capsys):
 
     assert until_signal(work, "kept") == 143
     one_line(capsys.readouterr().err, "terminated: kept")
+
+
+@NUMBERS
+def test_a_signal_in_a_callback_that_lets_nothing_out_ends_the_work_too(number, capsys):
+    ended = []
+
+    def work(stop: Stop) -> int:
+        thing = threading.Event()
+        watched = weakref.ref(thing, lambda _: signal.raise_signal(number))
+        del thing  # the callback runs here, and Python drops what it raises
+        time.sleep(5)
+        ended.append(watched)
+        return 0
+
+    assert until_signal(work, "all is well") == STATUS[number]
+    assert not ended
+    one_line(capsys.readouterr().err, "all is well")
 
 
 def test_an_error_without_a_signal_stays_one():
