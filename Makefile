@@ -2,7 +2,6 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4 --dist loadgroup --no-loadscope-reorder
 STAMP  := $(VENV)/.installed
 
 export RAY_USAGE_STATS_ENABLED = 0
@@ -29,10 +28,10 @@ train: $(STAMP)  ## the main job: train INDM and its linear counterpart on digit
 	@$(BIN)/python pipelines/train.py $(ARGS)
 
 test: $(STAMP)  ## everything that CI runs (under 15 minutes on 2 cores)
-	@$(PYTEST) -m "not slow" $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-test-all: $(STAMP)  ## the slow checks too
-	@$(PYTEST) $(ARGS)
+test-all: test  ## the slow checks too, one after the other
+	@$(BIN)/python -m pytest -m slow $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

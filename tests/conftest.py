@@ -14,11 +14,8 @@ install_import_hook("indm_core", "beartype.beartype")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Where several processes share the tests, each takes whole files, and one takes, first, all that start Ray."""
+    """What starts Ray takes longest: where several processes share the files of tests, it begins first."""
     items.sort(key=lambda item: item.get_closest_marker("ray") is None)
-    for item in items:
-        file, _, _ = item.nodeid.partition("::")
-        item.add_marker(pytest.mark.xdist_group("ray" if item.get_closest_marker("ray") else file))
 
 
 @pytest.fixture(autouse=True)
