@@ -46,6 +46,8 @@ from pipelines.runs.record import Record, RecordReader
 from pipelines.storage.manifest import OWN
 
 NUM = int(os.environ.get("INDM_FUZZ", "20"))
+FOUND = {"parquet": (558,)}
+"""Damaged files that a parser has failed on; they are always tried."""
 SECONDS = 20.0
 MEBIBYTES = 512
 
@@ -406,10 +408,11 @@ def test_damaged_files_are_read_or_refused(name: str, tmp_path: Path) -> None:
     file = parser.write(tmp_path)
     whole = file.read_bytes()
     assert outcome(parser, tmp_path, f"{name} whole")
-    for number in range(NUM):
+    numbers = sorted({*range(NUM), *FOUND.get(name, ())})
+    for number in numbers:
         chance = random.Random(f"{name} {number}")
         by_shape = parser.document and chance.randrange(4) > 0
         file.write_bytes((reshaped if by_shape else damaged)(whole, chance))
         read += outcome(parser, tmp_path, f"{name} {number}")
         file.write_bytes(whole)
-    print(f"{name}: {NUM} damaged files, {read} read, {NUM - read} refused, no traceback")
+    print(f"{name}: {len(numbers)} damaged files, {read} read, {len(numbers) - read} refused, no traceback")

@@ -42,6 +42,7 @@ def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[
         with pq.ParquetFile(file, metadata=footer, read_dictionary=list({path} & leaves)) as parquet:
             for group in range(parquet.num_row_groups):  # each has dictionaries of its own
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[path]):
+                    batch.validate(full=True)  # pyarrow hands out indices that are in no dictionary
                     yield _values(batch[column].field(member) if member else batch[column])
     except (pa.ArrowException, OSError, KeyError, MemoryError) as error:
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); download it again") from None
