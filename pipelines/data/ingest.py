@@ -4,7 +4,8 @@ A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the
 streams its splits. The labels are read first, and become classes (labels.py). Each row is checked on the way: an integer k
 must satisfy 0 <= k < L, a vector must be finite. Rows that do not decode are skipped and counted, up to the share
 `max_skip` of a split. A source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a
-permutation that depends on (seed, n) only become `test`. The card is written last.
+permutation that depends on (seed, n) only become `test`; where the format comes with a test split that is missing, only if the
+user asks for it. The card is written last.
 """
 
 from __future__ import annotations
@@ -159,6 +160,7 @@ def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _R
     target = np.zeros(part.count, np.uint8)
     names = (name,)
     if tuple(found.splits) == ("train",) and options.test_fraction > 0:
+        _check_whole(found, options)
         held = round(part.count * options.test_fraction)
         if not 0 < held < part.count:
             raise ValueError(
@@ -172,6 +174,16 @@ def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _R
         if canonical_split(wanted) not in map(canonical_split, available):
             raise ValueError(f"splits={','.join(options.splits)}: the source has {', '.join(sorted(available))}")
     return _Routes(names=names, target=target)
+
+
+def _check_whole(found: Source, options: Options) -> None:
+    """Refuses to hold rows out of train in place of a test split that is missing, unless it is asked for."""
+    asked = "test" in map(canonical_split, options.splits) or options.test_fraction != Options().test_fraction
+    if found.missing and not asked:
+        raise ValueError(
+            f"{found.missing} is missing: the set comes with a test split; put it beside the training data, or say what to "
+            f"test on: --splits train,test holds {options.test_fraction:.0%} of the training rows out, --test-fraction 0 none"
+        )
 
 
 class _Bad:

@@ -52,7 +52,8 @@ class Options:
         levels: L of integer images; 0 takes the format's (256 for 8 bits).
         low, high: Interval that the model sees.
         max_skip: Share of a split's rows that may be corrupt.
-        test_fraction: Share held out as `test` when the source has one split; 0 holds none out.
+        test_fraction: Share held out as `test` when the source has one split; 0 holds none out. Of a format that comes with a
+            test split which is not there, nothing is held out unless it is asked for, as by --splits train,test.
         seed: Of the hold-out and of generated sets.
         splits: Which splits to keep; () keeps all.
         rows: Training rows of a generated set; it gets rows // 5 test rows.
@@ -150,6 +151,8 @@ class Source:
         images: Whether it is encoded images, for which the options of images hold.
         parts: Whether it has parts with names, for which the option `split` holds.
         columns: The names of a table's, () for their numbers.
+        missing: The test split that a set of this format comes with, as people find it, where this source has train alone; ''
+            where it is there, or the format knows none. Nothing takes its place unasked.
         left_out, notes: As in `Card`.
     """
 
@@ -161,6 +164,7 @@ class Source:
     images: bool = False
     parts: bool = False
     columns: tuple[str, ...] = ()
+    missing: str = ""
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 

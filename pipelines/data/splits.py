@@ -43,6 +43,8 @@ WORDS = {
     "valid": ("valid", "validation", "val", "vld", "dev", "development"),
     "eval": ("eval", "evaluation", "evaluating"),
 }
+NUMBERED = re.compile(r"(.*[-_.])(\d+)-of-(\d+)(?![^-_.])")
+"""A name that says how many there are, such as train-00000-of-00002.parquet; what follows may differ from file to file."""
 MEANING = {word: split for split, words in WORDS.items() for word in words}
 
 
@@ -117,11 +119,13 @@ def assign(names: Iterable[str], where: str, split: Sequence[str] = (), splits: 
         split, splits: As in `Options`.
 
     Raises:
-        ValueError: names of which some say no split, splits of two sets, two words for one split, or no train.
+        ValueError: names of which some say no split, splits of two sets, two words for one split, no train, or a name that
+            counts its siblings (K-of-N) of which one is not there.
     """
     names = list(names)
     if split:
         return as_given(names, where, split)
+    _check_numbered(names, where)
     found = {name: _of_path(name) for name in names}
     known = [name for name in names if found[name].split]
     unknown = [name for name in names if not found[name].split]
@@ -134,6 +138,21 @@ def assign(names: Iterable[str], where: str, split: Sequence[str] = (), splits: 
     if len(rests) > 1:
         raise ValueError(f"{where}: {listed(names)} are parts of different sets; {remedy(names)}")
     return served(settled({name: found[name].split for name in names}), where, splits)
+
+
+def _check_numbered(names: Sequence[str], where: str) -> None:
+    """Whether all N of the names are there that say K-of-N, K from 0 on, or from 1 where none is 0."""
+    groups: dict[tuple[str, str], set[int]] = {}
+    for match in filter(None, map(NUMBERED.match, names)):
+        groups.setdefault((match[1], match[3]), set()).add(int(match[2]))
+    for (head, several), numbers in groups.items():
+        first = 0 if 0 in numbers or int(several) not in numbers else 1
+        absent = [number for number in range(first, first + int(several)) if number not in numbers]
+        if absent:
+            raise ValueError(
+                f"{where}: {head}{absent[0]:0{len(several)}d}-of-{several} is missing, {len(numbers)} of {int(several)} are "
+                f"there; download it again, or take what is there: --split {parse(head).split or 'train'}={head}*"
+            )
 
 
 def served(of: dict[str, tuple[str, ...]], where: str, splits: Sequence[str]) -> Parts:

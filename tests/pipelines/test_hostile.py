@@ -29,6 +29,8 @@ from pipelines.storage.outputs import find_run, output_root
 from pipelines.storage.paths import local_path
 from pipelines.storage.reading import parse_json, read_json
 
+UNLABELLED = Options(labels="ignore", test_fraction=0)
+
 NESTED = b"(K\x01K\x02t" + b"q\x00h\x00\x86" * 60  # ((...), (...)), each twice in the one around it
 
 
@@ -101,10 +103,17 @@ def test_a_header_of_more_than_its_file_is_refused_before_anything_is_made(tmp_p
     file = tmp_path / f"train-images-idx3-ubyte{'.gz' if zipped else ''}"
     file.write_bytes(gzip.compress(text) if zipped else text)
     with bounded("idx"):
-        refused(tmp_path, tmp_path / "out", str(file), "4000000000, 1, 1", "more than its bytes can hold")
+        refused(
+            tmp_path,
+            tmp_path / "out",
+            str(file),
+            "4000000000, 1, 1",
+            "more than its bytes can hold",
+            options=UNLABELLED,
+        )
     claimed = idx(pixels(50, 4, 4))[:4] + (60).to_bytes(4, "big") + idx(pixels(50, 4, 4))[8:]
     file.write_bytes(gzip.compress(claimed) if zipped else claimed)
-    refused(tmp_path, tmp_path / "out", str(file), "truncated at row 50 of the 60")
+    refused(tmp_path, tmp_path / "out", str(file), "truncated at row 50 of the 60", options=UNLABELLED)
 
 
 def test_a_member_of_zeros_is_not_expanded(tmp_path: Path) -> None:

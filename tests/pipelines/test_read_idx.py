@@ -12,6 +12,7 @@ from sources import pixels, refused, stored
 
 from pipelines.data.ingest import prepare
 from pipelines.data.readers.idx import CLASSES
+from pipelines.data.source import Options
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -95,7 +96,7 @@ def test_emnist_without_labels_has_no_classes(tmp_path: Path) -> None:
     emnist(tmp_path / "in", "letters", pixels(40, 6, 5), np.ones(40, np.uint8))
     for file in (tmp_path / "in").glob("*labels*"):
         file.unlink()
-    assert prepare(tmp_path / "in", tmp_path / "out").num_classes == 0
+    assert prepare(tmp_path / "in", tmp_path / "out", Options(labels="ignore")).num_classes == 0
     assert (stored(tmp_path / "out")[1] == -1).all()
 
 

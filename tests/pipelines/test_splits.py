@@ -217,7 +217,7 @@ def test_idx_files_of_splits(tmp_path: Path, train: str, other: str) -> None:
     idx(tmp_path / "in" / train, 5)
     idx(tmp_path / "in" / other, 2, OTHER)
     (tmp_path / "in" / "readme.txt").touch()
-    card = prepare(tmp_path / "in", tmp_path / "out")
+    card = prepare(tmp_path / "in", tmp_path / "out", Options(labels="ignore"))
     assert counts(tmp_path / "out", card) == {"train": 5, "test": 2}
     assert [item.name for item in card.left_out] == [".txt (readme.txt)"]
     idx(tmp_path / "in" / "extra-images-idx3-ubyte", 3, OTHER)

@@ -34,6 +34,8 @@ from pipelines.storage.reading import open_regular
 __all__ = ["BatchUnpickler", "read_cifar"]
 
 CIFAR_SHAPE = (3, 32, 32)
+NAMES = (*(f"data_batch_{index}" for index in range(1, 6)), "test_batch")
+"""Of the files of a set, before the suffix."""
 MOST_BYTES = 1 << 28
 """Of a batch: eight times the published one."""
 LISTS = "MARK POP POP_MARK EMPTY_LIST LIST APPEND APPENDS EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3"
@@ -51,11 +53,10 @@ OPCODES = {word for words in (LISTS, NUMBERS, TEXTS, OBJECTS) for word in words.
 def read_cifar(source: str, options: Options) -> Source | None:
     """A directory of CIFAR-10 batches, binary or Python."""
     directory = Path(source)
-    suffix = ".bin" if (directory / "data_batch_1.bin").is_file() else ""
-    if not (directory / f"data_batch_1{suffix}").is_file():
+    suffix = next((end for end in (".bin", "") if any((directory / (name + end)).is_file() for name in NAMES)), None)
+    if suffix is None:
         return None
-    train = [directory / f"data_batch_{index}{suffix}" for index in range(1, 6)]
-    test = directory / f"test_batch{suffix}"
+    *train, test = (directory / (name + suffix) for name in NAMES)
     for file in train:
         if not file.is_file():
             raise ValueError(f"{file}: missing; CIFAR-10 has data_batch_1 to data_batch_5, unpack the archive again")
@@ -64,7 +65,8 @@ def read_cifar(source: str, options: Options) -> Source | None:
     splits = {"train": _batches(train, read, count)}
     if test.is_file():
         splits["test"] = _batches([test], read, count)
-    return Source(kind="image", shape=CIFAR_SHAPE, levels=256, num_classes=10, splits=splits)
+    missing = "" if "test" in splits else str(test)
+    return Source(kind="image", shape=CIFAR_SHAPE, levels=256, num_classes=10, splits=splits, missing=missing)
 
 
 Batch = Callable[[Path], Iterator[tuple[int, np.ndarray, Sequence[int]]]]

@@ -1,8 +1,9 @@
 """Reader of a directory of IDX files: MNIST, Fashion-MNIST, EMNIST.
 
 An IDX file, big-endian: bytes 0, 0, type 8 (unsigned byte), the number m of dimensions, m sizes of four bytes, then the
-values. Images (n, h, w) go with labels (n,), where there are any; each file may be gzipped (.gz). The directory holds
-one set, by its file names, [SET-]SPLIT-images-idx3-ubyte and [SET-]SPLIT-labels-idx1-ubyte in any case, a split as in `splits`:
+values. Images (n, h, w) go with labels (n,), which --labels ignore does without; each file may be gzipped (.gz). The directory
+holds one set, by its file names, [SET-]SPLIT-images-idx3-ubyte and [SET-]SPLIT-labels-idx1-ubyte in any case, a split as in
+`splits`:
 
     MNIST     train-images-idx3-ubyte, train-labels-idx1-ubyte; t10k-... is the test split
     EMNIST    emnist-SUBSET-train-images-idx3-ubyte, ...; SUBSET is one of CLASSES
@@ -24,7 +25,7 @@ import zlib
 from collections.abc import Iterable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
 
@@ -49,7 +50,7 @@ NAME = re.compile(r"(?:(.+)[-_.])?(images|labels)[-_.]idx[13][-_.]ubyte(?:\.gz)?
 
 
 class _Files(NamedTuple):
-    """The files of a split; labels: None where there are none."""
+    """The files of a split; labels: None where there are none, which the option `labels` allows."""
 
     images: Path
     labels: Path | None
@@ -69,6 +70,8 @@ def read_idx(source: str, options: Options) -> Source | None:
             f"mkdir {names[-1]}; mv {names[-1]}-* {names[-1]}"
         )
     parts = assign(found, source, options.split, options.splits)
+    for name in (name for names in parts.of.values() for name in names):
+        _check_pair(root, name, found[name], options)
     for split, names in parts.of.items():
         if len(names) > 1:
             raise ValueError(
@@ -92,6 +95,7 @@ def read_idx(source: str, options: Options) -> Source | None:
         splits={split: _split(pair, subset) for split, pair in files.items()},
         num_classes=CLASSES.get(subset, 0) if any(pair.labels for pair in files.values()) else 0,
         parts=True,
+        missing=_missing_test(root, parts.of),
         left_out=_left_out(root, files.values(), [found[name] for name in parts.left_out]),
         notes=parts.notes,
     )
@@ -106,8 +110,34 @@ def _files(root: Path) -> dict[str, _Files]:
         if match and file.is_file() and not file.name.startswith("."):
             found.setdefault(match[1] or "", {})[match[2].lower()] = file
     return {
-        part: _Files(files["images"], files.get("labels")) for part, files in sorted(found.items()) if "images" in files
+        part: _Files(files.get("images", root / _name(part, "images")), files.get("labels"))
+        for part, files in sorted(found.items())
     }
+
+
+def _name(part: str, what: Literal["images", "labels"]) -> str:
+    """The name of a part's file as it is published, unzipped."""
+    return f"{part}-{what}-idx{3 if what == 'images' else 1}-ubyte".removeprefix("-")
+
+
+def _check_pair(root: Path, part: str, files: _Files, options: Options) -> None:
+    """Whether a part has its images, and its labels unless they are ignored."""
+    if not files.images.is_file():
+        raise ValueError(f"{files.images}: missing, but {files.labels} is there; download both again")
+    if files.labels is None and options.labels != "ignore":
+        raise ValueError(
+            f"{root / _name(part, 'labels')}: missing, the labels of {files.images.name}; download it again, or prepare the "
+            "images without classes: --labels ignore"
+        )
+
+
+def _missing_test(root: Path, of: dict[str, tuple[str, ...]]) -> str:
+    """The test images that belong to a part whose name says that it is train; '' where they are not missing."""
+    (name,) = of.get("train", ("",))
+    if set(of) != {"train"} or parse(name).split != "train":
+        return ""
+    head = re.sub(r"train(ing)?$", "", name, flags=re.IGNORECASE)
+    return str(root / _name(head + ("test" if head else "t10k"), "images"))
 
 
 def _subset(part: str, root: Path) -> str:
@@ -123,7 +153,7 @@ def _subset(part: str, root: Path) -> str:
 def _left_out(root: Path, taken: Iterable[_Files], others: list[_Files]) -> tuple[LeftOut, ...]:
     """What the directory holds besides the files that are read."""
     listing = list_files(root)
-    unnamed = {file for pair in others for file in pair if file}
+    unnamed = {file for pair in others for file in pair if file and file.is_file()}
     read = {file for pair in taken for file in pair if file}
     rest = [file for file in listing.files if file not in read | unnamed]
     named = [LeftOut(name=file.name, files=1, reason="not named by --split") for file in sorted(unnamed)]

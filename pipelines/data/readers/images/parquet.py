@@ -2,11 +2,13 @@
 
 A file, or all files .parquet below a folder (hidden ones apart), whose names or folders say their split (`splits`); a column
 `img` or `image`, struct {bytes, path}, and perhaps `label`, `labels` or `fine_label`; streamed by row groups. A row that has a
-path and no bytes is a bad row: the images are to be in the file.
+path and no bytes is a bad row: the images are to be in the file. A README.md beside them that declares a test split, as the
+cards of published sets do, is believed.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,8 +25,9 @@ from pipelines.data.listing import Listing, by_suffix, list_files
 from pipelines.data.readers.columns import cells
 from pipelines.data.readers.images.decode import PROBED, SUFFIXES, Fit, Picture, decoded, fit_to
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows, locate_among
-from pipelines.data.splits import Parts, assign
+from pipelines.data.splits import Parts, assign, canonical_split
 from pipelines.storage.messages import one_line
+from pipelines.storage.reading import open_regular
 
 __all__ = ["read_image_parquet"]
 
@@ -38,11 +41,16 @@ LABELS = (
 )
 
 
+DECLARED = re.compile(r"^ *- name: *['\"]?([\w.-]+)['\"]?\n *num_bytes: *\d+\n *num_examples: *\d+", re.MULTILINE)
+"""A split in the card of a Hugging Face set, as the `datasets` library writes it."""
+MOST_CARD = 1 << 20
+
+
 def read_image_parquet(source: str, options: Options) -> Source | None:
     """Hugging Face's image Parquet."""
     path = Path(source)
     if path.is_file() and path.suffix.lower() == ".parquet":
-        parts, files, left_out = Parts(of={"train": (path.name,)}), {path.name: path}, ()
+        parts, files, left_out, missing = Parts(of={"train": (path.name,)}), {path.name: path}, (), ""
     elif path.is_dir():
         listing = list_files(path)
         files = {"/".join(listing.relative(file)): file for file in listing.files if file.suffix.lower() == ".parquet"}
@@ -50,7 +58,7 @@ def read_image_parquet(source: str, options: Options) -> Source | None:
         if not files or (images and not any(map(_holds_images, files.values()))):
             return None
         parts = assign(files, source, options.split, options.splits)
-        left_out = _left_out(listing, parts)
+        left_out, missing = _left_out(listing, parts), _missing_test(path, parts)
     else:
         return None
     tables = {split: [_Table.open(files[name]) for name in names] for split, names in parts.of.items()}
@@ -62,6 +70,7 @@ def read_image_parquet(source: str, options: Options) -> Source | None:
         splits={split: _split(found, fit, parts.of[split]) for split, found in tables.items()},
         images=True,
         parts=path.is_dir(),
+        missing=missing,
         left_out=left_out,
         notes=parts.notes,
     )
@@ -73,6 +82,17 @@ def _holds_images(file: Path) -> bool:
         return bool({"img", "image"} & set(pq.read_schema(file).names))
     except (pa.ArrowException, OSError):
         return True
+
+
+def _missing_test(root: Path, parts: Parts) -> str:
+    """The split for testing that the card of a set (README.md) declares, where only train is there; '' where none is missing."""
+    card = root / "README.md"
+    if set(parts.of) != {"train"} or not card.is_file():
+        return ""
+    with open_regular(card) as stream:
+        declared = DECLARED.findall(stream.read(MOST_CARD).decode(errors="replace"))
+    held = [name for name in declared if canonical_split(name) in ("test", "valid")]
+    return f"the split {held[0]!r} of {root}, which its README.md declares," if held else ""
 
 
 def _left_out(listing: Listing, parts: Parts) -> tuple[LeftOut, ...]:
