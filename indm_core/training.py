@@ -23,7 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -88,11 +88,13 @@ class NonFiniteLossError(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step measured: mean terms in nats (this rank's), gradient norms before clipping, whether it was skipped."""
+    """What a step measured: mean terms in nats (this rank's), gradient norms before clipping, whether it was skipped, and the
+    variances of the mean terms, by those over the rows of a micro-batch."""
 
     terms: dict[str, Tensor]
     gradient_norms: dict[str, float]
     skipped: bool
+    variances: dict[str, Tensor] = field(default_factory=dict)
 
 
 def step_seed(seed: int, step: int, rank: int) -> int:
@@ -174,6 +176,7 @@ class Trainer(Generic[T]):
         if not batches:
             raise ValueError("batches: none; a step takes at least one")
         totals: dict[str, Tensor] = {}
+        variances: dict[str, Tensor] = {}
         for i, (x, y) in enumerate(batches):
             with self._synchronise(last=i + 1 == len(batches)):
                 with self.autocast():
@@ -181,11 +184,12 @@ class Trainer(Generic[T]):
                 (losses.objective.mean() / len(batches)).backward()
             for name, term in losses.terms.items():
                 totals[name] = totals.get(name, 0.0) + term.mean() / len(batches)
+                variances[name] = variances.get(name, 0.0) + term.var() / (len(term) * len(batches) ** 2)
         self._put_back_frozen()
         norms = self._clip()
         finite = all(np.isfinite(norm) for norm in norms.values())
         self._apply(finite)
-        return StepReport(totals, norms, skipped=not finite)
+        return StepReport(totals, norms, not finite, variances)
 
     def _begin_phase(self, phase: str) -> None:
         self._phase = phase

@@ -3,7 +3,8 @@
 Test NLL (probability-flow ODE, with the residual), NELBO, their gap and the Frechet and kernel distances of samples are
 computed concurrently by a pool of actors, which take the models' weights once from the object store. Several runs on the same
 data are measured on the same draws, and compared by differences paired per image. What the tasks give is kept in RUN as it
-comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped.
+comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped. A measurement is kept by its settings in
+RUN/evaluations; RUN/evaluation.json is the most precise one, whatever was measured after it.
 
 Every figure has a standard error. Of likelihoods: `se`, the estimator's on these very images, from replicates (the same images,
 fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of the Frechet

@@ -1,7 +1,8 @@
 """Draw samples of a trained run: `python pipelines/sample.py RUN [--num-samples 64] [--sampler pc] [--out DIR]`.
 
 One seed per sample: sample i is the same for every batch size and number of actors. Images become PNG files
-(sample-000000.png, ...) and a grid.png, as they arrive; vectors become samples.npy and a scatter plot.
+(sample-000000.png, ...) and a grid.png, as they arrive; vectors become samples.npy and a scatter plot. A directory holds the
+samples of one sampler, model and seed: beside others, which `--overwrite true` removes, none are drawn.
 
 `--translate forward` carries test images of a bridge's first data set to its second, `--translate backward` those of
 the second to the first, `--translate` both ways. Each way leaves a grid (sources above, translations below) and prints

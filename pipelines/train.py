@@ -32,6 +32,7 @@ from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.storage.signals import Stop, until_signal
+from pipelines.training.divergence import DivergedError
 from pipelines.training.jobs import all_jobs
 from pipelines.training.launch import FAULTS, Launch
 from pipelines.training.local import train_local
@@ -41,7 +42,7 @@ FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "first_activ
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status, 1 of a training that has diverged, 2 of what was refused."""
     return until_signal(lambda stop: _main(argv, stop), "nothing is trained yet; the same command begins again")
 
 
@@ -59,7 +60,7 @@ def _main(argv: Sequence[str] | None, stop: Stop) -> int:
         if given.get("traceback"):
             traceback.print_exc()
         print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 2
+        return 1 if isinstance(error, DivergedError) else 2
 
 
 def _one_line(error: Exception) -> str:

@@ -26,6 +26,7 @@ from pipelines.storage.journal import Journal, Record
 
 __all__ = ["Kept"]
 
+JOURNAL = "evaluation.journal"
 CODE = (Path(indm_core.__file__).parent, Path(__file__).parent)
 """Folders whose files decide outcomes."""
 
@@ -37,13 +38,11 @@ class Kept:
     Args:
         plan: What is measured.
         runs: Directories of its runs.
-        name: Of the document of the evaluation.
         device: Kind of device that the tasks run on.
     """
 
     plan: Plan
     runs: tuple[Path, ...]
-    name: str
     device: str
 
     def read(self, tasks: Sequence[Task[Any]]) -> tuple[dict[Task[Any], Any], float]:
@@ -66,7 +65,7 @@ class Kept:
 
     @cached_property
     def _journals(self) -> list[Journal]:
-        return [Journal((run / self.name).with_suffix(".journal")) for run in self.runs]
+        return [Journal(run / JOURNAL) for run in self.runs]
 
     @cached_property
     def _models(self) -> list[str]:

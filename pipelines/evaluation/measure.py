@@ -18,14 +18,15 @@ import torch
 
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, digest
+from pipelines.evaluation.archive import best, key, present, put
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.kept import Kept
 from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
-from pipelines.evaluation.measurements.distances import Distances
+from pipelines.evaluation.measurements.distances import Distances, DistancesResult
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.results import Evaluation, Figures
-from pipelines.evaluation.settings import FULL, Settings
+from pipelines.evaluation.settings import Settings
 from pipelines.runs.pictures import save_levels
 from pipelines.storage.outputs import check_writable
 
@@ -36,7 +37,6 @@ def evaluate(
     runs: Sequence[Path],
     settings: Settings,
     root: Path,
-    name_of_file: str = FULL,
     show: Callable[[Evaluation], None] = lambda document: None,
 ) -> Evaluation:
     """Measures runs on the same data together; Ray must be connected.
@@ -46,11 +46,10 @@ def evaluate(
     Args:
         runs: Directories of trained runs.
         root: Output directory, where prepared data and classifiers are kept.
-        name_of_file: What the document is called in each run's directory.
         show: Called with the document, which is written by then, before pictures are drawn.
 
     Returns:
-        The document that is written there.
+        The document that is kept there (`archive`).
 
     Raises:
         ValueError: no run, a run that is not trained or cannot be written to, or runs on different data.
@@ -64,7 +63,7 @@ def evaluate(
     kinds = [kind.asked(plan) for kind in MEASUREMENTS]
     tasks = list(dict.fromkeys(task for kind in kinds for task in _in_turn(kind)))
     actors, device = places(settings.actors)
-    kept = Kept(plan, tuple(runs), name_of_file, device)
+    kept = Kept(plan, tuple(runs), device)
     done, seconds = kept.read(tasks)
     began -= seconds
     if done:
@@ -79,10 +78,10 @@ def evaluate(
     found = [(measurement.model, measurement.reduce(done)) for measurement in measurements]
     document = _document(runs, plan, found, time.monotonic() - began)
     for run in runs:
-        document.write(run / name_of_file)
+        put(run, document)
     kept.remove()
     show(document)
-    _draw(runs, plan, [m for m in measurements if isinstance(m, Distances)], done)
+    _draw(document, runs, plan, [m for m in measurements if isinstance(m, Distances)], done)
     return document
 
 
@@ -128,10 +127,13 @@ def _in_turn(measurements: Sequence[Measurement[Any]]) -> list[Task[Any]]:
     return [task for tasks in rounds for task in tasks if task is not None]
 
 
-def _draw(runs: Sequence[Path], plan: Plan, distances: Sequence[Distances], done: Done) -> None:
-    """The first samples of each run as a picture."""
+def _draw(document: Evaluation, runs: Sequence[Path], plan: Plan, distances: Sequence[Distances], done: Done) -> None:
+    """The first samples of each run as a picture, unless a more precise measurement has one."""
     spec = plan.subjects[0].spec
     num = 100 if len(spec.shape) == 3 else 2000
     for run, measurement in zip(runs, distances, strict=False):  # one of each run, or none
+        shown_by = best(run.name, present(run), DistancesResult)
+        if shown_by and key(shown_by.document) != key(document):
+            continue
         shown = torch.cat([batch.shown for batch in measurement.made(done)])
         save_levels(shown[:num], spec, run / "samples.png")

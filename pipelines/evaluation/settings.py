@@ -8,11 +8,7 @@ from typing import Literal
 from pipelines.config.sampling import Sampling
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 
-__all__ = ["BRIEF", "FULL", "EvaluateOptions", "SampleOptions", "Settings"]
-
-
-FULL, BRIEF = "evaluation.json", "evaluation-brief.json"
-"""The files of a full measurement and of the main job's brief one."""
+__all__ = ["EvaluateOptions", "SampleOptions", "Settings"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,7 +97,9 @@ class SampleOptions:
             the first by the sampler, both does either; no draws samples.
         path: On which images go forward: sde, the diffusion, which forgets them; or ode, the probability-flow ODE at rtol and
             atol, by which each keeps its partner.
-        out: Directory of the pictures; RUN/samples-SAMPLER, of a translation RUN/translated, where it is empty.
+        out: Directory of the pictures; where it is empty RUN/samples-SAMPLER, of a translation RUN/translated-SAMPLER, with the
+            sampler's settings.
+        overwrite: Remove other samples that are in that directory; without it they are not mixed with, but refused.
         actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
         traceback: Show where an error came from.
     """
@@ -114,6 +112,7 @@ class SampleOptions:
     translate: Literal["no", "forward", "backward", "both"] = "no"
     path: Literal["sde", "ode"] = "sde"
     out: str = ""
+    overwrite: bool = False
     actors: int = 0
     traceback: bool = False
 

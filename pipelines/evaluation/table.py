@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pipelines.config.store import read_run
 from pipelines.data.cache import ensure
+from pipelines.evaluation.archive import BEST, best_figures, present
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
 from pipelines.evaluation.results import Evaluation, Figures
 from pipelines.evaluation.seeds import LEFT_OUT
-from pipelines.evaluation.settings import BRIEF, FULL
 from pipelines.runs.tracking import Made, deliver, post
 
 __all__ = ["log", "table"]
@@ -70,13 +71,15 @@ def _divergence(document: Evaluation) -> str:
 
 
 def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
-    """Writes each run's figures, document and samples into its MLflow run, linked to its last model and to the data."""
+    """Writes of each run the most precise figures that there are, with their document and samples, into its MLflow run, linked
+    to its last model and to the data."""
     config, _ = read_run(runs[0] / "config.json")
     data = ensure(config.data.source, root / "data", config.data.options)
     for run in runs:
-        found = _metrics(document.runs[run.name]).items()
+        figures = replace(document.runs[run.name], results=best_figures(run.name, present(run)))
+        found = _metrics(figures).items()
         figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
-        files = tuple(str(run / file) for file in (FULL, BRIEF, "samples.png"))
+        files = tuple(str(run / file) for file in (BEST, "samples.png"))
         post(run, Made(figures=figures, files=files, data=str(data)))
     deliver(runs, root)
 

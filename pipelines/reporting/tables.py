@@ -10,21 +10,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
 from pipelines.config.run import RunConfig
-from pipelines.config.store import digest, identity, read_run
+from pipelines.config.store import WEIGHTS, digest, identity, read_run
 from pipelines.data.spec import DataSpec
+from pipelines.evaluation.archive import Found, best, by_precision, differences, present
 from pipelines.evaluation.estimates import Estimate, with_error
+from pipelines.evaluation.measurement import Result
 from pipelines.evaluation.measurements.baselines import BaselinesResult
 from pipelines.evaluation.measurements.distances import DistancesResult
-from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
+from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.sampling.comparison import FILE as COMPARED
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.evaluation.seeds import HEAD, spreads
-from pipelines.evaluation.settings import BRIEF, FULL
 from pipelines.reporting.published import PUBLISHED
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
 ]
 
 
+R = TypeVar("R", bound=Result)
 Row = Sequence[str]
 
 
@@ -53,12 +56,17 @@ Table = tuple[str, Row, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory and what stands in it."""
+    """A run's directory and what stands in it.
+
+    Args:
+        measured: The measurements of its present weights, the newest last.
+        compared: The table of its samplers.
+    """
 
     directory: Path
     config: RunConfig
     spec: DataSpec
-    measured: Evaluation | None
+    measured: Sequence[Evaluation]
     compared: Comparison | None
 
     @staticmethod
@@ -69,10 +77,7 @@ class Run:
             ValueError: no run, or a file that is no measurement under the name of one.
         """
         config, spec = read_run(directory / "config.json")
-        name, trained = directory.name, (directory / "model.safetensors").is_file()
-        weights = digest(directory) if trained else ""
-        found = [Evaluation.read(directory / file) for file in (FULL, BRIEF) if (directory / file).is_file()]
-        measured = next((d for d in found if d.weights.get(name) == weights), None)  # not of earlier weights
+        trained, measured = (directory / WEIGHTS).is_file(), present(directory, strict=True)
         compared = Comparison.read(directory / COMPARED) if (directory / COMPARED).is_file() else None
         if compared and (not trained or compared.weights != identity(directory)):
             compared = None
@@ -82,20 +87,18 @@ class Run:
     def name(self) -> str:
         return self.directory.name
 
-    @property
-    def figures(self) -> Figures | None:
-        """What was measured of it."""
-        return self.measured.runs.get(self.name) if self.measured else None
+    def of(self, kind: type[R]) -> Found[R] | None:
+        """The most precise result of a kind; None where it was not measured."""
+        return best(self.name, self.measured, kind)
 
 
 def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
     """Rows laid out as Table 4 of INDM's paper: ours, then the papers'; cost: evaluations of networks per training step."""
     head = ("model", "data, source", "params", "cost", "steps", "NLL", "NELBO", "gap", "distance")
     rows: list[Row] = [_measured_row(run) for run in runs]
-    if runs[0].measured:
-        unit, baselines = runs[0].measured.unit, runs[0].measured.of(BaselinesResult)
-        for law in baselines.laws if baselines else ():
-            shown = _figure(law.nll, unit, runs[0].spec)
+    if baselines := runs[0].of(BaselinesResult):
+        for law in baselines.result.laws:
+            shown = _figure(law.nll, baselines.document.unit, runs[0].spec)
             rows.append((law.name, _source(runs[0]), "", "", "", shown, "", "", ""))
     images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
     for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):
@@ -107,16 +110,30 @@ def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
 
 def _measured_row(run: Run) -> Row:
     """One of our models."""
-    steps, figures = f"{run.config.train.steps:,}", run.figures
-    if run.measured is None or figures is None:
+    steps = f"{run.config.train.steps:,}"
+    if not run.measured:
         why = "not measured on these weights: pipelines/evaluate.py"
         return (run.name, _source(run), "", "", steps, why, "", "", "")
-    likelihoods = (figures.of(kind) for kind in (NllResult, NelboResult, GapResult))
-    unit = run.measured.unit
-    cells = ["" if found is None else _figure(found.after, unit, run.spec) for found in likelihoods]
+    cells = []
+    for kind in (NllResult, NelboResult, GapResult):
+        found = run.of(kind)
+        shown = _figure(found.result.after, found.document.unit, run.spec) if found else ""
+        cells.append(f"{shown}; {_how(kind, found.document)}" if found and found.document.images else shown)
+    figures, distances = run.measured[-1].runs[run.name], run.of(DistancesResult)
     cost = " + ".join(f"{num} {network}" for network, num in figures.evaluations.items())
-    params, distances = f"{figures.parameters / 1e6:.2f}M", figures.of(DistancesResult)
-    return (run.name, _source(run), params, cost, steps, *cells, _distance(distances) if distances else "")
+    params, distance = f"{figures.parameters / 1e6:.2f}M", _distance(distances.result) if distances else ""
+    return (run.name, _source(run), params, cost, steps, *cells, distance)
+
+
+def _how(kind: type[Result], document: Evaluation) -> str:
+    """By which settings a likelihood was measured, of those that there are."""
+    s, images = (
+        document.settings,
+        f"{document.images:,} test {'images' if document.unit.startswith('bits') else 'rows'}",
+    )
+    if kind is NllResult:
+        return f"{images} x {s.nll_replicates}, rtol {s.rtol:g}"
+    return f"{images} x {s.nelbo_replicates} x {s.nelbo_draws} draws" if kind is NelboResult else images
 
 
 def _source(run: Run) -> str:
@@ -146,25 +163,28 @@ def _with_error(value: float, error: float) -> str:
 
 
 def difference_tables(runs: Sequence[Run]) -> list[Table]:
-    """The paired differences of the measurement that the first run is part of."""
-    measured = runs[0].measured
-    pairs = [r for r in measured.results if isinstance(r, DifferenceResult)] if measured else []
-    if not measured or not pairs:
+    """The paired differences of the runs, and of others in the same output directories, of weights that they have today."""
+    documents = [document for run in runs for document in run.measured]
+    weights = {run.name: digest(run.directory) for run in runs if run.measured}
+    for name in {name for document in documents for name in document.weights} - weights.keys():
+        beside = next((place for run in runs if (place := run.directory.parent / name / WEIGHTS).is_file()), None)
+        weights |= {name: digest(beside.parent)} if beside else {}
+    pairs = differences(documents, weights)
+    if not pairs:
         return []
-    rows = [
-        (f"{p.first} - {p.second}", *(_with_error(d.mean, d.se_images) for d in (p.nll.after, p.nelbo.after)))
-        for p in pairs
-    ]
-    head = ("models", f"NLL ({measured.unit})", f"NELBO ({measured.unit})")
+    rows = []
+    for pair in pairs:
+        both = (_with_error(d.mean, d.se_images) for d in (pair.result.nll.after, pair.result.nelbo.after))
+        rows.append((f"{pair.result.first} - {pair.result.second}", *both, f"{pair.document.images:,}"))
+    head = ("models", *(f"{name} ({documents[0].unit})" for name in ("NLL", "NELBO")), "images")
     return [("Differences, paired per image on the same draws", head, rows)]
 
 
 def seed_tables(runs: Sequence[Run]) -> list[Table]:
-    """Figures over trainings that differ by their seed alone, of the measurement that the first run is part of."""
-    measured, configs = runs[0].measured, {run.name: run.config for run in runs}
-    if not measured or not measured.runs.keys() <= configs.keys():
-        return []
-    found = [spread.cells() for spread in spreads(measured, configs)]
+    """Figures over trainings that differ by their seed alone, of the most precise measurement of several of them."""
+    configs = {run.name: run.config for run in runs}
+    together = (d for d in by_precision(runs[0].measured) if d.runs.keys() <= configs.keys())
+    found = next(filter(None, ([spread.cells() for spread in spreads(d, configs)] for d in together)), [])
     title = "Over training seeds: mean ± spread/sqrt(trainings); spread: standard deviation over trainings"
     rows = [tuple(cell.replace("+-", "±") for cell in row) for row in found]
     return [(title, HEAD, rows)] if rows else []

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,18 @@ from torch import Tensor
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 
-__all__ = ["checkpoints", "discard_after", "latest", "newest_state", "prune", "read", "read_state", "step_of", "write"]
+__all__ = [
+    "checkpoints",
+    "discard_after",
+    "latest",
+    "newest_below",
+    "newest_state",
+    "prune",
+    "read",
+    "read_state",
+    "step_of",
+    "write",
+]
 
 STATE, TENSORS = "state.json", "training.safetensors"
 LAST = 2
@@ -125,11 +137,27 @@ def prune(run: Path, keep: int) -> None:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def newest_below(run: Path, nelbo: float) -> Path | None:
+    """The newest whole checkpoint whose NELBO is not above a value; of nan, the newest."""
+    for directory in _newest_first(run):
+        try:
+            if not _nelbo(directory) > nelbo:
+                _read(directory)
+                return directory
+        except DamagedError:
+            continue
+    return None
+
+
 def discard_after(run: Path, step: int) -> None:
-    """Removes the checkpoints after the step that a run goes on from: damaged ones, which would be kept in place of others."""
+    """Removes the checkpoints after the step that a run goes on from, damaged or diverged ones, which would be kept in place of
+    others; the end of the pre-training is one of them."""
     for path in checkpoints(run):
         if step_of(path) > step:
             shutil.rmtree(path, ignore_errors=True)
+    with suppress(DamagedError, ValueError):
+        if read_state(run / "pretrained").content["step"] > step:
+            shutil.rmtree(run / "pretrained", ignore_errors=True)
 
 
 def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -9,13 +9,13 @@ from pathlib import Path
 from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
 from pipelines.config.sampling import Sampling
-from pipelines.config.store import digest
 from pipelines.data.card import load_card
+from pipelines.evaluation.archive import measured_so
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.needs import attainable
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.seeds import seed_lines
-from pipelines.evaluation.settings import BRIEF, Settings
+from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import log, table
 from pipelines.runs.job import Job, read_metrics
 from pipelines.runs.pictures import learning_curve
@@ -83,13 +83,8 @@ def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
 
 def _measured(runs: Sequence[Path], settings: Settings, root: Path, show: Callable[[Evaluation], None]) -> Evaluation:
     """The brief measurement of exactly these runs with exactly these weights: the one that is there, else a new one."""
-    try:
-        document = Evaluation.read(runs[0] / BRIEF)
-    except ValueError:
-        document = None
-    weights = {run.name: digest(run) for run in runs}
-    if document is not None and document.weights == weights and document.settings == settings:
+    if document := measured_so(runs, settings):
         show(document)
         return document
     connect(1, 1.0)
-    return evaluate(runs, settings, root, BRIEF, show)
+    return evaluate(runs, settings, root, show)

@@ -44,7 +44,7 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         session: What the surroundings give.
 
     Raises:
-        NonFiniteLossError: the loss was not finite too many steps in a row.
+        DivergedError: the training has diverged.
         ValueError: a checkpoint of another architecture, or rows that are not there.
     """
     work = Work(

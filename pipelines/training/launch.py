@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from indm_core.errors import ConvergenceError
-from indm_core.training import NonFiniteLossError
 from pipelines.storage.outputs import check_name
+from pipelines.training.divergence import DivergedError
 
 __all__ = ["FAULTS", "REFUSED", "Launch"]
 
-REFUSED = (ValueError, ConvergenceError, NonFiniteLossError)
+REFUSED = (ValueError, ConvergenceError, DivergedError)
 """Errors of the input: a worker reports them and does not try again."""
 FAULTS = (*REFUSED, OSError)
 """Errors that the user is told in one line, without a stack trace."""

@@ -25,6 +25,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
 
     Raises:
         ValueError: several workers, a GPU that is not there, or what a training refuses.
+        DivergedError: a training has diverged.
         Stopped: a signal has come; a checkpoint of the last step is there.
     """
     if launch.workers > 1:

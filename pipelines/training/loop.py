@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from indm_core.errors import ConvergenceError
-from indm_core.training import Trainer, network_tensors, step_seed
+from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
 from pipelines.config.run import Train
 from pipelines.config.store import write_weights
 from pipelines.runs import checkpoint
@@ -31,10 +31,14 @@ from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import Meter
 from pipelines.storage.files import append_text, write_text
 from pipelines.storage.outputs import writing
+from pipelines.training.divergence import DivergedError, Watch, left_behind
 from pipelines.training.halt import Halt, Halted
 from pipelines.training.session import Session, Work
 
 __all__ = ["run"]
+
+FIRST = "nelbo_at_first_step"
+"""Of the numbers of a checkpoint: with what its error allows it to be, in nats."""
 
 
 def run(work: Work[Any], session: Session) -> None:
@@ -42,7 +46,7 @@ def run(work: Work[Any], session: Session) -> None:
 
     Raises:
         Halted: the session wanted the training to end; a checkpoint of the step that it had come to is there.
-        NonFiniteLossError: the loss was not finite too many steps in a row.
+        DivergedError: the training has diverged; its last good checkpoint is there, and no weights.
         ValueError: a batch that the ranks cannot share, a checkpoint of another architecture, a network that cannot be frozen,
             or another process that writes the run.
     """
@@ -59,7 +63,9 @@ def _train(work: Work[Any], session: Session) -> None:
             f"batch_size={train.batch_size} is not divisible by {session.world} workers x accumulate={train.accumulate}"
         )
     trainer = _trainer(work, session)
-    _restore(training, trainer, session.agree(checkpoint.latest(training.directory)))
+    newest = session.agree(checkpoint.latest(training.directory))
+    numbers = _restore(training, trainer, newest)
+    watch = Watch(numbers.get(FIRST, ()), newest is not None, session)
     if session.rank == 0:
         if trainer.step_count >= train.steps:
             print(
@@ -86,9 +92,14 @@ def _train(work: Work[Any], session: Session) -> None:
         seed = step_seed(train.seed, trainer.step_count, session.rank)
         generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout
-        meter.add(trainer.step(batch(generator), generator))
+        try:
+            report = trainer.step(batch(generator), generator)
+        except NonFiniteLossError as error:
+            raise _diverged(work, session, watch, trainer.step_count, str(error).partition(";")[0]) from None
+        meter.add(report)
+        watch.add(report)
         leaving = trainer.step_count < train.steps and halt.due(trainer.step_count)
-        _after_step(work, session, trainer, meter, leaving)
+        _after_step(work, session, trainer, meter, watch, leaving)
         if leaving:
             raise Halted
     if session.rank == 0:
@@ -110,7 +121,18 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
     )
 
 
-def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter: Meter, leaving: bool) -> None:
+def _diverged(work: Work[Any], session: Session, watch: Watch, step: int, reason: str) -> DivergedError:
+    """What is raised, by every rank, of a training that has diverged; rank 0 puts its directory in order before."""
+    said, training = "", work.training
+    if session.rank == 0:
+        first = work.unit.of("nelbo", torch.tensor(watch.first)) if math.isfinite(watch.first) else math.nan
+        said = left_behind(training.directory, training.train, step, reason, first)
+    return DivergedError(session.agree(said))
+
+
+def _after_step(
+    work: Work[Any], session: Session, trainer: Trainer[Any], meter: Meter, watch: Watch, leaving: bool
+) -> None:
     """Figures, pictures and checkpoints that are due after a step, or because the training is left there."""
     training, train, step = work.training, work.training.train, trainer.step_count
     last = step == train.steps
@@ -122,12 +144,15 @@ def _after_step(work: Work[Any], session: Session, trainer: Trainer[Any], meter:
             session.publish(training, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
         _draw(work, trainer)
+    if reason := watch.skipping() or (watch.rising(work.unit) if last or switching else ""):
+        raise _diverged(work, session, watch, step, reason)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
     if ((step % train.checkpoint_every == 0 or leaving) and sound) or last or switching:
         place = training.directory / "checkpoints" / f"step-{step:08d}"
         if session.rank == 0:
             tensors, numbers = trainer.state()
             numbers |= {"recipe": training.recipe, "nelbo": meter.latest.terms.get("nelbo", math.inf), **work.made_of}
+            numbers |= {FIRST: [watch.first, watch.most]} if math.isfinite(watch.most) else {}
             if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
                 checkpoint.write(training.directory / "pretrained", tensors, numbers)
             checkpoint.write(place, tensors, numbers)
@@ -145,11 +170,15 @@ def _draw(work: Work[Any], trainer: Trainer[Any]) -> None:
         print(f"no picture of step {trainer.step_count}: {error}", flush=True)
 
 
-def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> None:
-    """The newest checkpoint of the run, else the one that it starts from, else nothing."""
+def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> dict[str, Any]:
+    """Goes on from the newest checkpoint of the run, else from the one that it starts from, else from nothing.
+
+    Returns:
+        The numbers of the run's own checkpoint; of a run that begins, none.
+    """
     source = newest or training.start_from
     if source is None:
-        return
+        return {}
     tensors, numbers = checkpoint.read(source)
     networks: set[str] = set()
     if newest is None:
@@ -161,6 +190,7 @@ def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> 
         trainer.load(tensors, numbers, networks)
     except ValueError as error:
         raise ValueError(f"{source}: {error}; give another --name, or the options that it was written with") from None
+    return numbers if newest is not None else {}
 
 
 def _autocast(train: Train, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:

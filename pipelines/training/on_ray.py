@@ -26,6 +26,7 @@ from pipelines.runs.shipping import Shipper
 from pipelines.runs.store import environment, tracking_uri
 from pipelines.runs.tracking import open_run
 from pipelines.storage.signals import Stop
+from pipelines.training.divergence import DivergedError
 from pipelines.training.launch import Launch
 from pipelines.training.progress import Ticker
 from pipelines.training.ray_stream import READ_CPUS
@@ -41,6 +42,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
 
     Raises:
         ValueError: what a worker refused, or more workers than the cluster can give.
+        DivergedError: a training has diverged.
         Stopped: a signal has come; a checkpoint of the last step is there.
     """
     if all(finished(job.training) for job in jobs):
@@ -65,7 +67,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
     if outcome.refusal and launch.traceback:
         print(outcome.refusal.trace, file=sys.stderr)
     if outcome.refusal:
-        raise ValueError(outcome.refusal.reason)
+        raise (DivergedError if outcome.refusal.diverged else ValueError)(outcome.refusal.reason)
 
 
 def build_trainer(

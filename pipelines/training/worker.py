@@ -25,6 +25,7 @@ from pipelines.runs.job import Job, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.training.dataset import run_job
+from pipelines.training.divergence import DivergedError
 from pipelines.training.halt import Halted
 from pipelines.training.launch import REFUSED
 from pipelines.training.ray_stream import ray_rows
@@ -43,10 +44,12 @@ class Refusal:
     Args:
         reason: One line that names the culprit and the remedy.
         trace: Where it came from.
+        diverged: Whether the training has diverged, instead of never having been possible.
     """
 
     reason: str
     trace: str
+    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -147,7 +150,8 @@ def _refused(notices: Any, world: int, error: Exception) -> Refusal:
         Exception: the error, where it is this worker's alone and the others wait for it. That ends the group; the group that
             Ray starts in its place finds the refusal with the actor, and returns it.
     """
-    refusal = Refusal(" ".join(str(error).split()), "".join(traceback.format_exception(error)))
+    trace, diverged = "".join(traceback.format_exception(error)), isinstance(error, DivergedError)
+    refusal = Refusal(" ".join(str(error).split()), trace, diverged)
     ray.get(notices.add.remote(refusal))
     deadline = time.monotonic() + REFUSAL_SECONDS
     while time.monotonic() < deadline:

@@ -180,7 +180,7 @@ def test_what_is_kept_is_of_these_very_weights_settings_and_data(runs, kill_afte
     def there(runs: list[Path], settings: Settings = SETTINGS, device: str = "cpu") -> int:
         plan = Plan.of(runs, settings, runs[0].parent)
         tasks = dict.fromkeys(t for kind in measure.MEASUREMENTS for m in kind.asked(plan) for t in m.tasks())
-        return len(Kept(plan, tuple(runs), "evaluation.json", device).read(list(tasks))[0])
+        return len(Kept(plan, tuple(runs), device).read(list(tasks))[0])
 
     assert there(runs) == TASKS - 1
     assert there(runs[::-1]) >= TASKS - 2  # another order of the runs changes neither of them

@@ -22,7 +22,7 @@ from torch import nn
 
 from indm_core.model import Losses, Trainable
 from indm_core.noise import Noise, randn_like
-from indm_core.training import AdamW, NonFiniteLossError
+from indm_core.training import AdamW
 from pipelines.config import load
 from pipelines.config.cli import override, split_arguments
 from pipelines.config.run import Train
@@ -37,6 +37,7 @@ from pipelines.runs.record import Record, Unit
 from pipelines.training import halt, loop, stream
 from pipelines.training import jobs as module
 from pipelines.training.dataset import run_job
+from pipelines.training.divergence import DivergedError
 from pipelines.training.halt import Halted
 from pipelines.training.progress import line
 from pipelines.training.session import Session, Work
@@ -405,7 +406,7 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(tmp_path):
 
 def test_ten_in_a_row_stop_the_run_and_keep_the_last_good_checkpoint(tmp_path):
     job = tiny_job(tmp_path, "--steps", "40")
-    with pytest.raises(NonFiniteLossError, match=r"10 steps in a row \(steps 7 to 16\); lower lr or look at the data"):
+    with pytest.raises(DivergedError, match=r"10 steps in a row \(steps 7 to 16\); lower --score.lr"):
         run_job(job, spoiled(8, 40), session())
     assert checkpoint.latest(job.directory).name == "step-00000006"
     tensors, numbers = checkpoint.read(checkpoint.latest(job.directory))

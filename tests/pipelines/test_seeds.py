@@ -170,7 +170,7 @@ def test_one_training_has_no_spread_and_the_table_says_so():
 def test_a_report_has_the_same_table(tmp_path):
     document, configs = evaluation()
     _, spec = read_run(root_of(tmp_path) / "config.json")
-    runs = [Run(tmp_path / name, configs[name], spec, document, None) for name in document.runs]
+    runs = [Run(tmp_path / name, configs[name], spec, [document], None) for name in document.runs]
     ((title, head, rows),) = seed_tables(runs)
     assert "standard deviation over trainings" in title
     assert len(head) == len(rows[0])

@@ -80,7 +80,7 @@ def test_one_way_leaves_the_other(translated):
     shown, out = translated("--translate", "forward", *ODE)
     assert "forward by the ODE at rtol=0.001, atol=0.001" in shown
     assert "backward" not in shown
-    assert sorted(file.name for file in out.iterdir()) == ["forward.png"]
+    assert sorted(file.name for file in out.iterdir()) == ["drawn.json", "forward.png"]
 
 
 def test_the_ode_draws_nothing_and_batches_change_nothing(translated):

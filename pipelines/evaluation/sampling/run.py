@@ -20,6 +20,7 @@ from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.plan import Subject
 from pipelines.evaluation.sampling.draw import Drawn, check, draw_by, shown
+from pipelines.evaluation.sampling.folder import SAMPLES, claim
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import pixels, save_levels
@@ -63,12 +64,12 @@ def draw_run(run: Path, wanted: SampleOptions) -> Written:
     """Draws samples of a run and writes them: images as sample-000000.png, ..., vectors as samples.npy, and grid.png of both.
 
     Raises:
-        ValueError: a run without weights, or a sampler that its model does not allow.
+        ValueError: a run without weights, a sampler that its model does not allow, or a folder with other samples.
     """
     config, spec = read_run(run / "config.json")
     model = load(run)
     check(model, wanted.sampling)
-    out = output_root(wanted.out or str(run / f"samples-{wanted.sampling.sampler}"))
+    out = claim(run, wanted, "samples", SAMPLES)
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
     for first, drawn in _batches(run, Subject(config, spec, network_tensors(model)), wanted):

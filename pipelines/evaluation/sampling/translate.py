@@ -29,6 +29,7 @@ from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, fre
 from pipelines.evaluation.features import FeatureNetwork
 from pipelines.evaluation.reference import Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.sampling.draw import check, sampler_of, shown, times_of
+from pipelines.evaluation.sampling.folder import TRANSLATIONS, claim
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import image_grid, pixels, put, save_levels
 from pipelines.storage.files import replaced
@@ -94,7 +95,8 @@ def translate_run(run: Path, wanted: SampleOptions) -> Iterator[Translation]:
     """Carries test images of a trained bridge, in the directions that are wanted, and writes the grids.
 
     Raises:
-        ValueError: a run that is no bridge or has no weights, or a sampler that its model does not allow.
+        ValueError: a run that is no bridge or has no weights, a sampler that its model does not allow, or a folder with other
+            translations.
     """
     config, spec = read_run(run / "config.json")
     if not config.data.partner:
@@ -104,7 +106,7 @@ def translate_run(run: Path, wanted: SampleOptions) -> Iterator[Translation]:
         )
     model = cast(LinearModel, load(run))  # only bridges have a partner
     check(model, wanted.sampling)
-    out = output_root(wanted.out or str(run / "translated"))
+    out = claim(run, wanted, "translated", TRANSLATIONS)
     ends = [End.of(source, config) for source in (config.data.source, config.data.partner)]
     for end, partner in zip(ends, (False, True), strict=True):
         check_data(run, end.card, partner=partner)

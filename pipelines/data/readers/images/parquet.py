@@ -85,7 +85,7 @@ def _holds_images(file: Path) -> bool:
 
 
 def _missing_test(root: Path, parts: Parts) -> str:
-    """The split for testing that the card of a set (README.md) declares, where only train is there; '' where none is missing."""
+    """The split for testing that a set's card (README.md) declares, where only train is there; '' where none is missing."""
     card = root / "README.md"
     if set(parts.of) != {"train"} or not card.is_file():
         return ""

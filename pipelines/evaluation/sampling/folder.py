@@ -1,0 +1,107 @@
+"""A folder of samples: named by what they are drawn by (`named`), and holding the samples of one drawing alone (`claim`).
+
+A drawing is all that its samples depend on: the model, the sampler with its settings, the seed, where sampling starts. The
+folder keeps it in drawn.json. The same drawing again writes the same files, and a longer one adds to them; samples of another
+drawing would be mixed with those that are there, and are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from pipelines.config.store import identity
+from pipelines.evaluation.settings import SampleOptions
+from pipelines.storage.files import write_text
+from pipelines.storage.outputs import output_root
+from pipelines.storage.reading import read_json
+
+__all__ = ["SAMPLES", "TRANSLATIONS", "claim", "named"]
+
+RECORD = "drawn.json"
+SAMPLES = re.compile(r"sample-\d{6,}\.png|samples\.npy|grid\.png")
+TRANSLATIONS = re.compile(r"(forward|backward)\.(png|npy)")
+"""Names of the files that a drawing makes in its folder."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """What samples depend on; of the same drawing, the first are the same however many there are.
+
+    Args:
+        model: Identity of the run's weights.
+        sampling: The sampler and its settings.
+        start: Where sampling starts.
+        path: On which images are carried forward.
+        seed: Of the first sample.
+        num_samples: How many.
+    """
+
+    model: str
+    sampling: str
+    start: str
+    path: str
+    seed: int
+    num_samples: int
+
+
+def named(wanted: SampleOptions) -> str:
+    """What samples are drawn by, as the end of a folder's name: deis-nfe10-method-iPNDM, em-steps100-seed7."""
+    parts = [_part(*word.partition("=")) for word in re.split("[:,]", str(wanted.sampling))]
+    parts += [f"seed{wanted.seed}"] * (wanted.seed > 0)
+    parts += [f"from-{wanted.start}"] * (wanted.start != "prior") + [f"path-{wanted.path}"] * (wanted.path != "sde")
+    return "-".join(parts)
+
+
+def _part(name: str, equals: str, value: str) -> str:
+    """An option in a name that every file system takes: steps100, grid-edm."""
+    return re.sub(r"[^\w.+-]", "-", f"{name}{'' if value[:1].isdigit() or not equals else '-'}{value}")
+
+
+def claim(run: Path, wanted: SampleOptions, head: str, files: re.Pattern[str]) -> Path:
+    """The folder for a drawing of a run: --out, else RUN/HEAD-NAME; made where it is absent.
+
+    Args:
+        files: Names of the files that the drawing makes.
+
+    Raises:
+        ValueError: such files of another drawing are there, and the options do not say that they may be removed.
+    """
+    out = output_root(wanted.out or str(run / f"{head}-{named(wanted)}"))
+    drawing = Drawing(
+        model=identity(run),
+        sampling=str(wanted.sampling),
+        start=wanted.start,
+        path=wanted.path,
+        seed=wanted.seed,
+        num_samples=wanted.num_samples,
+    )
+    there = [file for file in out.iterdir() if files.fullmatch(file.name)]
+    if wanted.overwrite:
+        for file in there:
+            file.unlink()
+    elif there and (differs := _difference(out, drawing)):
+        raise ValueError(
+            f"{out}: holds {there[0].name} and others, {differs}; give another --out, or --overwrite true, which removes them"
+        )
+    write_text(out / RECORD, json.dumps(asdict(drawing), indent=1) + "\n")
+    return out
+
+
+def _difference(out: Path, drawing: Drawing) -> str:
+    """What tells the drawing that is in a folder from another; '' where the other holds all of it."""
+    try:
+        earlier = read_json(out / RECORD)
+    except (OSError, ValueError):
+        earlier = None
+    if not isinstance(earlier, dict):
+        return "of which nothing says how they were drawn"
+    for name, value in asdict(drawing).items():
+        before = earlier.get(name)
+        if name == "num_samples" and isinstance(before, int) and before <= value:
+            continue
+        if before != value:
+            return "drawn of other weights" if name == "model" else f"drawn with {name}={before}, not {value}"
+    return ""

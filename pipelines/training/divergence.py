@@ -1,0 +1,98 @@
+"""Whether a training has diverged: its weights are worth nothing then, and it ends with an error instead of a model.
+
+It has where more than half of the last 100 steps were skipped, because their loss or gradient was not finite; and where a phase
+ends with a bound that is above its value at the first step, before any update. The bound of a step is noisy: it is of few rows,
+times and draws. Therefore the NELBO of every one of the last 100 steps has to be above that of the first, and their mean by 5
+standard errors of the first, over its rows: a training that learns nothing does not come near that by chance. One of fewer than
+100 steps is not judged by its bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from indm_core.training import StepReport
+from pipelines.config.run import Train
+from pipelines.runs import checkpoint
+from pipelines.runs.record import Unit
+from pipelines.training.session import Session
+
+__all__ = ["DivergedError", "Watch", "left_behind"]
+
+WINDOW, ERRORS = 100, 5.0
+BOUND = "nelbo"
+"""The term of the losses that is a bound."""
+
+
+class DivergedError(RuntimeError):
+    """The training has diverged; the message names the step, what to change, and what is left."""
+
+
+class Watch:
+    """The last steps of a training, and its first.
+
+    Args:
+        first: NELBO at the first step, and what its error allows it to be, in nats, of a training that goes on; () where
+            they are not known.
+        begun: Whether steps were taken before.
+        session: Of this rank.
+    """
+
+    def __init__(self, first: Sequence[float], begun: bool, session: Session) -> None:
+        self.first, self.most = first or (math.nan, math.nan)
+        self.begun, self.session = begun, session
+        self._steps: deque[Tensor | None] = deque(maxlen=WINDOW)
+
+    def add(self, report: StepReport) -> None:
+        """Takes a step; of the first one all ranks share the value."""
+        unknown = torch.tensor(math.nan, device=self.session.device)
+        bound = report.terms.get(BOUND, unknown).detach().float()
+        self._steps.append(None if report.skipped else bound)
+        if not self.begun:
+            variance = report.variances.get(BOUND, unknown).detach().float()
+            mean, variance = self.session.average(torch.stack([bound, variance])).tolist()
+            self.first, self.begun = mean, True
+            self.most = mean + ERRORS * math.sqrt(variance / self.session.world)
+
+    def skipping(self) -> str:
+        """Says that too many steps were skipped; '' where they were not."""
+        skipped = sum(step is None for step in self._steps)
+        if len(self._steps) < WINDOW or skipped <= WINDOW / 2:
+            return ""
+        return f"{skipped} of the last {WINDOW} steps were skipped, because their loss or gradient was not finite"
+
+    def rising(self, unit: Unit) -> str:
+        """Says that the bound is above its first value; '' where it is not. Every rank calls it."""
+        taken = [step for step in self._steps if step is not None]
+        if len(self._steps) < WINDOW or not taken:
+            return ""
+        bounds = self.session.average(torch.stack(taken))
+        if not ((bounds > self.first).all() and bounds.mean() > self.most):
+            return ""
+        now, then = (unit.of(BOUND, value) for value in (bounds.mean().cpu(), torch.tensor(self.first)))
+        return f"the training NELBO of the last {WINDOW} steps, {now:.3g} {unit.name}, is above that of the first, {then:.3g}"
+
+
+def left_behind(run: Path, train: Train, step: int, reason: str, first: float) -> str:
+    """Removes what a diverged training has left after its last good checkpoint, and says what is left and what to change.
+
+    Args:
+        step: That it had come to.
+        reason: Why it has diverged.
+        first: NELBO at the first step, in the unit of the checkpoints' figures; nan where it is not known.
+    """
+    good = checkpoint.newest_below(run, first)
+    checkpoint.discard_after(run, checkpoint.read_state(good).content["step"] if good else 0)
+    trained = {name: settings for name, settings in train.optimisers.items() if name not in train.frozen}
+    rates = " or ".join(f"--{name}.lr ({settings.lr:g})" for name, settings in trained.items())
+    kept = f"the last good checkpoint is {good}, for --start-from" if good else "there is no good checkpoint"
+    return (
+        f"{run.name} has diverged at step {step:,}: {reason}; lower {rates} or the clip, or look at the data, under another "
+        f"--name; {kept}"
+    )
