@@ -9,7 +9,7 @@ model does not allow of a set is left out and told.
 Every row of every run draws the same seeds, and is measured by the Frechet and kernel distance to the training data,
 the evaluations of the score that a sample takes, and the seconds of one actor. Samples and their features are kept
 under RUN/compare/ as they are made: a killed table goes on where it stopped, a larger --num-samples adds to what is
-there, and the rows of an earlier table of as many samples stay in RUN/compare.json.
+there, and the rows of an earlier table of as many samples stay in RUN/compare.json, which is the table of the most samples.
 """
 
 from __future__ import annotations
@@ -55,8 +55,8 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
         for remark in choose(wanted.rows, load(run), run.name).remarks():
             print(f"{run.name}: {remark}", flush=True)
     connect(1, 1.0)
-    document = compare(runs, wanted, root, show=lambda document: print(table(document), flush=True))
-    log(document, runs, root)
+    compare(runs, wanted, root, show=lambda document: print(table(document), flush=True))
+    log(runs, root)
 
 
 if __name__ == "__main__":

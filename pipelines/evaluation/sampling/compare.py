@@ -2,8 +2,8 @@
 distance to the training data, the evaluations of the score that a sample takes, and the seconds of one actor.
 
 Samples and their features are kept under RUN/compare/ as they are made (`pieces`): a killed table goes on where it
-stopped, a larger num_samples adds to what is there, and the rows of an earlier table of as many samples stay in
-RUN/compare.json.
+stopped, and a larger num_samples adds to what is there. The rows of an earlier table of as many samples stay with the new ones;
+a table of fewer samples does not take the place of one of more (`comparison`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -111,7 +111,7 @@ def compare(
         show: Called with all rows, which are written by then, before pictures are drawn.
 
     Returns:
-        All rows; written into each run's directory, beside compare.png.
+        All rows; kept in each run's directory, whose compare.json and compare.png are of the table of the most samples.
 
     Raises:
         ValueError: a run that is not trained or cannot be written to, runs on different data, or a row that a model does not
@@ -140,16 +140,16 @@ def compare(
     document = Comparison(num_samples=wanted.num_samples, key=key, reference=plan.reference, weights="", runs=found)
     whole = {run: document.with_earlier(run, identity(run)) for run in runs}
     for run in runs:
-        whole[run].write(run / FILE)
+        whole[run].put(run)
     show(document)
-    _draw(whole, entries, parts[0], plan)
+    _draw(runs, entries, parts[0], plan)
     return document
 
 
-def _draw(whole: Mapping[Path, Comparison], entries: Sequence[Entry], first: range, plan: Plan) -> None:
-    """The figure of each run, and the first samples of each row."""
-    for run, comparison in whole.items():
-        comparison.draw(run / "compare.png")
+def _draw(runs: Sequence[Path], entries: Sequence[Entry], first: range, plan: Plan) -> None:
+    """The figure of each run, of its table of the most samples, and the first samples of each row."""
+    for run in runs:
+        Comparison.read(run / FILE).draw(run / "compare.png")
     for entry in entries:
         piece = entry.pieces.read(first)
         if piece is not None:
@@ -197,12 +197,12 @@ def _results(
     return results
 
 
-def log(document: Comparison, runs: Sequence[Path], root: Path) -> None:
-    """Writes each run's rows, document and picture into its MLflow run."""
+def log(runs: Sequence[Path], root: Path) -> None:
+    """Writes the rows, document and picture of each run's table of the most samples into its MLflow run."""
     for run in runs:
         figures = {
             f"compare/{re.sub(r'[^-.:/ A-Za-z0-9_]', '-', row.row)}/{name}": value
-            for row in document.runs[run.name]
+            for row in Comparison.read(run / FILE).runs[run.name]
             for name, value in row.result.metrics().items()
             if math.isfinite(value)
         }

@@ -1,11 +1,19 @@
-"""The document of a table of samplers, as JSON, as text and as a picture."""
+"""The document of a table of samplers, as JSON, as text and as a picture.
+
+RUN/comparisons/KEY.json   a table for each number of samples, reference, kind of device and weights
+RUN/compare.json           of those of the run's present weights the one of the most samples
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines.config.codec import to_json
 from pipelines.evaluation import earlier
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -16,7 +24,7 @@ from pipelines.runs.pictures import lines
 
 __all__ = ["FILE", "Comparison", "RowResult", "table"]
 
-FILE = "compare.json"
+FILE, FOLDER = "compare.json", "comparisons"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,16 +74,23 @@ class Comparison:
 
     def with_earlier(self, run: Path, model: str) -> Comparison:
         """With the rows that the last table of a run has and this one has not, where they are comparable."""
-        new = self.runs[run.name]
-        try:
-            last = Comparison.read(run / FILE)
-        except ValueError:
-            last = replace(self, weights="")
-        same = (last.num_samples, last.key, last.reference) == (self.num_samples, self.key, self.reference)
+        new, mine = self.runs[run.name], replace(self, weights=model)
         there = {row.row for row in new}
-        rows = last.runs.get(run.name, ()) if same and last.weights == model else ()
-        kept = [row for row in rows if row.row not in there]
-        return replace(self, weights=model, runs=self.runs | {run.name: (*kept, *new)})
+        same = [table for table in tables(run, model) if _key(table) == _key(mine)]
+        kept = [row for table in same[-1:] for row in table.runs.get(run.name, ()) if row.row not in there]
+        return replace(mine, runs=self.runs | {run.name: (*kept, *new)})
+
+    def put(self, run: Path) -> None:
+        """Keeps the table of a run, with its earlier rows, beside those that are there."""
+        folder = run / FOLDER
+        folder.mkdir(exist_ok=True)
+        for there in tables(run, self.weights):  # one of an earlier version lies in compare.json alone
+            if not (place := folder / f"{_key(there)}.json").is_file():
+                there.write(place)
+        self.write(folder / f"{_key(self)}.json")
+        (run / FILE).unlink(missing_ok=True)
+        newest_first = tables(run, self.weights)[::-1]
+        max(newest_first, key=lambda table: table.num_samples).write(run / FILE)
 
     def draw(self, file: Path) -> None:
         """Frechet distance against evaluations, one line for each sampler of each run, whatever its number of steps."""
@@ -88,6 +103,25 @@ class Comparison:
                     series.setdefault(f"{name} {family(row.row)}", []).append(point)
         up = f"FD({self.reference.features}), n = {self.num_samples:,}"
         lines(series, "evaluations of the score per sample", up, file, log=True)
+
+
+def _key(comparison: Comparison) -> str:
+    """What tells tables of a run apart that cannot share rows."""
+    said = [comparison.num_samples, comparison.key, to_json(comparison.reference), comparison.weights]
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def tables(run: Path, model: str) -> list[Comparison]:
+    """The tables of a run that are of some weights, the newest last; files that hold none are passed over."""
+    files = sorted(
+        filter(Path.is_file, [run / FILE, *(run / FOLDER).glob("*.json")]), key=lambda file: file.stat().st_mtime_ns
+    )
+    found: dict[str, Comparison] = {}
+    for file in files:
+        with suppress(ValueError):
+            comparison = Comparison.read(file)
+            found[_key(comparison)] = comparison
+    return [comparison for comparison in found.values() if comparison.weights == model]
 
 
 def table(document: Comparison) -> str:
