@@ -68,7 +68,8 @@ def put(run: Path, document: Evaluation) -> None:
                 earlier.write(place)
     document.write(folder / f"{key(document)}.json")
     (run / BEST).unlink(missing_ok=True)
-    by_precision(present(run))[0].write(run / BEST)
+    for most_precise in by_precision(present(run))[:1]:
+        most_precise.write(run / BEST)
 
 
 def present(run: Path, *, strict: bool = False) -> list[Evaluation]:
