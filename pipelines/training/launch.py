@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from indm_core.errors import ConvergenceError
-from indm_core.training import NonFiniteLossError
+from indm_core.errors import ConvergenceError, NonFiniteLossError
 from pipelines.storage.outputs import check_name
 
-__all__ = ["FAULTS", "REFUSED", "Launch"]
+__all__ = ["REFUSED", "Launch"]
 
 REFUSED = (ValueError, ConvergenceError, NonFiniteLossError)
 """Errors of the input: a worker reports them and does not try again."""
-FAULTS = (*REFUSED, OSError)
-"""Errors that the user is told in one line, without a stack trace."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -191,7 +191,7 @@ def test_a_corrupt_shard_met_during_the_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["nowhere"], ["nowhere", "no readable run here"]),
+        (["nowhere"], ["nowhere", "no run here"]),
         (["toy2d_spiral", "--samplez", "3"], ["unknown option --samplez", "did you mean"]),
         (["toy2d_spiral", "--seed", "1", "--seed", "2"], ["--seed is given twice"]),
         (["toy2d_spiral", "--sampler", "rk"], ["'rk' does not fit", "ode, em, pc"]),
