@@ -58,7 +58,9 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
         check_writable(run)
     configs = check(runs, settings, root)
     connect(1, 1.0)
-    document = evaluate(runs, settings, root, show=lambda document: print(table(document), flush=True))
+    document = evaluate(
+        runs, settings, root, show=lambda document: print(table(document), flush=True), device=launch.device
+    )
     print(seed_lines(document, configs), end="")
     log(document, runs, root)
 

@@ -48,7 +48,7 @@ class Train:
         frozen: Networks that are not trained; with --start-from they are the averaged ones of the checkpoint.
         ema_decay: Decay of the averaged weights.
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
-        precision: fp32, or bf16 autocast of the networks.
+        precision: fp32; bf16 autocast of the networks; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
         seed: Of weights, order of rows and noise.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
@@ -63,7 +63,7 @@ class Train:
     frozen: tuple[str, ...] = ()
     ema_decay: float = 0.9999
     ema_ramp: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "tf32"] = "fp32"
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500

@@ -38,6 +38,7 @@ def evaluate(
     root: Path,
     name_of_file: str = FULL,
     show: Callable[[Evaluation], None] = lambda document: None,
+    device: str = "auto",
 ) -> Evaluation:
     """Measures runs on the same data together; Ray must be connected.
 
@@ -48,6 +49,7 @@ def evaluate(
         root: Output directory, where prepared data and classifiers are kept.
         name_of_file: What the document is called in each run's directory.
         show: Called with the document, which is written by then, before pictures are drawn.
+        device: Of the actors, see `places`.
 
     Returns:
         The document that is written there.
@@ -63,7 +65,7 @@ def evaluate(
         check_data(run, plan.card)
     kinds = [kind.asked(plan) for kind in MEASUREMENTS]
     tasks = list(dict.fromkeys(task for kind in kinds for task in _in_turn(kind)))
-    actors, device = places(settings.actors)
+    actors, device = places(settings.actors, device)
     kept = Kept(plan, tuple(runs), name_of_file, device)
     done, seconds = kept.read(tasks)
     began -= seconds

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import torch
 
+from pipelines.config.device import device_of
 from pipelines.runs.job import Job, finished
 from pipelines.storage.signals import Stop
 from pipelines.training.dataset import run_job
@@ -31,13 +32,11 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         raise ValueError(f"workers={launch.workers}: --local is one process; several workers train without --local")
     if launch.threads:
         torch.set_num_threads(launch.threads)
-    use_gpu = torch.cuda.is_available() and launch.gpu != "false"
-    if launch.gpu == "true" and not use_gpu:
-        raise ValueError("gpu=true: torch sees no GPU on this machine")
+    device = device_of(launch.device)
     session = Session(
         rank=0,
         world=1,
-        device=torch.device("cuda" if use_gpu else "cpu"),
+        device=device,
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: stop.requested,

@@ -20,7 +20,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.cluster.session import check_resources, connect
+from pipelines.cluster.session import check_cores, check_resources, connect
 from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Shipper
 from pipelines.runs.store import environment, tracking_uri
@@ -47,6 +47,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         for job in jobs:
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
         return
+    check_cores(launch.workers, launch.cpus_per_worker)
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as aside:
@@ -158,7 +159,9 @@ class _Fitting(threading.Thread):
 
 def _uses_gpus(launch: Launch) -> bool:
     """Whether each worker gets a GPU: as `launch` says, or, for auto, where the cluster has enough of them."""
-    return launch.gpu == "true" or (launch.gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers)
+    return launch.device == "cuda" or (
+        launch.device == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers
+    )
 
 
 def _cause(error: BaseException) -> str:

@@ -136,7 +136,7 @@ def test_help_shows_forms_without_the_ending_and_their_fields_below(monkeypatch)
     assert lines["--flow"].split()[1] == "ResFlow"
     assert "One of Bridge, DiNof, DiffFlow, FFJORD, INDM." in lines["--model"]
     assert "Glow, Identity, ResFlow" in lines["--flow"]
-    assert lines["--blocks"].startswith("    --blocks 8 ")
+    assert lines["--blocks"].startswith("      --blocks 8 ")
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def compare(
     plan = Plan.of(runs, settings, root)
     for run in runs:
         check_data(run, plan.card)
-    actors, device = places(wanted.actors)
+    actors, device = places(wanted.actors, wanted.device)
     key = f"{plan.extractor.key} {device}"
     entries = _entries(runs, plan.subjects, wanted.rows, key)
     parts = [range(a, min(a + PIECE, wanted.num_samples)) for a in range(0, wanted.num_samples, PIECE)]
