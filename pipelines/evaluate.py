@@ -49,6 +49,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     root = output_root(launch.out)
     runs = [find_run(word, root) for word in words]
     from pipelines.cluster.session import connect
+    from pipelines.evaluation.legend import legend
     from pipelines.evaluation.measure import evaluate
     from pipelines.evaluation.plan import check
     from pipelines.evaluation.seeds import seed_lines
@@ -61,7 +62,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     document = evaluate(
         runs, settings, root, show=lambda document: print(table(document), flush=True), device=launch.device
     )
-    print(seed_lines(document, configs), end="")
+    print(seed_lines(document, configs) + legend(document), flush=True)
     log(document, runs, root)
 
 

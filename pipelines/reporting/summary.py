@@ -40,6 +40,8 @@ def report(directories: Sequence[Path], wanted: ReportOptions) -> Path:
     """
     runs = read_runs(directories)
     out = output_root(wanted.out or str(directories[0] / "report"))
+    if wanted.images:
+        print(f"drawing the diagnostics on {wanted.images} test images (--images 0 leaves them out) ...", flush=True)
     drawings = _drawings(runs, out, wanted.images)
     title = f"Likelihood and distance ({LEFT_OUT})"
     tables = [(title, *main_table(runs)), *difference_tables(runs), *seed_tables(runs), *sampler_tables(runs)]

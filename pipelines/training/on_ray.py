@@ -54,6 +54,11 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         opened = aside.submit(lambda: [open_run(job, root) for job in jobs])
         print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
+    for job in jobs:
+        where = "a GPU each" if _uses_gpus(launch) else "the CPU"
+        print(
+            f"{job.directory.name}: {launch.workers} worker{'s' * (launch.workers > 1)} on {where}; outputs in {job.directory}"
+        )
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
     directories = [job.directory for job in jobs]
