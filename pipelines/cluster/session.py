@@ -27,11 +27,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray._private import ray_constants, utils, worker
 
+from pipelines.cluster.entry import refusal, show_token
+
 __all__ = ["check_cores", "check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
 ANSWER_SECONDS = 5.0
+ALONE = "or give RAY_ADDRESS=local for a session of this command's own"
 REMEDY = "where it is busy or short of memory or disk, end other programs or wait, and give the same command again"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a gRPC client says first, with an empty frame of settings; a server answers with its own settings, a frame of type 4."""
@@ -54,14 +57,17 @@ def connect(workers: int, cpus_per_worker: float) -> str:
         variables["INDM_MODULES"] = os.environ["INDM_MODULES"]
     given, address = os.environ.get("RAY_ADDRESS", ""), _address()
     if address and _answers(address):
+        if address != given:  # begun here
+            show_token()
+        if why := refusal(address, ANSWER_SECONDS):
+            raise ValueError(f"the Ray cluster at {address} cannot be joined: {why}; {ALONE}")
         try:
             _begin(variables, address=address)
         except ConnectionError:
             pass
         except Exception as error:  # of another version of Ray or Python, say; nothing more special is raised
             raise ValueError(
-                f"the Ray cluster at {address} cannot be joined ({error}); mend that, or give RAY_ADDRESS=local for "
-                "a session of this command's own"
+                f"the Ray cluster at {address} cannot be joined ({error}; here is Ray {ray.__version__}); mend that, {ALONE}"
             ) from error
         else:
             nodes = [node for node in ray.nodes() if node["Alive"]]

@@ -40,7 +40,10 @@ def nearest(name: str, known: Sequence[str], where: str = "", mark: str = "") ->
         where: Where all of it can be read, as a clause.
         mark: Written in front of each name.
     """
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5) or [other for other in known if name in other][:3]
+    near = (
+        difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        or [other for other in known if name and name in other][:3]
+    )
     if near:
         return f"did you mean {', '.join(mark + other for other in near)}?"
     shown = len(known) if not where or len(known) <= FEW else 0
