@@ -1,4 +1,4 @@
-# Everything lives in the clone: .venv holds the packages, runs/ the outputs. Nothing global is touched.
+# Everything lives in the clone: .venv holds the packages, runs/ the outputs (README: what pip and Ray keep elsewhere).
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin

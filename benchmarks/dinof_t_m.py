@@ -24,7 +24,8 @@ from pipelines.config.models import DiNofConfig
 from pipelines.config.run import RunConfig
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.results import to_document
-from pipelines.evaluation.sampling.compare import CompareOptions, compare
+from pipelines.evaluation.sampling.compare import compare
+from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.recipes import chosen, find
 from pipelines.storage.outputs import output_root
 from pipelines.training.jobs import jobs_for

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
+from indm_core.errors import NonFiniteLossError
 from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.model import Losses, Trainable
 from indm_core.ranges import check_not_negative, check_positive
@@ -80,10 +81,6 @@ class AdamW:
     def rate(self, step: int) -> float:
         """The learning rate of a step, counted from 0."""
         return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
-
-
-class NonFiniteLossError(RuntimeError):
-    """Too many steps in a row had a loss or gradient that is not finite."""
 
 
 @dataclass(frozen=True)

@@ -26,28 +26,36 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.cluster.session import connect
-from pipelines.config.cli import describe, override, run_command_on_runs
+from pipelines.config.cli import override
+from pipelines.config.command import run_command_on_runs
+from pipelines.config.help import describe, page
 from pipelines.config.sampling import Sampling
-from pipelines.config.store import load
-from pipelines.evaluation.plan import subjects_of
-from pipelines.evaluation.sampling.compare import CompareOptions, compare, log
-from pipelines.evaluation.sampling.comparison import table
-from pipelines.evaluation.sampling.rows import choose
+from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(CompareOptions())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
     remark = "the samples drawn so far are kept under RUN/compare; the same command goes on from there"
-    return run_command_on_runs(argv, text, _compare, remark)
+    return run_command_on_runs(argv, _page, _compare, remark)
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    groups = [("options", describe(CompareOptions())), ("options of a row, without --", describe(Sampling()))]
+    return page(__doc__ or "", groups, [f"{RULE}."])
 
 
 def _compare(words: list[str], given: dict[str, str]) -> None:
     wanted = override(CompareOptions(), given)
     root = output_root(wanted.out)
     runs = [find_run(word, root) for word in words]
+    from pipelines.cluster.session import connect
+    from pipelines.config.store import load
+    from pipelines.evaluation.plan import subjects_of
+    from pipelines.evaluation.sampling.compare import compare, log
+    from pipelines.evaluation.sampling.comparison import table
+    from pipelines.evaluation.sampling.rows import choose
+
     for run in runs:  # refused before a session is started, as is a row that a model does not allow
         check_writable(run)
     subjects_of(runs)

@@ -25,20 +25,22 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.cluster.session import connect
-from pipelines.config.cli import describe, options, override, run_command_on_runs
-from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.plan import check
-from pipelines.evaluation.seeds import seed_lines
+from pipelines.config.cli import options, override
+from pipelines.config.command import run_command_on_runs
+from pipelines.config.help import describe, page
 from pipelines.evaluation.settings import EvaluateOptions, Settings
-from pipelines.evaluation.table import log, table
-from pipelines.storage.outputs import check_writable, find_run, output_root
+from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}"
-    return run_command_on_runs(argv, text, _evaluate, "the runs are as they were; the same command measures them")
+    remark = "the runs are as they were; the same command measures them"
+    return run_command_on_runs(argv, _page, _evaluate, remark)
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    groups = [("what is measured, and how exactly", describe(Settings())), ("where", describe(EvaluateOptions()))]
+    return page(__doc__ or "", groups, [f"{RULE}."])
 
 
 def _evaluate(words: list[str], given: dict[str, str]) -> None:
@@ -47,12 +49,21 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     runs = [find_run(word, root) for word in words]
+    from pipelines.cluster.session import connect
+    from pipelines.evaluation.legend import legend
+    from pipelines.evaluation.measure import evaluate
+    from pipelines.evaluation.plan import check
+    from pipelines.evaluation.seeds import seed_lines
+    from pipelines.evaluation.table import log, table
+
     for run in runs:  # refused before a session is started
         check_writable(run)
     configs = check(runs, settings, root)
     connect(1, 1.0)
-    document = evaluate(runs, settings, root, show=lambda document: print(table(document), flush=True))
-    print(seed_lines(document, configs), end="")
+    document = evaluate(
+        runs, settings, root, show=lambda document: print(table(document), flush=True), device=launch.device
+    )
+    print(seed_lines(document, configs) + legend(document), flush=True)
     log(document, runs, root)
 
 

@@ -23,9 +23,11 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.config.cli import describe, options, override, run_command
+from pipelines.config.cli import options, override
+from pipelines.config.command import run_command
+from pipelines.config.help import describe, page
 from pipelines.data.ingest import prepare
-from pipelines.data.readers import FORMATS
+from pipelines.data.readers import formats
 from pipelines.data.source import Options
 from pipelines.data.summary import summary
 
@@ -45,9 +47,12 @@ class PrepareOptions:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 2 after an error."""
-    options_text = f"{describe(PrepareOptions())}\n{describe(Options())}"
-    text = f"{__doc__}\nOptions:\n{options_text}\n\nKnown sources: {FORMATS}."
-    return run_command(argv, text, _prepare, "the data set is not prepared; the same command begins again")
+    return run_command(argv, _page, _prepare, "the data set is not prepared; the same command begins again")
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    groups = [("where to", describe(PrepareOptions())), ("how the source is read", describe(Options()))]
+    return page(__doc__ or "", groups, [f"Known sources: {formats()}."])
 
 
 def _prepare(words: list[str], given: dict[str, str]) -> None:

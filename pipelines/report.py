@@ -19,23 +19,30 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import describe, override, run_command_on_runs
-from pipelines.reporting.summary import ReportOptions, report
+from pipelines.config.cli import override
+from pipelines.config.command import run_command_on_runs
+from pipelines.config.help import describe, page
+from pipelines.reporting.options import ReportOptions
 from pipelines.runs.artifacts import log_files
 from pipelines.storage.outputs import RULE, find_run
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(ReportOptions())}\n\n{RULE}."
-    return run_command_on_runs(argv, text, _report, "the report is not written; the same command begins again")
+    return run_command_on_runs(argv, _page, _report, "the report is not written; the same command begins again")
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    return page(__doc__ or "", [("options", describe(ReportOptions()))], [f"{RULE}."])
 
 
 def _report(words: list[str], given: dict[str, str]) -> None:
-    runs = [find_run(word) for word in words]
-    page = report(runs, override(ReportOptions(), given))
-    log_files(runs, [page, page.with_suffix(".md")])
-    print(page)
+    runs, wanted = [find_run(word) for word in words], override(ReportOptions(), given)
+    from pipelines.reporting.summary import report
+
+    written = report(runs, wanted)
+    log_files(runs, [written, written.with_suffix(".md")])
+    print(written)
 
 
 if __name__ == "__main__":

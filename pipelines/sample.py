@@ -23,9 +23,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import describe, override, run_command_on_runs
-from pipelines.evaluation.sampling.run import draw_run
-from pipelines.evaluation.sampling.translate import translate_run
+from pipelines.config.cli import override
+from pipelines.config.command import run_command_on_runs
+from pipelines.config.help import describe, page
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.artifacts import log_files
 from pipelines.storage.outputs import RULE, find_run
@@ -33,9 +33,12 @@ from pipelines.storage.outputs import RULE, find_run
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}."
     remark = "the samples drawn so far stay where they are; the same command draws all of them again"
-    return run_command_on_runs(argv, text, _sample, remark)
+    return run_command_on_runs(argv, _page, _sample, remark)
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    return page(__doc__ or "", [("options", describe(SampleOptions()))], [f"{RULE}."])
 
 
 def _sample(words: list[str], given: dict[str, str]) -> None:
@@ -47,6 +50,8 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
     if wanted.translate != "no":
         _translate(run, wanted)
         return
+    from pipelines.evaluation.sampling.run import draw_run
+
     written = draw_run(run, wanted)
     log_files([run], [written.out / "grid.png"])
     told = f", {written.diverged} of them diverged" if written.diverged else ""
@@ -55,6 +60,8 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
 
 
 def _translate(run: Path, wanted: SampleOptions) -> None:
+    from pipelines.evaluation.sampling.translate import translate_run
+
     for translation in translate_run(run, wanted):
         print("\n".join(translation.lines()), flush=True)
 

@@ -4,10 +4,10 @@ Without a recipe this is the main job: an INDM on scikit-learn's digits and the 
 same pre-training and for as many steps, both measured and drawn. The same command again goes on where a killed run stopped.
 `--local` runs the same steps in this process, without Ray and MLflow.
 
-A recipe is a name of the list below, or path.py:function: a file of your own with a function that takes no argument and
-returns a RunConfig (pipelines/config/run.py), for instance `dataclasses.replace` of another recipe. --recipe X says the same as
-X. The file may define classes of its own (an SDE, a FlowConfig, a BackboneConfig, a ModelConfig), which the command line then
-knows like the others. It is run here and in the workers, which look for it at the same path.
+A recipe is a name of the list below (`python pipelines/show.py recipes` says of each what it needs and costs), or
+path.py:function: a file of your own with a function that takes no argument and returns a RunConfig (pipelines/config/run.py),
+for instance `dataclasses.replace` of another recipe. --recipe X says the same as X. The file may define classes of its own (an
+SDE, a FlowConfig, a BackboneConfig, a ModelConfig) and readers, as may what --import names.
 """
 
 from __future__ import annotations
@@ -21,75 +21,63 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
     until_imported()
 
-import traceback
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
-from pipelines.config.cli import describe, options, override, split_arguments
-from pipelines.config.modules import HELP
-from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
-from pipelines.storage.messages import one_line
+from pipelines.config.cli import options, override
+from pipelines.config.command import carry_out
+from pipelines.config.help import describe, fold, page
+from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_recipes
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.storage.signals import Stop, until_signal
-from pipelines.training.divergence import DivergedError
-from pipelines.training.jobs import all_jobs
-from pipelines.training.launch import FAULTS, Launch
-from pipelines.training.local import train_local
-from pipelines.training.progress import saved
+from pipelines.training.launch import Launch
 
-FLAGS = ("help", "local", "evaluate", "traceback", "flip", "dense", "first_activation", "ema_ramp")
+FLAGS = ("local", "evaluate", "flip", "dense", "first_activation", "ema_ramp")
+OURS = {option.path for option in options(Launch())}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 1 of a training that has diverged, 2 of what was refused."""
-    return until_signal(lambda stop: _main(argv, stop), "nothing is trained yet; the same command begins again")
+    return until_signal(
+        lambda stop: carry_out(
+            argv, _page, lambda words, given: _run(words, given, stop), stop, flags=FLAGS, words_needed=False
+        ),
+        "nothing is trained yet; the same command begins again",
+    )
 
 
-def _main(argv: Sequence[str] | None, stop: Stop) -> int:
-    words, given = [], {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv, FLAGS)
-        if given.pop("help", None) or "-h" in words:
-            print(help_text(chosen([word for word in words if word != "-h"], given)))
-            return 0
-        return _run(words, given, stop)
-    except FAULTS as error:
-        if stop.requested:  # it is what the signal has led to
-            raise
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {_one_line(error)}", file=sys.stderr)
-        return 1 if isinstance(error, DivergedError) else 2
-
-
-def _one_line(error: Exception) -> str:
-    """What is said of an error; what the system refused can be mended, and the run goes on."""
-    said = one_line(error)
-    return f"{said}; mend that and give the same command again" if isinstance(error, OSError) else said
-
-
-def help_text(recipe: str) -> str:
-    """What the command takes; the options are those of a recipe."""
-    run = find(recipe)()
-    width = max(map(len, RECIPES))
-    recipes = "\n".join(f"  {n:<{width}} {(r.__doc__ or '').split(chr(10))[0]}" for n, r in RECIPES.items())
-    return (
-        f"{__doc__}\nRecipes:\n{recipes}\n\nLaunch options:\n{describe(Launch())}\n\n"
-        f"Options of {run.recipe} (any unambiguous ending of a name will do, --steps for --train.steps):\n"
-        f"{describe(run)}\n\n{HELP}\n\n{RULE}."
+def _page(words: list[str], given: dict[str, str]) -> str:
+    """The help; the options are those of the recipe, and of the forms that are given."""
+    run = find(chosen(words, given))()
+    run = override(run, {name: text for name, text in given.items() if name not in OURS}, sorted(OURS))
+    lists = BY_DATA | {f"of {word}": recipes for word, recipes in own_recipes().items()}
+    recipes = "\n".join(fold(f"{title}: {', '.join(found)}", "  ", "      ") for title, found in lists.items())
+    groups = [(part, describe(run, part, OURS)) for part in ("data", "model", "train")]
+    note = f"An option of data, model and train may be named by its whole path too, --train.steps. {RULE}."
+    return page(
+        __doc__ or "",
+        [
+            ("recipes", recipes),
+            ("launch", describe(Launch())),
+            *((f"{part}, of {run.recipe}", text) for part, text in groups),
+        ],
+        [note],
     )
 
 
 def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     main_job = not words and "recipe" not in given
     recipe = find(chosen(words, given))
-    ours = {option.path for option in options(Launch())}
-    launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
+    launch = override(Launch(), {k: v for k, v in given.items() if k in OURS})
     if main_job and "baseline" not in given:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
-    run = override(recipe(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
+    run = override(recipe(), {k: v for k, v in given.items() if k not in OURS}, sorted(OURS))
     root = output_root(launch.out)
+    from pipelines.training.jobs import all_jobs
+    from pipelines.training.local import train_local
+    from pipelines.training.progress import saved
+
     jobs = all_jobs(run, launch, root)
     stop.remark = lambda: saved([job.training for job in jobs])
     with ExitStack() as locks:

@@ -17,17 +17,20 @@ from ray.exceptions import RayError, RayTaskError
 __all__ = ["Call", "Pool", "places"]
 
 
-def places(actors: int) -> tuple[int, str]:
+def places(actors: int, device: str = "auto") -> tuple[int, str]:
     """How many actors, and the device of each: one per GPU where the cluster has any, else one for every two logical CPUs.
 
     Args:
         actors: A number that was asked for; 0 for the rule above.
+        device: auto for the rule above; cpu or cuda.
 
     Raises:
-        ValueError: more actors than GPUs, where there are any.
+        ValueError: more actors than GPUs, where there are any, or no GPU where one was asked for.
     """
     there = ray.cluster_resources()
-    gpus = int(there.get("GPU", 0))
+    gpus = int(there.get("GPU", 0)) if device != "cpu" else 0
+    if device == "cuda" and not gpus:
+        raise ValueError("device=cuda: the cluster has no GPU; give --device cpu")
     if gpus and actors > gpus:
         raise ValueError(f"actors={actors}: the cluster has {gpus} GPUs and an actor takes one; take at most {gpus}")
     return actors or gpus or max(1, int(there.get("CPU", 1) // 2)), "cuda" if gpus else "cpu"

@@ -27,11 +27,14 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 import ray
 from ray._private import ray_constants, utils, worker
 
-__all__ = ["check_resources", "connect"]
+from pipelines.cluster.entry import refusal, show_token
+
+__all__ = ["check_cores", "check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
 ANSWER_SECONDS = 5.0
+ALONE = "or give RAY_ADDRESS=local for a session of this command's own"
 REMEDY = "where it is busy or short of memory or disk, end other programs or wait, and give the same command again"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a gRPC client says first, with an empty frame of settings; a server answers with its own settings, a frame of type 4."""
@@ -52,19 +55,19 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}
     if "INDM_MODULES" in os.environ:  # files of the user's own that recipes are made of
         variables["INDM_MODULES"] = os.environ["INDM_MODULES"]
-    given = os.environ.get("RAY_ADDRESS", "")
-    address = given if given not in ("auto", "local") else ""
-    if not address and given != "local":
-        address = _started()
+    given, address = os.environ.get("RAY_ADDRESS", ""), _address()
     if address and _answers(address):
+        if address != given:  # begun here
+            show_token()
+        if why := refusal(address, ANSWER_SECONDS):
+            raise ValueError(f"the Ray cluster at {address} cannot be joined: {why}; {ALONE}")
         try:
             _begin(variables, address=address)
         except ConnectionError:
             pass
         except Exception as error:  # of another version of Ray or Python, say; nothing more special is raised
             raise ValueError(
-                f"the Ray cluster at {address} cannot be joined ({error}); mend that, or give RAY_ADDRESS=local for "
-                "a session of this command's own"
+                f"the Ray cluster at {address} cannot be joined ({error}; here is Ray {ray.__version__}); mend that, {ALONE}"
             ) from error
         else:
             nodes = [node for node in ray.nodes() if node["Alive"]]
@@ -82,6 +85,12 @@ def connect(workers: int, cpus_per_worker: float) -> str:
             raise ValueError(f"Ray did not start on this machine ({error}); {REMEDY}") from error
     atexit.register(_end)
     return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
+
+
+def _address() -> str:
+    """The address of the cluster that is to be joined; '' where there is none."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    return given if given not in ("", "auto", "local") else "" if given == "local" else _started()
 
 
 def _record() -> Path:
@@ -199,6 +208,22 @@ def _within(variables: dict[str, str]) -> Iterator[None]:
         os.environ.update({name: before[name] for name in variables if name in before})
 
 
+def check_cores(workers: int, cpus_per_worker: float) -> None:
+    """Refuses workers that a session of this machine's own would let share cores: together they are not faster.
+
+    Raises:
+        ValueError: more workers than cores, where no cluster is joined.
+    """
+    cores = os.cpu_count() or 1
+    if ray.is_initialized() or _address() or workers * cpus_per_worker <= max(cores, cpus_per_worker):
+        return
+    fit = max(1, int(cores / cpus_per_worker))
+    raise ValueError(
+        f"workers={workers} on {cores} cores: take --workers {fit}, smaller --cpus-per-worker where they may share cores, or a "
+        "cluster that RAY_ADDRESS names"
+    )
+
+
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:
     """Refuses what the cluster cannot give, instead of waiting for it for ever.
 
@@ -217,4 +242,5 @@ def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_
             f"({' + '.join(f'{node:g}' for node in nodes)}): take --workers {fit} or smaller --cpus-per-worker"
         )
     if use_gpu and workers > gpus:
-        raise ValueError(f"workers={workers} need {workers} GPUs, the cluster has {gpus:g}: take --workers {int(gpus)}")
+        remedy = f"take --workers {int(gpus)}, or --device cpu" if gpus >= 1 else "give --device cpu"
+        raise ValueError(f"workers={workers} on --device cuda need {workers} GPUs, the cluster has {gpus:g}: {remedy}")

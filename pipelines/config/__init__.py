@@ -2,6 +2,18 @@
 
 from __future__ import annotations
 
-from pipelines.config.store import load
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pipelines.config.store import load
 
 __all__ = ["load"]
+
+
+def __getattr__(name: str) -> Any:
+    """`load`, with PyTorch, where it is first asked for: the help of a command needs neither."""
+    if name == "load":
+        from pipelines.config.store import load
+
+        return load
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

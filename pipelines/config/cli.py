@@ -3,38 +3,36 @@
 Every field is an option named by its dotted path, `--train.steps 2000`, and by every shorter ending of that path that no other
 field has, `--steps 2000`. A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or
 without the ending Config, `--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood
-(`codec.ALIASES`). Tuples are comma-separated. Help comes from the `Args:` of the dataclasses' docstrings.
+(`codec.ALIASES`). In a name - and _ are one. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses'
+docstrings (`help`).
 """
 
 from __future__ import annotations
 
 import math
 import re
-import sys
-import traceback
 import typing
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from indm_core.errors import ConvergenceError
-from pipelines.config.codec import form, moved, nearest, subclasses
-from pipelines.config.modules import HELP, split_word, trust
-from pipelines.storage.messages import one_line
-from pipelines.storage.signals import Stop, until_signal
+from pipelines.config.codec import form, moved, subclasses
+from pipelines.storage.messages import nearest
 
-__all__ = [
-    "Option",
-    "describe",
-    "options",
-    "override",
-    "run_command",
-    "run_command_on_runs",
-    "split_arguments",
-    "with_values",
-]
+__all__ = ["Option", "dashed", "form_names", "options", "override", "short_name", "split_arguments", "with_values"]
 
 T = TypeVar("T")
+
+TRUTHS = ("true", "false", "yes", "no", "on", "off", "0", "1")
+"""Words that somebody writes behind an option that is true or false; all but the first two are refused as its value."""
+GOES_ON = "nothing has to be said: the same command goes on where it stopped"
+EXPECTED = {
+    "resume": GOES_ON,
+    "continue": GOES_ON,
+    "epochs": "a training is counted in steps; give --steps",
+    "gpu": "give --device cuda or --device cpu",
+}
+"""Options that other programs have, and what is done here."""
 
 
 @dataclass(frozen=True)
@@ -51,13 +49,33 @@ class Option:
         """The value; of a configuration the name of its class, because its fields are options of their own."""
         return type(self.value).__name__ if is_dataclass(self.value) else self.value
 
+    @property
+    def shown(self) -> str:
+        """The value as it is given on a command line."""
+        if is_dataclass(self.value):
+            name = type(self.value).__name__
+            return name.removesuffix("Config") if name.removesuffix("Config") in form_names(self.annotation) else name
+        if isinstance(self.value, tuple):
+            return ",".join(map(str, self.value)) or "()"
+        return str(self.value).lower() if isinstance(self.value, bool) else str(self.value) or '""'
 
-def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[list[str], dict[str, str]]:
+    @property
+    def choices(self) -> list[str]:
+        """What it may be, where that is one of a few words."""
+        if typing.get_origin(self.annotation) is Literal:
+            return list(map(str, typing.get_args(self.annotation)))
+        return form_names(self.annotation)
+
+
+def split_arguments(
+    argv: Sequence[str], flags: Collection[str] = (), lists: Collection[str] = ()
+) -> tuple[list[str], dict[str, str]]:
     """Positional words and `--name value` / `--name=value` pairs; a name without a value means true.
 
     Args:
         argv: What was typed.
-        flags: Names that are true or false: a word behind one is its value only if it says so.
+        flags: Names that are true or false: a word behind one is its value only if it looks like one.
+        lists: Names that may be given several times; the values are joined by commas.
 
     Raises:
         ValueError: an option given twice.
@@ -71,70 +89,15 @@ def split_arguments(argv: Sequence[str], flags: Collection[str] = ()) -> tuple[l
             continue
         name, equals, value = token[2:].partition("=")
         if not equals:
-            bare = name.replace("-", "_") in flags and (not tokens or tokens[0].lower() not in ("true", "false"))
+            bare = name.replace("-", "_") in flags and (not tokens or tokens[0].lower() not in TRUTHS)
             value = "true" if bare or not tokens or tokens[0].startswith("--") else tokens.pop(0)
         name = name.replace("-", "_")
-        if name in given:
-            raise ValueError(f"--{name} is given twice: {given[name]!r} and {value!r}")
+        if name in given and name in lists:
+            value = f"{given[name]},{value}"
+        elif name in given:
+            raise ValueError(f"--{dashed(name)} is given twice: {given[name]!r} and {value!r}")
         given[name] = value
     return words, given
-
-
-def run_command(
-    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], remark: str
-) -> int:
-    """The main of a script that takes words and options: returns the exit status, and tells an error in one line.
-
-    Args:
-        argv: What was typed; None takes the process's arguments.
-        text: The help, printed where it is asked for or no word is given.
-        action: Called with the words and the options.
-        remark: Where a signal ends the action: what is saved and how to go on, as the end of a line (see `signals`).
-    """
-    return until_signal(lambda stop: _carry_out(argv, text, action, stop), remark)
-
-
-def _carry_out(
-    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], stop: Stop
-) -> int:
-    given: dict[str, str] = {}
-    try:
-        words, given = split_arguments(sys.argv[1:] if argv is None else argv)
-        asked = given.pop("help", None) or "-h" in words
-        if asked or not words:
-            print(text)
-            return 0 if asked else 2
-        action(words, given)
-    except (ValueError, ConvergenceError, OSError) as error:
-        if stop.requested:  # it is what the signal has led to
-            raise
-        if given.get("traceback"):
-            traceback.print_exc()
-        print(f"error: {one_line(error)}", file=sys.stderr)
-        return 2
-    return 0
-
-
-def run_command_on_runs(
-    argv: Sequence[str] | None, text: str, action: Callable[[list[str], dict[str, str]], None], remark: str
-) -> int:
-    """The main of a script that reads runs: `run_command` with one more option, --recipe path.py:function, which names a file
-    of the user's own that defines classes of the runs (see `modules`).
-
-    Args:
-        argv, text, action, remark: As of `run_command`.
-    """
-
-    def trusting(words: list[str], given: dict[str, str]) -> None:
-        if "recipe" in given:
-            word = given.pop("recipe")
-            file, _ = split_word(word)
-            if not file:
-                raise ValueError(f"--recipe {word}: give path.py:function, of the file that defines the run's classes")
-            trust(file)
-        action(words, given)
-
-    return run_command(argv, f"{text}\n\n{HELP}", trusting, remark)
 
 
 def options(config: Any, prefix: str = "") -> list[Option]:
@@ -183,37 +146,24 @@ def override(config: T, given: dict[str, str], others: Sequence[str] = ()) -> T:
     return with_values(config, values)  # together: what two options must satisfy does not depend on their order
 
 
-def describe(config: Any) -> str:
-    """The options as help text, one a line: path, value, help."""
-    found = options(config)
-    width = max(len(option.path) for option in found) + 2
-    lines = []
-    for option in found:
-        forms = (
-            subclasses(option.annotation)
-            if isinstance(option.annotation, type) and is_dataclass(option.annotation)
-            else {}
-        )
-        shown = _short(type(option.value).__name__, forms) if forms else _show(option.value)
-        choices = f" One of {', '.join(_shortened(forms))}." if forms else ""
-        lines.append(f"  --{option.path:<{width}} {shown:<18} {option.help}{choices}")
-    return "\n".join(lines)
+def dashed(name: str) -> str:
+    """An option's name as people write it."""
+    return name.replace("_", "-")
 
 
-def _shortened(forms: Collection[str]) -> list[str]:
-    return sorted(_short(name, forms) for name in forms)
+def short_name(path: str, paths: Collection[str]) -> str:
+    """The shortest ending of an option's path that means no other one of `paths`."""
+    parts = path.split(".")
+    endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
+    free = (e for e in endings if not any(p != path and f".{p}".endswith(f".{e}") for p in paths))
+    return next(free, path)  # a whole path means its own option
 
 
-def _short(name: str, forms: Collection[str]) -> str:
-    """A form's name without the ending Config, unless that is another form's."""
-    short = name.removesuffix("Config")
-    return name if short in forms else short
-
-
-def _show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return ",".join(map(str, value)) or "()"
-    return '""' if value == "" else str(value)
+def form_names(annotation: Any) -> list[str]:
+    """The names of the forms that a field of a class may take, without the ending Config where that is no other form's; of what
+    is no class with several forms, none."""
+    forms = subclasses(annotation) if isinstance(annotation, type) and is_dataclass(annotation) else {}
+    return sorted(name if (short := name.removesuffix("Config")) in forms else short for name in forms)
 
 
 def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence[str] = ()) -> str | None:
@@ -231,8 +181,10 @@ def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence
         return None
     if matches:
         raise ValueError(f"--{name} is ambiguous: " + ", ".join(f"--{path}" for path in matches))
-    endings = sorted({*known, *others} | {path.rsplit(".", 1)[-1] for path in known})
-    raise ValueError(f"unknown option --{name}: " + nearest(name, endings))
+    if last in EXPECTED:
+        raise ValueError(f"unknown option --{dashed(name)}: {EXPECTED[last]}")
+    endings = sorted(dashed(ending) for ending in {*known, *others} | {path.rsplit(".", 1)[-1] for path in known})
+    raise ValueError(f"unknown option --{dashed(name)}: {nearest(dashed(name), endings, '--help shows them', '--')}")
 
 
 def _parse(option: Option, text: str) -> Any:
@@ -241,7 +193,7 @@ def _parse(option: Option, text: str) -> Any:
         if is_dataclass(annotation):
             chosen = form(annotation, text) or form(annotation, f"{text}Config")  # pyright: ignore[reportArgumentType]
             if chosen is None:
-                raise ValueError(nearest(text, _shortened(subclasses(annotation))))  # pyright: ignore[reportArgumentType]
+                raise ValueError(nearest(text, form_names(annotation)))  # pyright: ignore[reportArgumentType]
             return option.value if type(option.value) is chosen else chosen()
         return _parse_plain(annotation, text)
     except ValueError as error:

@@ -7,16 +7,14 @@ needs no entry anywhere. Names of earlier versions are in `ALIASES`, and read fo
 
 from __future__ import annotations
 
-import difflib
 import types
 import typing
-from collections.abc import Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any, Literal
 
-from pipelines.storage.messages import one_line
+from pipelines.storage.messages import nearest, one_line
 
-__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "nearest", "subclasses", "to_json", "unsaid"]
+__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "subclasses", "to_json", "unsaid"]
 
 
 ALIASES = {
@@ -127,12 +125,6 @@ def unsaid(value: Any, document: Any, path: str = "") -> dict[str, Any]:
                 found[path + f.name] = member
             found |= unsaid(member, inner, f"{path}{f.name}.")
     return found
-
-
-def nearest(name: str, known: Sequence[str]) -> str:
-    """'did you mean a, b?', or what there is where nothing is near."""
-    near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    return f"did you mean {', '.join(near)}?" if near else f"there are {', '.join(known)}"
 
 
 def _names(owner: type) -> list[str]:

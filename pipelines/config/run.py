@@ -7,14 +7,13 @@ rules as a reader of the file (see `modules`).
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from indm_core.training import AdamW
 from pipelines.config.codec import UnknownClassError, from_json, to_json
 from pipelines.config.models import INDMConfig, ModelConfig
-from pipelines.config.modules import VARIABLE, defining_files, import_trusted
+from pipelines.config.modules import VARIABLE, Defined, defining, how_to_import, say_changed, used
 from pipelines.data.source import Options
 
 __all__ = ["Data", "RunConfig", "Train", "from_document", "same_but_seed", "to_document"]
@@ -49,7 +48,7 @@ class Train:
         frozen: Networks that are not trained; with --start-from they are the averaged ones of the checkpoint.
         ema_decay: Decay of the averaged weights.
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
-        precision: fp32, or bf16 autocast of the networks.
+        precision: fp32; bf16 autocast of the networks; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
         seed: Of weights, order of rows and noise.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
@@ -64,7 +63,7 @@ class Train:
     frozen: tuple[str, ...] = ()
     ema_decay: float = 0.9999
     ema_ramp: bool = True
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "tf32"] = "fp32"
     seed: int = 0
     log_every: int = 50
     checkpoint_every: int = 500
@@ -101,8 +100,8 @@ class RunConfig:
 
 
 def to_document(run: RunConfig) -> dict[str, Any]:
-    """{"run": its JSON} and, where other files than this project's define classes of it, {"modules": their absolute paths}."""
-    modules = defining_files(run)
+    """{"run": its JSON} and, where extensions define classes of it, {"modules": what to import for them (`Defined`)}."""
+    modules = [entry.to_json() for entry in defining(run)]
     return ({"modules": modules} if modules else {}) | {"run": to_json(run)}
 
 
@@ -121,17 +120,15 @@ def from_document(document: dict[str, Any], where: str = "") -> RunConfig:
     Raises:
         ValueError: a configuration that this process does not know; where a file of the user's defines it, how to name that.
     """
-    modules = document.get("modules") or []
+    kept = document.get("modules") or []
+    modules = [Defined.from_json(entry) for entry in (kept if isinstance(kept, list) else [kept])]
     if modules:
-        import_trusted()
+        used()
     try:
-        return from_json(RunConfig, document.get("run"), f"{where}run")
+        run = from_json(RunConfig, document.get("run"), f"{where}run")
     except UnknownClassError as error:
-        if not modules:
-            own = f"a class of your own is found through --recipe path.py:function or {VARIABLE}"
-            raise ValueError(f"{error}; {own}") from None
-        files = list(map(str, modules)) if isinstance(modules, list) else [str(modules)]
-        raise ValueError(
-            f"{error}; the run's own classes are defined in {', '.join(files)}: if you trust that, let it be run by "
-            f"--recipe {files[0]}:FUNCTION or {VARIABLE}={os.pathsep.join(files)}"
-        ) from None
+        own = f"a class of your own is found through --import FILE.py or {VARIABLE}"
+        raise ValueError(f"{error}; {how_to_import(modules) if modules else own}") from None
+    if modules and where:
+        say_changed(modules, run, where)
+    return run

@@ -1,7 +1,7 @@
 """Configurations and models in a directory. Nothing is unpickled: it holds
 
-config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}; where files of the user's own define classes of the run
-                    also their paths, "modules"
+config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}; where extensions define classes of the run also what to
+                    import for them, "modules"
 model.safetensors   the averaged (EMA) weights, one tensor per line of the model's networks
 model.json          the step of the weights, their SHA-256, and where they come from (`provenance`)
 """
@@ -22,7 +22,7 @@ from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
 from pipelines.config.cli import options, with_values
 from pipelines.config.codec import to_json, unsaid
-from pipelines.config.modules import import_file
+from pipelines.config.modules import use
 from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
 from pipelines.config.run import RunConfig
 from pipelines.data.card import Card
@@ -153,15 +153,15 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
 
     Args:
         path: The directory of a run (its averaged weights) or of an exported model.
-        module: The file that defines the run's own classes, where it has any; it is executed. A file that the environment
-            variable INDM_MODULES names need not be given.
+        module: The extension that defines the run's own classes, where it has any (see `modules`): the path of a file or the
+            name of an entry point; it is executed. What the environment variable INDM_MODULES names need not be given.
 
     Raises:
         ValueError: not a run, a run that has no weights yet, weights or a configuration other than those that were written, or
             weights that do not fit the configuration.
     """
     if module:
-        import_file(module)
+        use(module)
     directory = local_path(path, "run")
     run, spec = read_run(directory / "config.json")
     file = directory / WEIGHTS

@@ -27,7 +27,7 @@ from pipelines.data.card import CARD, Card, Split, load_card, write_card
 from pipelines.data.labels import NONE, Classes, classes_of
 from pipelines.data.order import permutation
 from pipelines.data.origin import canonical, fingerprint, label
-from pipelines.data.readers import FORMATS, READERS
+from pipelines.data.readers import READERS, formats
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.shards import ShardWriter
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
@@ -115,13 +115,15 @@ def _open_source(origin: str, options: Options) -> Source:
     """The answer of the first reader that recognises the source."""
     path = Path(origin)
     if not embedded(origin) and not path.exists():
-        raise ValueError(f"source={origin!r}: no such file or directory; known: {FORMATS}")
+        raise ValueError(f"source={origin!r}: no such file or directory; known: {formats()}")
     if (path / CARD).is_file():
         raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
     found = next((answer for reader in READERS if (answer := reader.read(origin, options))), None)
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
-        raise ValueError(f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {FORMATS}")
+        raise ValueError(
+            f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {formats()}"
+        )
     given = {name: value for name in IMAGE_OPTIONS if (value := getattr(options, name)) != getattr(Options(), name)}
     if given and not found.images:
         said = ", ".join(f"{name}={value}" for name, value in given.items())

@@ -38,6 +38,7 @@ def evaluate(
     settings: Settings,
     root: Path,
     show: Callable[[Evaluation], None] = lambda document: None,
+    device: str = "auto",
 ) -> Evaluation:
     """Measures runs on the same data together; Ray must be connected.
 
@@ -47,6 +48,7 @@ def evaluate(
         runs: Directories of trained runs.
         root: Output directory, where prepared data and classifiers are kept.
         show: Called with the document, which is written by then, before pictures are drawn.
+        device: Of the actors, see `places`.
 
     Returns:
         The document that is kept there (`archive`).
@@ -62,7 +64,7 @@ def evaluate(
         check_data(run, plan.card)
     kinds = [kind.asked(plan) for kind in MEASUREMENTS]
     tasks = list(dict.fromkeys(task for kind in kinds for task in _in_turn(kind)))
-    actors, device = places(settings.actors)
+    actors, device = places(settings.actors, device)
     kept = Kept(plan, tuple(runs), device)
     done, seconds = kept.read(tasks)
     began -= seconds

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from pipelines.config.device import check_device, check_device_of_workers
 from pipelines.config.sampling import Sampling
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 
@@ -76,11 +77,17 @@ class EvaluateOptions:
 
     Args:
         out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        device: Of the actors: cpu, or cuda, each with a GPU; auto takes the GPUs where there are any.
         traceback: Show where an error came from.
     """
 
     out: str = ""
+    device: str = "auto"
     traceback: bool = False
+
+    def __post_init__(self) -> None:
+        check_device(self.device)
+        check_device_of_workers(self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +108,7 @@ class SampleOptions:
             sampler's settings.
         overwrite: Remove other samples that are in that directory; without it they are not mixed with, but refused.
         actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
+        device: cpu, cuda or, in this process, cuda:1; auto takes a GPU where there is one.
         traceback: Show where an error came from.
     """
 
@@ -114,9 +122,13 @@ class SampleOptions:
     out: str = ""
     overwrite: bool = False
     actors: int = 0
+    device: str = "auto"
     traceback: bool = False
 
     def __post_init__(self) -> None:
+        check_device(self.device)
+        if self.actors:
+            check_device_of_workers(self.device)
         if self.num_samples < 1 or self.batch < 1:
             raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
         if self.seed < 0 or self.actors < 0:

@@ -6,11 +6,10 @@ Adding a recipe is adding a function and its name to the list at the end of its 
 
 from __future__ import annotations
 
-import inspect
 from dataclasses import replace
+from types import FunctionType
 
-from pipelines.config.codec import nearest
-from pipelines.config.modules import import_file, import_trusted, split_word, trust
+from pipelines.config.modules import Extension, split_word, use, used
 from pipelines.config.run import RunConfig
 from pipelines.recipes.common import Recipe
 from pipelines.recipes.digits import DIGITS
@@ -18,10 +17,18 @@ from pipelines.recipes.images import IMAGES
 from pipelines.recipes.mnist import MNIST
 from pipelines.recipes.tables import TABLES
 from pipelines.recipes.toy2d import TOY2D
+from pipelines.storage.messages import nearest
 
-__all__ = ["BASELINES", "DEFAULT", "RECIPES", "Recipe", "chosen", "find"]
+__all__ = ["BASELINES", "BY_DATA", "DEFAULT", "RECIPES", "Recipe", "chosen", "find", "own_recipes"]
 
-RECIPES: dict[str, Recipe] = DIGITS | TOY2D | MNIST | IMAGES | TABLES
+BY_DATA: dict[str, dict[str, Recipe]] = {
+    "digits": DIGITS,
+    "points on the plane": TOY2D,
+    "MNIST": MNIST,
+    "images": IMAGES,
+    "tables": TABLES,
+}
+RECIPES: dict[str, Recipe] = {name: recipe for recipes in BY_DATA.values() for name, recipe in recipes.items()}
 DEFAULT = "digits_vp_nll"
 BASELINES = {"digits_vp_nll": "digits_linear_nll"}
 """What the main job trains beside its recipe."""
@@ -40,10 +47,10 @@ def chosen(words: list[str], given: dict[str, str], default: str = DEFAULT) -> s
 
 
 def find(word: str, what: str = "recipe") -> Recipe:
-    """A recipe by its name, by path.py:function, or by the name of a function of a file in INDM_MODULES.
+    """A recipe by its name, by path.py:function, or by the name of a function of an imported extension (see `config.modules`).
 
-    A file that is named here is trusted from here on, in this process and in its workers (see `config.modules`). The name of
-    its recipe is the function's, whatever the function says.
+    A file that is named here is imported, in this process and in its workers. The name of its recipe is the function's,
+    whatever the function says.
 
     Args:
         word: What was typed.
@@ -55,23 +62,46 @@ def find(word: str, what: str = "recipe") -> Recipe:
     if word in RECIPES:
         return RECIPES[word]
     file, function = split_word(word)
-    if not file:
-        for module in import_trusted():
-            if function in vars(module):
-                return _own(module.__file__ or "", function)
-        raise ValueError(
-            f"unknown {what} {word!r}: {nearest(word, list(RECIPES))}; a function of your own file is path.py:function"
-        )
-    trust(file)
-    return _own(file, function)
+    if file:
+        return _own(use(file), function)
+    for extension in used():
+        if function in vars(extension.module):
+            return _own(extension, function)
+    known = [*RECIPES, *(name for recipes in own_recipes().values() for name in recipes)]
+    near = nearest(word, known, "which `python pipelines/show.py recipes` lists")
+    raise ValueError(f"unknown {what} {word!r}: {near}; a function of your own file is path.py:function")
 
 
-def _own(file: str, function: str) -> Recipe:
-    """The function of a file outside the repository as a recipe."""
-    module, word = import_file(file), f"{file}:{function}"
-    make = vars(module).get(function)
-    if not inspect.isfunction(make):
-        own = [n for n, f in vars(module).items() if inspect.isfunction(f) and f.__module__ == module.__name__]
+def own_recipes() -> dict[str, dict[str, Recipe]]:
+    """The recipes of the extensions that were imported, by the extensions' words: functions that say that they return a
+    RunConfig and take no argument."""
+    found = {}
+    for extension in used():
+        functions = [f for f in _functions(extension) if not f.__code__.co_argcount and _returns_run(f)]
+        found[extension.word] = {
+            f.__name__: _own(extension, f.__name__) for f in functions if f.__name__ not in RECIPES
+        }
+    return found
+
+
+def _functions(extension: Extension) -> list[FunctionType]:
+    """Those that the module itself defines, without private ones."""
+    inside = vars(extension.module).items()
+    own = [f for name, f in inside if isinstance(f, FunctionType) and f.__name__ == name and not name.startswith("_")]
+    return [f for f in own if f.__module__ == extension.module.__name__]
+
+
+def _returns_run(function: FunctionType) -> bool:
+    said = function.__annotations__.get("return")
+    return said is RunConfig or (isinstance(said, str) and said.rpartition(".")[2] == RunConfig.__name__)
+
+
+def _own(extension: Extension, function: str) -> Recipe:
+    """The function of an extension as a recipe."""
+    file, word = extension.word, f"{extension.word}:{function}"
+    make = vars(extension.module).get(function)
+    if not isinstance(make, FunctionType):
+        own = [f.__name__ for f in _functions(extension)]
         fault = f"{word}: the file has no function {function!r}" if function else f"{file}: which function?"
         choice = nearest(function, own) if own else "there is none"
         raise ValueError(f"{fault}; {choice}; give {file}:FUNCTION")

@@ -91,6 +91,7 @@ def _finish(figure: Any, file: Path, title: str, caption: str) -> Drawing:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
+    print(f"{title}: {file.name} is drawn", flush=True)
     return Drawing(file, title, caption)
 
 
@@ -227,4 +228,5 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
         f"h^-1(z_t) for t = {', '.join(f'{end * r:g}' for r in RUNGS)}: data that diffuse, then as many times of the quadratic "
         "grid back from the law at the end."
     )
+    print(f"path of {name}: {file.name} is drawn", flush=True)
     return Drawing(file, f"Path of {name}", caption)

@@ -4,42 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import cast
 
 from indm_core.model import GenerativeModel, LinearModel
 from pipelines.config.store import load
 from pipelines.reporting.diagnose import diagnose
-from pipelines.reporting.errors import ErrorOptions, error_tables
+from pipelines.reporting.errors import error_tables
 from pipelines.reporting.integration import draw_integration
+from pipelines.reporting.options import DiagnoseOptions
 from pipelines.reporting.page import write_pages
 from pipelines.reporting.summary import read_runs, test_data
 from pipelines.reporting.tables import Table
 from pipelines.storage.outputs import output_root
 
-__all__ = ["DiagnoseOptions", "diagnose_runs"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class DiagnoseOptions:
-    """What is diagnosed.
-
-    Args:
-        images: Test images, and as many samples, that the figures are taken on.
-        errors: How the three errors of Theorem 4 are measured.
-        out: Directory of the page and its figures; RUN/diagnose of the first run where it is empty.
-        traceback: Show where an error came from.
-    """
-
-    images: int = 32
-    errors: ErrorOptions = field(default_factory=ErrorOptions)
-    out: str = ""
-    traceback: bool = False
-
-    def __post_init__(self) -> None:
-        if self.images < 2:
-            raise ValueError(f"images={self.images} must be at least 2")
+__all__ = ["diagnose_runs"]
 
 
 def diagnose_runs(directories: Sequence[Path], wanted: DiagnoseOptions) -> Path:

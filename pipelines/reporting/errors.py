@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -22,30 +21,10 @@ from indm_core.diagnostics.sampling_error import (
 from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from indm_core.times import power_times
+from pipelines.reporting.options import ErrorOptions
 from pipelines.reporting.tables import Row, Table
 
-__all__ = ["ErrorOptions", "error_tables"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ErrorOptions:
-    """How the three errors are measured.
-
-    Args:
-        rows: Data that the sets are made of; 0 leaves Theorem 4 out.
-        steps: N of the sampler whose discretisation is measured, on the quadratic grid.
-        fine_steps: N of the fine solution.
-    """
-
-    rows: int = 500
-    steps: int = 20
-    fine_steps: int = 500
-
-    def __post_init__(self) -> None:
-        if self.rows < 0 or 0 < self.rows < 40:
-            raise ValueError(f"rows={self.rows} must be 0 or at least 40: errors come from 20 groups of rows")
-        if not 1 <= self.steps < self.fine_steps:
-            raise ValueError(f"steps={self.steps} must lie between 1 and fine_steps={self.fine_steps}")
+__all__ = ["error_tables"]
 
 
 def error_tables(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -15,6 +14,7 @@ from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
 from pipelines.evaluation.seeds import LEFT_OUT
 from pipelines.reporting.diagnose import Drawing, diagnose, norms
+from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.page import is_picture, write_pages
 from pipelines.reporting.tables import (
     Run,
@@ -29,26 +29,7 @@ from pipelines.runs.job import read_metrics
 from pipelines.runs.pictures import learning_curve
 from pipelines.storage.outputs import output_root
 
-__all__ = ["ReportOptions", "read_runs", "report", "test_data"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportOptions:
-    """What is reported.
-
-    Args:
-        images: Test images that the diagnostics are taken on; 0 leaves them out.
-        out: Directory of the report; RUN/report of the first run where it is empty.
-        traceback: Show where an error came from.
-    """
-
-    images: int = 64
-    out: str = ""
-    traceback: bool = False
-
-    def __post_init__(self) -> None:
-        if self.images < 0 or self.images == 1:
-            raise ValueError(f"images={self.images} must be 0 or at least 2")
+__all__ = ["read_runs", "report", "test_data"]
 
 
 def report(directories: Sequence[Path], wanted: ReportOptions) -> Path:
@@ -59,6 +40,8 @@ def report(directories: Sequence[Path], wanted: ReportOptions) -> Path:
     """
     runs = read_runs(directories)
     out = output_root(wanted.out or str(directories[0] / "report"))
+    if wanted.images:
+        print(f"drawing the diagnostics on {wanted.images} test images (--images 0 leaves them out) ...", flush=True)
     drawings = _drawings(runs, out, wanted.images)
     title = f"Likelihood and distance ({LEFT_OUT})"
     tables = [(title, *main_table(runs)), *difference_tables(runs), *seed_tables(runs), *sampler_tables(runs)]

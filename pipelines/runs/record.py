@@ -40,7 +40,7 @@ class Record:
         unit: Of the terms; empty where there are none.
         images_per_s: Rows (of a sampler: draws) per second, over all workers.
         data_wait: Share of the time that steps waited for their batch, in [0, 1].
-        eta_s: Seconds to the last step, at this speed.
+        eta_s: Seconds to the last step, at the mean speed since the training began, or went on, and its last phase began.
         skipped: Steps skipped since the run began.
         gradient_norms: Mean gradient norm of each trained network before clipping.
     """
@@ -158,6 +158,7 @@ class Meter:
     ) -> None:
         self.batch_size, self.all_steps, self.unit, self.average = batch_size, steps, unit, average
         self.latest = Record(step=begun)
+        self.first_step, self.first_time, self.first_phase = begun, time.monotonic(), ""
         self._reset()
 
     def _reset(self) -> None:
@@ -181,18 +182,23 @@ class Meter:
 
     def record(self, trainer: Trainer) -> Record:
         """The interval's record; every rank calls it, because the terms are averaged over ranks."""
-        seconds, steps = time.monotonic() - self.began, max(1, trainer.step_count - self.latest.step)
+        now, steps = time.monotonic(), max(1, trainer.step_count - self.latest.step)
+        seconds = now - self.began
+        phase = trainer.model.phase(trainer.step_count - 1)
+        if phase != self.first_phase:  # of another speed
+            self.first_step, self.first_time, self.first_phase = self.latest.step, self.began, phase
+        pace = (now - self.first_time) / max(1, trainer.step_count - self.first_step)
         means = torch.empty(0)
         if self.steps:
             means = self.average(torch.stack(list(self.terms.values())) / self.steps).double().cpu()
         self.latest = Record(
             step=trainer.step_count,
-            phase=trainer.model.phase(trainer.step_count - 1),
+            phase=phase,
             terms={name: self.unit.of(name, mean) for name, mean in zip(self.terms, means, strict=True)},
             unit=self.unit.name if self.steps else "",
             images_per_s=steps * self.batch_size / seconds,
             data_wait=self.wait / seconds,
-            eta_s=(self.all_steps - trainer.step_count) * seconds / steps,
+            eta_s=(self.all_steps - trainer.step_count) * pace,
             skipped=trainer.skipped,
             gradient_norms={name: total / max(1, self.steps) for name, total in self.norms.items()},
         )

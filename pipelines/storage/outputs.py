@@ -10,6 +10,7 @@ from pathlib import Path
 
 from pipelines.storage.files import sweep
 from pipelines.storage.locks import held
+from pipelines.storage.messages import nearest
 from pipelines.storage.paths import local_path
 
 __all__ = [
@@ -23,6 +24,8 @@ __all__ = [
     "writing",
 ]
 
+CONFIG = "config.json"
+"""What a run's directory has, and no other one."""
 RULE = "Outputs go to --out, else $INDM_RUNS, else runs/ in the clone that the package is installed from"
 TAKEN = ("data", "features", "ray", "mlartifacts", "mlflow.db")
 """Names in the output directory that are not of runs."""
@@ -70,12 +73,24 @@ def find_run(word: str, root: Path | None = None) -> Path:
     """A run by its directory or by its name under the output directory.
 
     Raises:
-        ValueError: a link of somebody else lies in it.
+        ValueError: none of both, or a link of somebody else lies in it.
     """
     path = local_path(word, "run")
-    run = path.resolve() if (path / "config.json").is_file() else (root or output_root(None)) / path
+    if (path / CONFIG).is_file():
+        run = path.resolve()
+    else:
+        root = root or output_root(None)
+        run = root / path
+        if not (run / CONFIG).is_file():
+            raise ValueError(f"{word}: no run here, and none in {root}; {_runs_near(path.name, root)}")
     refuse_foreign_links(run)
     return run
+
+
+def _runs_near(name: str, root: Path) -> str:
+    """The runs of an output directory that a name may have meant."""
+    names = sorted(file.parent.name for file in root.glob(f"*/{CONFIG}"))
+    return nearest(name, names, "which `python pipelines/show.py runs` lists") if names else "train one first"
 
 
 def check_name(name: str) -> None:

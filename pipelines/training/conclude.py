@@ -11,16 +11,17 @@ from pipelines.config.run import RunConfig
 from pipelines.config.sampling import Sampling
 from pipelines.data.card import load_card
 from pipelines.evaluation.archive import measured_so
+from pipelines.evaluation.legend import legend
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.needs import attainable
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import log, table
-from pipelines.runs.job import Job, read_metrics
-from pipelines.runs.pictures import learning_curve
+from pipelines.runs.job import Job
 from pipelines.runs.store import named, tracking_uri
 from pipelines.runs.tracking import Made, deliver, post
+from pipelines.training.leave import draw_curves, what_next
 
 __all__ = ["BRIEF_SETTINGS", "conclude", "measurement"]
 
@@ -56,13 +57,11 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     Args:
         settings: How the runs are measured; None: they are not.
     """
-    series = {job.directory.name: [r for r in read_metrics(job.directory) if "nelbo" in r.terms] for job in jobs}
-    unit = next((r.unit for records in series.values() for r in records), "")
     runs = [job.directory for job in jobs]
     configs = {job.directory.name: job.run for job in jobs}
     document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
+    draw_curves(runs)
     for run in runs:
-        learning_curve(series, unit, run / "learning_curve.png")
         post(run, Made(files=(str(run / "learning_curve.png"),), finished=True))
     if document:
         log(document, runs, root)
@@ -70,15 +69,13 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
         deliver(runs, root)
     for run in runs:
         print(f"{run}: model.safetensors, {'samples.png, ' if document else ''}learning_curve.png, metrics.jsonl")
-    names = " ".join(map(str, runs))
-    print(
-        f"full measurement: python pipelines/evaluate.py {names}\nexperiments: make ui   ({named(tracking_uri(root))})"
-    )
+    print(f"{what_next(runs)}\nexperiments: make ui   ({named(tracking_uri(root))})")
 
 
 def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
     print("\n" + table(document), flush=True)
     print(seed_lines(document, configs), end="", flush=True)
+    print(legend(document), flush=True)
 
 
 def _measured(runs: Sequence[Path], settings: Settings, root: Path, show: Callable[[Evaluation], None]) -> Evaluation:

@@ -21,6 +21,7 @@ from indm_core.training import StepReport
 from pipelines.config.run import Train
 from pipelines.runs import checkpoint
 from pipelines.runs.record import Unit
+from pipelines.storage.messages import FailedError
 from pipelines.training.session import Session
 
 __all__ = ["DivergedError", "Watch", "left_behind"]
@@ -30,7 +31,7 @@ BOUND = "nelbo"
 """The term of the losses that is a bound."""
 
 
-class DivergedError(RuntimeError):
+class DivergedError(FailedError):
     """The training has diverged; the message names the step, what to change, and what is left."""
 
 

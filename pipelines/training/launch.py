@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from indm_core.errors import ConvergenceError
+from pipelines.config.device import check_device, check_device_of_workers
+from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
-from pipelines.training.divergence import DivergedError
 
-__all__ = ["FAULTS", "REFUSED", "Launch"]
+__all__ = ["REFUSED", "Launch"]
 
-REFUSED = (ValueError, ConvergenceError, DivergedError)
+REFUSED = (ValueError, ConvergenceError, FailedError)
 """Errors of the input: a worker reports them and does not try again."""
-FAULTS = (*REFUSED, OSError)
-"""Errors that the user is told in one line, without a stack trace."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +31,7 @@ class Launch:
         min_workers: Workers that are enough to train when machines leave, up to `workers` when they come back; 0: always all.
         cpus_per_worker: Logical CPUs of a worker.
         threads: Threads of a worker; 0 shares the machine's cores among its workers.
-        gpu: auto, true or false: whether workers get a GPU each.
+        device: cpu, cuda (each worker has a GPU) or, with --local, cuda:1; auto takes GPUs where there are enough of them.
         max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
         baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
         start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run.
@@ -49,7 +48,7 @@ class Launch:
     min_workers: int = 0
     cpus_per_worker: float = 1.0
     threads: int = 0
-    gpu: str = "auto"
+    device: str = "auto"
     max_failures: int = 3
     baseline: str = ""
     start_from: str = ""
@@ -68,5 +67,6 @@ class Launch:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
             raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
-        if self.gpu not in ("auto", "true", "false"):
-            raise ValueError(f"gpu={self.gpu!r} is none of auto, true, false")
+        check_device(self.device)
+        if not self.local:
+            check_device_of_workers(self.device)

@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import torch
 
+from indm_core.model import Trainable
+from pipelines.config.device import device_of
 from pipelines.runs.job import Job, finished
 from pipelines.storage.signals import Stop
 from pipelines.training.dataset import run_job
 from pipelines.training.halt import Halted
 from pipelines.training.launch import Launch
+from pipelines.training.leave import draw_curves, what_next
 from pipelines.training.progress import show
 from pipelines.training.session import Session
 from pipelines.training.stream import local_rows
@@ -32,13 +36,11 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         raise ValueError(f"workers={launch.workers}: --local is one process; several workers train without --local")
     if launch.threads:
         torch.set_num_threads(launch.threads)
-    use_gpu = torch.cuda.is_available() and launch.gpu != "false"
-    if launch.gpu == "true" and not use_gpu:
-        raise ValueError("gpu=true: torch sees no GPU on this machine")
+    device = device_of(launch.device)
     session = Session(
         rank=0,
         world=1,
-        device=torch.device("cuda" if use_gpu else "cpu"),
+        device=device,
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: stop.requested,
@@ -50,7 +52,27 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         for job in jobs:
             if finished(job.training):
                 print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-            run_job(_drawable(job), local_rows, session)
+            run_job(_drawable(job), local_rows, replace(session, wrap=partial(_announced, job, device)))
+    runs = [job.directory for job in jobs]
+    try:
+        draw_curves(runs)
+    except ModuleNotFoundError as error:
+        print(f"no learning curves, {error.name} is not installed")
+    for run in runs:
+        print(f"{run}: model.safetensors, learning_curve.png, metrics.jsonl")
+    print(what_next(runs), flush=True)
+
+
+def _announced(job: Job, device: torch.device, model: Trainable) -> Trainable:
+    """The model as it is, after a line that says what is trained where."""
+    num, threads = sum(weights.numel() for weights in model.parameters()), torch.get_num_threads()
+    on = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
+    with_threads = f" ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else f" ({device})"
+    print(
+        f"{job.directory.name}: {num / 1e6:.2f}M parameters on {on}{with_threads}; outputs in {job.directory}",
+        flush=True,
+    )
+    return model
 
 
 def _drawable(job: Job) -> Job:

@@ -20,7 +20,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.cluster.session import check_resources, connect
+from pipelines.cluster.session import check_cores, check_resources, connect
 from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Shipper
 from pipelines.runs.store import environment, tracking_uri
@@ -49,12 +49,18 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         for job in jobs:
             print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
         return
+    check_cores(launch.workers, launch.cpus_per_worker)
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as aside:
         opened = aside.submit(lambda: [open_run(job, root) for job in jobs])
         print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
+    for job in jobs:
+        where = "a GPU each" if _uses_gpus(launch) else "the CPU"
+        print(
+            f"{job.directory.name}: {launch.workers} worker{'s' * (launch.workers > 1)} on {where}; outputs in {job.directory}"
+        )
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
     directories = [job.directory for job in jobs]
@@ -160,7 +166,9 @@ class _Fitting(threading.Thread):
 
 def _uses_gpus(launch: Launch) -> bool:
     """Whether each worker gets a GPU: as `launch` says, or, for auto, where the cluster has enough of them."""
-    return launch.gpu == "true" or (launch.gpu == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers)
+    return launch.device == "cuda" or (
+        launch.device == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers
+    )
 
 
 def _cause(error: BaseException) -> str:

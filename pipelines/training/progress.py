@@ -24,8 +24,13 @@ def line(training: Training, record: Record) -> str:
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
     return (
         f"{training.directory.name}  {record.phase:<11} {record.step:>6}/{training.train.steps}  {_loss(record)}  "
-        f"{record.images_per_s:.0f} img/s  wait {record.data_wait:.0%}  left {left}{skipped}"
+        f"{record.images_per_s:.0f} {_rows(record)}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
     )
+
+
+def _rows(record: Record) -> str:
+    """What a second's work is counted in: the unit of images is bits/dim, that of vectors nats/dim, that of a density nats."""
+    return {"bits/dim": "images", "nats/dim": "rows"}.get(record.unit, "draws" if record.unit else "rows")
 
 
 def _loss(record: Record) -> str:

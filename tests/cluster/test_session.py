@@ -6,14 +6,18 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
+from types import SimpleNamespace
 
+import grpc
 import pytest
+import ray
 from ray_session import one_line
 
-from pipelines.cluster import session
+from pipelines.cluster import entry, session
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 SETTINGS = bytes(3) + b"\x04" + bytes(5)
@@ -109,6 +113,89 @@ def test_what_does_not_answer_like_ray_is_known_soon(said, server, monkeypatch):
 @pytest.mark.parametrize("address", ["nonsense", "127.0.0.1:port", "127.0.0.1:99999999", "nowhere.invalid:6379"])
 def test_what_is_no_address_does_not_answer(address):
     assert not session._answers(address)
+
+
+@pytest.fixture
+def guarded(monkeypatch, tmp_path) -> Iterator[Callable[[str], str]]:
+    """Makes a server that answers as the head of a cluster does to whoever shows a token, to everybody where it is ''."""
+    monkeypatch.delenv("RAY_AUTH_TOKEN_PATH", raising=False)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    with ExitStack() as stack:
+
+        def make(token: str, question: str = entry.QUESTION) -> str:
+            def answer(request: bytes, context: grpc.ServicerContext) -> bytes:
+                if token and ("authorization", f"Bearer {token}") not in context.invocation_metadata():
+                    context.abort(grpc.StatusCode.UNAUTHENTICATED, "InvalidAuthToken")
+                return b""
+
+            _, service, method = question.split("/")
+            server = grpc.server(ThreadPoolExecutor(1))
+            handler = grpc.unary_unary_rpc_method_handler(answer, bytes, bytes)
+            server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(service, {method: handler})])
+            port = server.add_insecure_port("127.0.0.1:0")
+            server.start()
+            stack.callback(server.stop, None)
+            return f"127.0.0.1:{port}"
+
+        yield make
+
+
+class Tokens:
+    """In the place of Ray's own reader of tokens."""
+
+    def __init__(self, token: str) -> None:
+        self.token = token
+
+    def has_token(self, ignore_auth_mode: bool = False) -> bool:
+        return bool(self.token)
+
+    def get_token_for_http_header(self, ignore_auth_mode: bool = False) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "own", "mode", "parts"),
+    [
+        ("", "", "DISABLED", []),
+        ("", "a" * 32, "TOKEN", []),
+        ("b" * 32, "b" * 32, "TOKEN", []),
+        (
+            "b" * 32,
+            "",
+            "DISABLED",
+            ["wants a token, and none is here", "RAY_AUTH_MODE=disabled in front of `ray start`"],
+        ),
+        ("b" * 32, "b" * 32, "DISABLED", ["is not shown", "put RAY_AUTH_MODE=token in front of the command"]),
+        ("b" * 32, "a" * 32, "TOKEN", ["wants another token", "copy the ~/.ray/auth_token"]),
+    ],
+)
+def test_a_cluster_that_does_not_let_us_in_is_told_with_what_was_found(wanted, own, mode, parts, guarded, monkeypatch):
+    monkeypatch.setattr(entry, "AuthenticationTokenLoader", SimpleNamespace(instance=lambda: Tokens(own)))
+    monkeypatch.setattr(entry, "get_authentication_mode", lambda: getattr(entry.AuthenticationMode, mode))
+    address = guarded(wanted)
+    assert session._answers(address)
+    said = entry.refusal(address, 5.0)
+    assert bool(said) == bool(parts)
+    if parts:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        with pytest.raises(ValueError, match="cannot be joined") as caught:
+            session.connect(1, 1.0)
+        one_line(str(caught.value), address, f"Ray {ray.__version__}", "RAY_ADDRESS=local", *parts)
+
+
+def test_a_server_of_something_else_is_no_cluster(guarded):
+    one_line(entry.refusal(guarded("", "/of.Something/Else"), 5.0), "no Ray cluster", "`ray start`", "6379")
+
+
+def test_workers_that_would_share_cores_are_refused_with_the_number_that_fits(record, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    session.check_cores(2, 1.0)
+    session.check_cores(8, 0.25)
+    with pytest.raises(ValueError, match="workers=8 on 2 cores: take --workers 2") as caught:
+        session.check_cores(8, 1.0)
+    one_line(str(caught.value), "--cpus-per-worker", "RAY_ADDRESS")
+    monkeypatch.setenv("RAY_ADDRESS", "head:6379")
+    session.check_cores(8, 1.0)  # the cluster says how many it has
 
 
 @pytest.mark.parametrize("made", ["dead", "auto", "nonsense"])

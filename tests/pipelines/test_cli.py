@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import pytest
-from ray_session import main_of, one_line, run_script
+from ray_session import ROOT, environment, main_of, one_line, run_script
 
 from indm_core.sde import VE, SubVP
-from pipelines.config.cli import describe, options, override, split_arguments
-from pipelines.config.codec import nearest, subclasses
+from pipelines.config.cli import dashed, options, override, short_name, split_arguments
+from pipelines.config.codec import subclasses
 from pipelines.config.flows import IdentityConfig, ResFlowConfig
+from pipelines.config.help import describe
 from pipelines.config.networks import MLPConfig
 from pipelines.config.sampling import Sampling
 from pipelines.data.source import Options
 from pipelines.evaluation.sampling.rows import family
 from pipelines.evaluation.settings import EvaluateOptions, SampleOptions, Settings
 from pipelines.recipes import RECIPES
+from pipelines.storage.messages import nearest
 from pipelines.training.launch import Launch
 
 RUN = RECIPES["digits_vp_nll"]()
+OURS = [option.path for option in options(Launch())]
 
 
 def refused(config, given: dict[str, str], *parts: str) -> None:
@@ -65,15 +70,41 @@ def test_an_ambiguous_ending_names_its_candidates():
 
 @pytest.mark.parametrize(
     ("name", "near"),
-    [("step", "steps"), ("batchsize", "batch_size"), ("train.stepz", "train.steps"), ("model.sde.beta_mx", "beta_max")],
+    [
+        ("step", "--steps"),
+        ("batchsize", "--batch-size"),
+        ("train.stepz", "--train.steps"),
+        ("model.sde.beta_mx", "--model.sde.beta-max"),
+    ],
 )
 def test_an_unknown_option_suggests_the_nearest(name, near):
-    refused(RUN, {name: "1"}, f"unknown option --{name}", "did you mean", near)
+    refused(RUN, {name: "1"}, f"unknown option --{dashed(name)}", "did you mean", near)
 
 
-def test_an_unknown_option_like_nothing_else_lists_what_there_is():
-    refused(RUN, {"zzzzzz": "1"}, "unknown option --zzzzzz", "there are", "batch_size")
-    assert nearest("zz", ["a", "b"]) == "there are a, b"
+def test_an_unknown_name_like_nothing_else_lists_a_few_and_says_where_many_are():
+    refused(RUN, {"zzzzzz": "1"}, "unknown option --zzzzzz: there are ", ", --help shows them")
+    assert nearest("zz", ["a", "b"]) == nearest("zz", ["a", "b"], "above") == "there are a, b"
+    assert nearest("zz", list(map(str, range(13))), "which --help shows") == "there are 13, which --help shows"
+    assert nearest("10", ["cifar10_linear_vp", "mnist"]) == "did you mean cifar10_linear_vp?"
+
+
+@pytest.mark.parametrize("flag", ["no", "yes", "0", "off"])
+def test_a_word_that_is_no_truth_is_refused_with_its_option(flag, capsys):
+    assert main_of("train")(["--evaluate", flag]) == 2
+    one_line(capsys.readouterr().err, f"error: --evaluate: '{flag}' does not fit (true or false)")
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--resume"], ["unknown option --resume", "the same command goes on where it stopped"]),
+        (["--epochs", "5"], ["unknown option --epochs", "--steps"]),
+        (["--gpu", "false"], ["unknown option --gpu", "--device cpu"]),
+    ],
+)
+def test_an_option_of_other_programs_is_answered(words, parts, capsys):
+    assert main_of("train")(words) == 2
+    one_line(capsys.readouterr().err, "error: ", *parts)
 
 
 def test_a_form_is_chosen_before_its_fields_whatever_their_order():
@@ -99,11 +130,13 @@ def test_a_form_goes_by_its_name_with_and_without_the_ending_and_by_earlier_ones
     refused(RUN, {"model.flow": "Glwo"}, "--model.flow: 'Glwo' does not fit (did you mean Glow?)")
 
 
-def test_help_shows_forms_without_the_ending():
+def test_help_shows_forms_without_the_ending_and_their_fields_below(monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     lines = {line.split()[0]: line for line in describe(RUN).splitlines()}
-    assert lines["--model.flow"].split()[1] == "ResFlow"
+    assert lines["--flow"].split()[1] == "ResFlow"
     assert "One of Bridge, DiNof, DiffFlow, FFJORD, INDM." in lines["--model"]
-    assert "Glow, Identity, ResFlow" in lines["--model.flow"]
+    assert "Glow, Identity, ResFlow" in lines["--flow"]
+    assert lines["--blocks"].startswith("      --blocks 8 ")
 
 
 @pytest.mark.parametrize(
@@ -120,7 +153,7 @@ def test_the_objective_is_reached_by_endings_and_by_its_paths_of_then(name, text
 def test_a_form_takes_only_its_own_fields():
     assert override(RUN, {"model.flow": "IdentityConfig"}).model.flow == IdentityConfig()
     refused(RUN, {"model.flow": "IdentityConfig", "blocks": "2"}, "unknown option --blocks")
-    refused(RUN, {"sigma_max": "9"}, "unknown option --sigma_max", "did you mean")
+    refused(RUN, {"sigma_max": "9"}, "unknown option --sigma-max", "did you mean")
     refused(RUN, {"model.sde": "VPP"}, "--model.sde: 'VPP' does not fit", "did you mean VP")
 
 
@@ -228,8 +261,8 @@ class Outer:
 
 def test_help_comes_from_the_docstrings():
     lines = describe(Outer()).splitlines()
-    assert [line.split()[0] for line in lines] == ["--kind", "--inner.low", "--inner.high"]
-    assert "A choice." in lines[0]
+    assert [line.split()[0] for line in lines] == ["--kind", "--low", "--high"]
+    assert "A choice. One of a, b." in lines[0]
     assert "Bounds that take two lines." in lines[1]
     assert "Bounds that take two lines." in lines[2]
 
@@ -239,20 +272,36 @@ def test_every_option_has_a_line_of_help(config):
     assert not [option.path for option in options(config) if not option.help]
 
 
-def paths(config) -> list[str]:
-    return [f"--{option.path} " for option in options(config)]
+def names(config, taken=()) -> list[str]:
+    """The options of a configuration as help shows them."""
+    paths = [option.path for option in options(config)]
+    return [f"--{dashed(short_name(path, [*paths, *taken]))} " for path in paths if path != "recipe"]
+
+
+@pytest.mark.parametrize("config", [RUN, Settings(), SampleOptions()], ids=lambda c: type(c).__name__)
+def test_the_short_names_of_help_mean_their_options(config):
+    for option, name in zip([o for o in options(config) if o.path != "recipe"], names(config), strict=True):
+        typed = name.strip(" -").replace("-", "_")
+        if option.annotation in (int, float):
+            assert {o.path: o.value for o in options(override(config, {typed: str(option.value)}))}[
+                option.path
+            ] == option.value
+        assert not [n for n in names(config) if n == name][1:]
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_train_help_names_every_recipe_and_option(flag, capsys):
     assert main_of("train")([flag]) == 0
     shown = capsys.readouterr().out
-    for part in [*RECIPES, *paths(Launch()), *paths(RUN), "INDM_RUNS"]:
+    for part in [*RECIPES, *names(Launch()), *names(RUN, OURS), "INDM_RUNS", "show.py recipes"]:
         assert part in shown, part
     assert main_of("train")(["toy2d_spiral", flag]) == 0
     shown = capsys.readouterr().out
-    for part in paths(RECIPES["toy2d_spiral"]()):
+    for part in names(RECIPES["toy2d_spiral"](), OURS):
         assert part in shown, part
+    assert max(map(len, shown.splitlines())) <= 80
+    assert main_of("train")(["--sde", "CLD", flag]) == 0
+    assert "--m-inv 4.0" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
@@ -265,7 +314,7 @@ def test_evaluate_and_sample_help_name_every_option(script, configs, flag, capsy
     assert main_of(script)([flag]) == 0
     shown = capsys.readouterr().out
     for config in configs:
-        for part in paths(config):
+        for part in names(config):
             assert part in shown, part
     assert main_of(script)([]) == 2  # help, but nothing was done
 
@@ -273,8 +322,35 @@ def test_evaluate_and_sample_help_name_every_option(script, configs, flag, capsy
 def test_prepare_help_names_every_option():
     done = run_script("prepare", "--help")
     assert done.returncode == 0
-    for option in options(Options()):
-        assert f"--{option.path.replace('_', '-')}" in done.stdout, option.path
+    for part in names(Options()):
+        assert part in done.stdout, part
+
+
+HEAVY = ("ray", "mlflow", "matplotlib", "sklearn", "scipy", "pandas")
+WITH_TORCH = ("train", "evaluate", "sample", "compare")
+"""Commands with options that are classes of models and samplers."""
+
+
+@pytest.mark.parametrize("script", [*WITH_TORCH, "report", "diagnose", "prepare"])
+@pytest.mark.parametrize("words", [["--help"], ["no_such_thing"]], ids=["help", "a wrong name"])
+def test_help_and_a_wrong_name_import_nothing_that_takes_long(script, words, tmp_path):
+    """Of what a command imports PyTorch alone takes a second."""
+    code = (
+        f"import sys, runpy; sys.argv = ['x', *{words!r}]\n"
+        f"try: runpy.run_path({str(ROOT / 'pipelines' / f'{script}.py')!r}, run_name='__main__')\n"
+        "except SystemExit: pass\n"
+        "print('modules:', *sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=environment(INDM_RUNS=str(tmp_path)),
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    modules = done.stdout.rpartition("modules:")[2].split()
+    assert not {*HEAVY, *(() if script in WITH_TORCH else ("torch",))} & set(modules)
 
 
 @pytest.mark.parametrize("script", ["train", "sample"])
@@ -293,7 +369,7 @@ def test_an_unknown_recipe_suggests_the_nearest(capsys):
     assert main_of("train")(["digit_vp_nll", "--local"]) == 2
     one_line(capsys.readouterr().err, "error: unknown recipe 'digit_vp_nll'", "did you mean digits_vp_nll")
     assert main_of("train")(["qqqq"]) == 2
-    one_line(capsys.readouterr().err, "there are", *RECIPES)
+    one_line(capsys.readouterr().err, "unknown recipe 'qqqq'", f"there are {len(RECIPES)}", "show.py recipes")
     assert main_of("train")(["digits_vp_nll", "toy2d_spiral"]) == 2
     one_line(capsys.readouterr().err, "one recipe at a time", "options with --")
 

@@ -48,12 +48,12 @@ def test_the_blocks_of_the_page_run(folder, file):
 
 
 def test_the_recipe_of_the_page_trains_and_its_run_is_read(folder):
-    recipe, out = f"{folder / 'mine.py'}:spiral_ou", folder / "runs"
+    mine, out = ("--import", str(folder / "mine.py")), folder / "runs"
     tiny = ("--steps", "6", "--pretrain-steps", "3", "--rows", "200", "--batch-size", "16", "--sample-every", "0")
-    done = run_script("train", recipe, "--local", "--threads", "1", "--out", str(out), *tiny)
+    done = run_script("train", "spiral_ou", *mine, "--local", "--threads", "1", "--out", str(out), *tiny)
     assert done.returncode == 0, done.stderr
     words = (str(out / "spiral_ou"), "--num-samples", "4", "--out", str(out / "samples"))
-    done = run_script("sample", *words, "--recipe", recipe)
+    done = run_script("sample", *words, *mine)
     assert done.returncode == 0, done.stderr
     refused = run_script("sample", *words)
     assert refused.returncode == 2

@@ -31,7 +31,7 @@ def contents(directory: Path) -> dict[Path, bytes]:
 
 FAULTS = {
     "unknown recipe": (["toy2d_spira"], ["unknown recipe 'toy2d_spira'", "did you mean toy2d_spiral"]),
-    "unknown option": (["toy2d_spiral", "--batchsize", "3"], ["unknown option --batchsize", "batch_size"]),
+    "unknown option": (["toy2d_spiral", "--batchsize", "3"], ["unknown option --batchsize", "--batch-size"]),
     "unknown launch option": (
         ["toy2d_spiral", "--worker", "3"],
         ["unknown option --worker", "did you mean", "workers"],
@@ -39,7 +39,7 @@ FAULTS = {
     "two recipes": (["toy2d_spiral", "toy2d_rings"], ["one recipe at a time", "toy2d_spiral toy2d_rings"]),
     "an option twice": (["toy2d_spiral", "--steps", "1", "--steps", "2"], ["--steps is given twice"]),
     "a bad value": (["toy2d_spiral", "--steps", "many"], ["--train.steps: 'many' does not fit", "whole number"]),
-    "a bad launch value": (["toy2d_spiral", "--gpu", "2"], ["gpu='2'", "auto, true, false"]),
+    "a bad launch value": (["toy2d_spiral", "--device", "2"], ["device='2'", "auto, cpu, cuda"]),
     "no data given": (["mnist_vp_nll"], ["mnist_vp_nll needs data", "--source PATH"]),
     "a missing data path": (["mnist_vp_nll", "--source", "/nowhere/mnist"], ["/nowhere/mnist", "no such file"]),
     "a batch that workers cannot share": (
@@ -59,7 +59,7 @@ FAULTS = {
         ["batch_size=512 is larger than the 200 training rows"],
     ),
     "several local workers": (["toy2d_spiral", *TINY_2D, "--workers", "2"], ["--local is one process"]),
-    "no GPU": (["toy2d_spiral", *TINY_2D, "--gpu", "true"], ["gpu=true", "no GPU"]),
+    "no GPU": (["toy2d_spiral", *TINY_2D, "--device", "cuda"], ["device=cuda", "no GPU", "--device cpu"]),
     "nothing to start from": (
         ["toy2d_spiral", *TINY_2D, "--name", "n", "--start-from", "/nowhere"],
         ["start_from=/nowhere", "no checkpoint there", "RUN/pretrained"],
@@ -191,7 +191,7 @@ def test_a_corrupt_shard_met_during_the_run(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("words", "parts"),
     [
-        (["nowhere"], ["nowhere", "no readable run here"]),
+        (["nowhere"], ["nowhere", "no run here"]),
         (["toy2d_spiral", "--samplez", "3"], ["unknown option --samplez", "did you mean"]),
         (["toy2d_spiral", "--seed", "1", "--seed", "2"], ["--seed is given twice"]),
         (["toy2d_spiral", "--sampler", "rk"], ["'rk' does not fit", "ode, em, pc"]),

@@ -13,7 +13,7 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card, write_card
 from pipelines.data.shards import read_labels
 from pipelines.evaluation.needs import attainable, check_needs
-from pipelines.evaluation.sampling.compare import CompareOptions
+from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.settings import Settings
 
 

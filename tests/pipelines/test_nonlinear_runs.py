@@ -26,7 +26,8 @@ from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, Ode
 from pipelines.evaluation.plan import Span, subjects_of
 from pipelines.evaluation.sampling import check, draw_by
 from pipelines.recipes import RECIPES
-from pipelines.reporting.summary import ReportOptions, report
+from pipelines.reporting.options import ReportOptions
+from pipelines.reporting.summary import report
 from pipelines.runs.job import read_metrics
 from pipelines.training.worker import _wrapped
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +16,7 @@ from ray_session import ROOT, SCHEDULE, environment, main_of, one_line, run_scri
 from indm_core.sde import VP, LinearSDE
 from pipelines.config.codec import subclasses
 from pipelines.config.flows import FlowConfig
-from pipelines.config.modules import VARIABLE, defining_files, import_file, split_word, trusted
+from pipelines.config.modules import VARIABLE, defining, split_word, use
 from pipelines.config.store import read_run
 from pipelines.recipes import RECIPES, chosen, find
 from pipelines.runs.job import read_metrics
@@ -148,13 +150,14 @@ def fresh(code: str, **variables: str) -> subprocess.CompletedProcess[str]:
 def test_a_run_is_named_after_its_function_and_names_its_file(place):
     file = place / "mine.py"
     document = json.loads((place / "mine" / "config.json").read_text())
-    assert document["modules"] == [str(file)]
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    assert document["modules"] == [{"import": str(file), "file": str(file), "sha256": digest}]
     assert document["run"]["model"]["flow"]["type"] == "StretchConfig"
     run, _ = read_run(place / "mine" / "config.json")
     assert (run.recipe, run.model.sde.share) == ("mine", 0.25)
     assert read_metrics(place / "mine")[-1].step == 6
     find(f"{file}:mine")
-    assert trusted() == [str(file)]
+    assert os.environ[VARIABLE] == str(file)
     assert find("mine")() == find(f"{file}:mine")()
 
 
@@ -207,7 +210,7 @@ def test_a_file_is_run_only_where_the_user_names_it(place, tmp_path):
     arguments = [str(place / "mine"), str(file), str(mark)]
     done = fresh(f"import sys; sys.argv[1:] = {arguments!r}\n{READ}", MARK=str(mark))
     assert done.returncode == 0, done.stderr
-    one_line(done.stdout, "config.json", "'Halved'", str(file), f"--recipe {file}:FUNCTION", f"{VARIABLE}={file}")
+    one_line(done.stdout, "config.json", "'Halved'", str(file), f"--import {file} or {VARIABLE}={file}")
     unpickle = f"import sys; sys.argv[1:] = {[str(tmp_path / 'mark.pickle')]!r}\n{UNPICKLE}"
     assert fresh(unpickle, INDM_MODULES=str(file)).stdout == "StretchConfig\n"
     one_line(fresh(unpickle).stdout, "unknown class 'Halved'", f"{VARIABLE}={file}")
@@ -227,8 +230,8 @@ def test_a_command_that_reads_a_run_takes_the_file(place, tmp_path):
     )
     done = run_script("sample", *words)
     assert done.returncode == 2
-    one_line(done.stderr, "error: ", f"--recipe {place / 'mine.py'}:FUNCTION")
-    done = run_script("sample", *words, "--recipe", f"{place / 'mine.py'}:mine")
+    one_line(done.stderr, "error: ", f"--import {place / 'mine.py'}")
+    done = run_script("sample", *words, "--import", str(place / "mine.py"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "out" / "samples.npy").is_file()
 
@@ -284,17 +287,17 @@ def test_two_recipes_are_refused_in_one_line(capsys):
 def test_the_help_shows_the_options_of_the_file_and_says_how_to_read_its_runs(place, capsys):
     assert main_of("train")([f"{place / 'mine.py'}:mine", "--help"]) == 0
     shown = capsys.readouterr().out
-    for part in ("--model.flow.factor", "--model.sde.share", "Of the noise.", "Stretch", "path.py:function", VARIABLE):
+    for part in ("--factor", "--share", "Of the noise.", "Stretch", "path.py:function", "--import MODULE"):
         assert part in shown, part
     assert main_of("report")(["--help"]) == 0
-    assert "--recipe path.py:function" in capsys.readouterr().out
+    assert "--import MODULE" in capsys.readouterr().out
 
 
 def test_a_recipe_of_the_project_needs_no_file():
-    assert not [name for name, recipe in RECIPES.items() if defining_files(recipe())]
+    assert not [name for name, recipe in RECIPES.items() if defining(recipe())]
     assert split_word("digits_vp_nll") == ("", "digits_vp_nll")
     assert split_word("a:b.py:c") == ("a:b.py", "c")
 
 
 def test_a_file_is_imported_once(place):
-    assert import_file(place / "mine.py") is import_file(Path(place / "." / "mine.py"))
+    assert use(place / "mine.py") is use(Path(place / "." / "mine.py"))

@@ -33,7 +33,8 @@ from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
-from pipelines.reporting.summary import ReportOptions, report
+from pipelines.reporting.options import ReportOptions
+from pipelines.reporting.summary import report
 from pipelines.runs import checkpoint
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -151,7 +152,7 @@ def test_a_line_of_progress(tmp_path):
     run = training(tmp_path / "r")
     assert line(run, RECORD) == (
         "r  joint            8/40  nelbo 9.500 bits/dim (denoising +4.750 prior +2.000 log_det +0.250)  "
-        "186 img/s  wait 12%  left 1:01  skipped 1"
+        "186 images/s  wait 12%  left 1:01  skipped 1"
     )
     assert "no finite step" in line(run, replace(RECORD, terms={}))
     assert "  kl 0.500 nats  " in line(run, replace(RECORD, terms={"kl": 0.5}, unit="nats", eta_s=7200))
@@ -198,15 +199,24 @@ def test_the_ticker_follows_a_restart(kept, then, printed, tmp_path, capsys):
 class Stub:
     """What a meter reads of a trainer."""
 
-    def __init__(self, step_count: int, skipped: int) -> None:
-        self.step_count, self.skipped, self.model = step_count, skipped, self
+    def __init__(self, step_count: int, skipped: int, phase: str = "") -> None:
+        self.step_count, self.skipped, self.model, self.named = step_count, skipped, self, phase
 
     def phase(self, step: int) -> str:
-        return f"of step {step}"
+        return self.named or f"of step {step}"
 
 
 def report(kl: float, norm: float, *, skipped: bool = False) -> StepReport:
     return StepReport({"kl": torch.tensor(kl, dtype=torch.float64)}, {"mean": norm}, skipped)
+
+
+def test_the_time_left_is_that_of_the_mean_speed_of_the_phase(monkeypatch):
+    clock = iter((100.0, 100.0, 110.0, 110.0, 140.0, 140.0, 150.0, 150.0))  # made, begun; then each record and its end
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    meter = Meter(batch_size=1, steps=40, unit=Unit("nats", lambda *_: 0.0), average=lambda v: v, begun=0)
+    assert meter.record(Stub(10, 0, "joint")).eta_s == 30 * 1.0
+    assert meter.record(Stub(20, 0, "joint")).eta_s == 20 * 2.0  # 20 steps in 40 s, the last ten in 30 s
+    assert meter.record(Stub(30, 0, "other")).eta_s == 10 * 1.0  # another phase has its own speed
 
 
 def test_a_meter_averages_the_steps_of_an_interval_that_were_not_skipped():
@@ -226,7 +236,7 @@ def test_a_meter_averages_the_steps_of_an_interval_that_were_not_skipped():
     record = meter.record(Stub(23, 1))
     assert (record.step, record.phase, record.skipped, record.unit) == (23, "of step 22", 1, "bits")
     assert (record.terms, record.gradient_norms) == ({"kl": (1.5 + 1) / 2}, {"mean": 4.0})
-    assert record.eta_s == pytest.approx(77 * 10 / record.images_per_s)
+    assert record.eta_s == pytest.approx(77 * 10 / record.images_per_s, rel=1e-3)
     assert 0 < record.data_wait < 1
     meter.add(report(float("inf"), float("inf"), skipped=True))
     empty = meter.record(Stub(24, 2))

@@ -18,7 +18,7 @@ from pipelines.data.shards import read_all
 from pipelines.data.source import Options
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.sampling import draw_by, shown, times_of
-from pipelines.evaluation.sampling.compare import CompareOptions
+from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.sampling.pieces import Pieces
 from pipelines.evaluation.sampling.rows import TABLE, choose, family, parse_row, parse_rows, starts
 

@@ -20,7 +20,7 @@ from pipelines.data.readers.images import read_folder, read_image_parquet
 from pipelines.data.readers.toy2d import TOY2D
 from pipelines.data.source import Options, Source
 
-__all__ = ["FORMATS", "READERS", "Reader"]
+__all__ = ["READERS", "Reader", "formats"]
 
 
 class Reader(NamedTuple):
@@ -30,7 +30,7 @@ class Reader(NamedTuple):
     name: str
 
 
-READERS = (
+READERS = [
     Reader(read_table, f"a published table with --table ({', '.join(TABLES)})"),
     Reader(read_digits, "digits"),
     Reader(read_toy2d, ", ".join(f"toy2d:{name}" for name in TOY2D)),
@@ -42,5 +42,10 @@ READERS = (
     Reader(read_csv, ".csv or .tsv"),
     Reader(read_hdf5, ".h5"),
     Reader(read_folder, "a folder of images"),
-)
-FORMATS = "; ".join(reader.name for reader in READERS)
+]
+"""In the order in which they are asked; those of an extension (see `config.modules`) come before."""
+
+
+def formats() -> str:
+    """What all readers read, in one line."""
+    return "; ".join(reader.name for reader in READERS)

@@ -20,7 +20,7 @@ import torch
 
 from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
-from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE, ReferenceFeatures
+from pipelines.evaluation.estimates import ReferenceFeatures
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.measurements.distances import (
     DistancesResult,
@@ -32,45 +32,15 @@ from pipelines.evaluation.measurements.distances import (
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Subject
 from pipelines.evaluation.reference import Reference
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
+from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces
-from pipelines.evaluation.sampling.rows import Row, choose, parse_rows
+from pipelines.evaluation.sampling.rows import Row, choose
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.pictures import save_levels
 from pipelines.runs.tracking import Made, deliver, post
 from pipelines.storage.outputs import check_writable
 
-__all__ = ["CompareOptions", "compare", "log"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompareOptions:
-    """What is compared.
-
-    Args:
-        rows: Samplers, separated by blanks: name[:steps][:option=value,...]; table takes a whole set.
-        num_samples: Samples per row.
-        inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
-        actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
-        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
-        traceback: Show where an error came from.
-    """
-
-    rows: str = "em:10 em:20 em:50 em:100 em:1000"
-    num_samples: int = 5000
-    inception_weights: str = ""
-    actors: int = 0
-    out: str = ""
-    traceback: bool = False
-
-    def __post_init__(self) -> None:
-        fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST
-        if self.num_samples < fewest:
-            what = "an Inception Score" if self.inception_weights else "a Frechet distance"
-            raise ValueError(
-                f"num_samples={self.num_samples}: {what} needs {fewest}; give --num-samples {fewest} or more"
-            )
-        if not parse_rows(self.rows):
-            raise ValueError("rows='': there is nothing to compare; name samplers, or give --rows table")
+__all__ = ["compare", "log"]
 
 
 @dataclass(frozen=True)
@@ -123,7 +93,7 @@ def compare(
     plan = Plan.of(runs, settings, root)
     for run in runs:
         check_data(run, plan.card)
-    actors, device = places(wanted.actors)
+    actors, device = places(wanted.actors, wanted.device)
     key = f"{plan.extractor.key} {device}"
     entries = _entries(runs, plan.subjects, wanted.rows, key)
     parts = [range(a, min(a + PIECE, wanted.num_samples)) for a in range(0, wanted.num_samples, PIECE)]

@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from indm_core.training import network_tensors
+from pipelines.config.device import device_of
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import check_data, load, read_run
 from pipelines.data.cache import ensure
@@ -103,14 +104,14 @@ def _batches(run: Path, subject: Subject, wanted: SampleOptions) -> Iterator[tup
         return seeds[part], wanted.sampling, None if data is None else data[part].clone()
 
     if not wanted.actors:
-        artist = Artist(subject, torch.get_num_threads(), "cuda" if torch.cuda.is_available() else "cpu")
+        artist = Artist(subject, torch.get_num_threads(), str(device_of(wanted.device)))
         yield from ((first, artist.draw(*arguments(first))) for first in firsts)
         return
     from pipelines.cluster.pool import Call, Pool, places
     from pipelines.cluster.session import connect
 
     connect(wanted.actors, 1.0)
-    actors, device = places(wanted.actors)
+    actors, device = places(wanted.actors, wanted.device)
     tasks = {(i,): Call("draw", arguments(i), f"samples from number {i} on") for i in firsts}
     with Pool(Artist, (subject, 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
