@@ -13,7 +13,11 @@ import os
 import grpc
 import ray
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
-from ray._raylet import AuthenticationMode, AuthenticationTokenLoader, get_authentication_mode
+from ray._raylet import (  # pyright: ignore[reportAttributeAccessIssue]
+    AuthenticationMode,  # pyright: ignore[reportAttributeAccessIssue]
+    AuthenticationTokenLoader,  # pyright: ignore[reportAttributeAccessIssue]
+    get_authentication_mode,  # pyright: ignore[reportAttributeAccessIssue]
+)
 
 __all__ = ["refusal", "show_token"]
 
@@ -67,7 +71,7 @@ def _answer(address: str, headers: dict[str, str], seconds: float) -> grpc.Statu
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(QUESTION, request_serializer=bytes, response_deserializer=bytes)
         try:
-            ask(b"", timeout=seconds, metadata=[(name.lower(), value) for name, value in headers.items()])
+            ask(b"", timeout=seconds, metadata=tuple((name.lower(), value) for name, value in headers.items()))
         except grpc.RpcError as error:
             return error.code()  # pyright: ignore[reportAttributeAccessIssue]
     return grpc.StatusCode.OK

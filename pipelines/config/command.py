@@ -18,8 +18,8 @@ from pipelines.storage.signals import Stop, until_signal
 
 __all__ = ["Action", "Page", "carry_out", "run_command", "run_command_on_runs"]
 
-Action = Callable[[list[str], dict[str, str]], None]
-"""A command's work, of its words and its options."""
+Action = Callable[[list[str], dict[str, str]], int | None]
+"""A command's work, of its words and its options; it may say the exit status."""
 Page = Callable[[list[str], dict[str, str]], str]
 """A command's help, likewise."""
 
@@ -79,7 +79,7 @@ def carry_out(
         if asked or (words_needed and not words):
             print(page(words, given))
             return 0 if asked else 2
-        action(words, given)
+        return action(words, given) or 0
     except (ValueError, ConvergenceError, FailedError, OSError, ModuleNotFoundError) as error:
         if stop.requested:  # it is what the signal has led to
             raise
@@ -87,7 +87,6 @@ def carry_out(
             traceback.print_exc()
         print(f"error: {_said(error)}", file=sys.stderr)
         return 1 if isinstance(error, FailedError) else 2
-    return 0
 
 
 def _said(error: Exception) -> str:

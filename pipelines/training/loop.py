@@ -196,9 +196,8 @@ def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> 
 def _autocast(train: Train, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
     if train.precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision=tf32: a {device.type} device has no such numbers; give --precision fp32 or bf16")
-    if device.type == "cuda":
-        kept = "tf32" if train.precision == "tf32" else "ieee"
-        torch.backends.cuda.matmul.fp32_precision = torch.backends.cudnn.conv.fp32_precision = kept
+    if train.precision == "tf32":  # of convolutions it is PyTorch's default
+        torch.backends.cuda.matmul.fp32_precision = "tf32"
     if train.precision != "bf16":
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
