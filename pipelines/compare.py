@@ -26,9 +26,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
+from indm_core.sampling import Sampling
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, override, run_command_on_runs
-from pipelines.config.sampling import Sampling
 from pipelines.config.store import load
 from pipelines.evaluation.plan import subjects_of
 from pipelines.evaluation.sampling.compare import CompareOptions, compare, log

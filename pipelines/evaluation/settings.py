@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pipelines.config.sampling import Sampling
+from indm_core.sampling import Sampling
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 
 __all__ = ["BRIEF", "FULL", "EvaluateOptions", "SampleOptions", "Settings"]

@@ -8,12 +8,12 @@ from typing import Literal
 import pytest
 from ray_session import main_of, one_line, run_script
 
+from indm_core.sampling import Sampling
 from indm_core.sde import VE, SubVP
 from pipelines.config.cli import describe, options, override, split_arguments
 from pipelines.config.codec import nearest, subclasses
 from pipelines.config.flows import IdentityConfig, ResFlowConfig
 from pipelines.config.networks import MLPConfig
-from pipelines.config.sampling import Sampling
 from pipelines.data.source import Options
 from pipelines.evaluation.sampling.rows import family
 from pipelines.evaluation.settings import EvaluateOptions, SampleOptions, Settings
