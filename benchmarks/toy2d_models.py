@@ -30,13 +30,13 @@ from torch import Tensor
 
 from indm_core.likelihood import nll
 from indm_core.model import Objective
+from indm_core.sampling import Sampling
 from indm_core.training import AdamW
 from pipelines.config import load
 from pipelines.config.flows import GlowConfig, IdentityConfig, ResFlowConfig
 from pipelines.config.models import DiffFlowConfig, DiNofConfig, INDMConfig, ModelConfig
 from pipelines.config.networks import MLPConfig
 from pipelines.config.run import Data, RunConfig, Train
-from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all

@@ -15,31 +15,44 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from indm_core.exponential import check_method
 from indm_core.model import GenerativeModel, LinearModel
-from indm_core.noise import Noise
+from indm_core.noise import Noise, seeded
 from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.ranges import check_positive
 from indm_core.sample import Score
+from indm_core.sampling import Sampler, Sampling, sampler_of
 from indm_core.sde import SDE, LinearSDE, apply
 from indm_core.shapes import Float
+from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
 
 __all__ = [
+    "Drawn",
     "Sampler",
+    "check_sampling",
     "draw",
+    "draw_by",
     "forward_path",
     "generative_path",
     "start_times",
+    "times_of",
     "translate_backward",
     "translate_forward",
 ]
 
-Sampler = Callable[[SDE, Score, Tensor, Tensor, Noise], Tensor]
+
+class Drawn(NamedTuple):
+    """Samples x (n, *shape) and the evaluations of the score that each took on average."""
+
+    x: Tensor
+    evaluations: float
 
 
 def start_times(model: GenerativeModel) -> Float[Tensor, 2]:
@@ -97,6 +110,78 @@ def _descend(
     """From a state at ts[0] down to ts[-1], and optionally Tweedie's mean there."""
     u = sampler(model.sde, model.score, u, ts, generator)
     return model.sde.denoise(u, ts[-1], model.score(u, ts[-1])) if denoise else u
+
+
+def draw_by(
+    model: GenerativeModel,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    start: Tensor | None = None,
+) -> Drawn:
+    """One sample per seed, in the model's dtype and on its device: a sample depends on its seed alone, not on its neighbours.
+
+    Args:
+        start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
+    """
+    evaluated = 0
+    check_sampling(model, sampling)
+    chosen = sampler_of(sampling)
+
+    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
+        def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+            nonlocal evaluated
+            evaluated += len(u)
+            return score(u, t, y)
+
+        return chosen(sde, counted, u, ts, generator)
+
+    x = draw(
+        model,
+        sampler,
+        times_of(model, sampling),
+        next(model.parameters(), torch.zeros(())).new_zeros(()),
+        len(seeds),
+        generator=seeded(seeds),
+        denoise=sampling.denoise,
+        temperature=sampling.temperature,
+        start_temperature=sampling.start_temperature,
+        start=start,
+    )
+    return Drawn(x, evaluated / len(seeds) + sampling.denoise)
+
+
+def times_of(model: GenerativeModel, sampling: Sampling) -> Tensor:
+    """The decreasing times that a sampling asks for, from where the model starts."""
+    sde, steps, low, high = model.sde, sampling.num_steps, sampling.stop or model.sde.t_min, model.t_start
+    if sampling.sampler == "ode":
+        return uniform_times(sde, 1, low=low, high=high)
+    grids: dict[str, Callable[[], Tensor]] = {
+        "uniform": lambda: uniform_times(sde, steps, low=low, high=high),
+        "power": lambda: power_times(sde, steps, sampling.exponent, low=low, high=high),
+        "log-rho": lambda: log_rho_times(_linear(sde, "grid=log-rho"), steps, low=low, high=high),
+        "edm": lambda: edm_times(_linear(sde, "grid=edm"), steps, sampling.exponent, low=low, high=high),
+        "trained": lambda: model.times(steps, low),
+    }
+    return grids[sampling.spacing]()
+
+
+def check_sampling(model: GenerativeModel, sampling: Sampling) -> None:
+    """Refuses a sampler that the model does not allow, before any work.
+
+    Raises:
+        ValueError: what needs a linear diffusion on a learned one, a method or grid that its SDE has not, too few evaluations.
+    """
+    if sampling.sampler == "deis":
+        check_method(_linear(model.sde, "sampler=deis"), sampling.method)
+    times_of(model, sampling)
+
+
+def _linear(sde: SDE, what: str) -> LinearSDE:
+    """The SDE, if it is linear."""
+    linear = sde.linear
+    if linear is None:
+        raise ValueError(f"{what} needs a linear diffusion, and the drift of this model is learned; take em, pc or ode")
+    return linear
 
 
 @torch.no_grad()

@@ -103,6 +103,7 @@ def nll(
     Returns:
         Nats per sample; unbiased for the bound given exact arithmetic in t.
     """
+    model.check_data(x)
     options = {"num_probes": num_probes, "exact_divergence": exact_divergence, "rtol": rtol, "atol": atol}
     with torch.no_grad():
         u, log_det = model.encode(x, branch(generator))

@@ -26,10 +26,10 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
+from indm_core.sampling import Sampling
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
-from pipelines.config.sampling import Sampling
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
 

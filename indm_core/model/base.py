@@ -7,6 +7,9 @@ A generative model maps data x to a state u = encode(x), diffuses it by its SDE 
 there. Sampling runs the other way: a draw at t_start, a sampler down to t_min, decode.
 
     -log p(x) = -log_det - log p_{t_min}(u),         p_{t_min} transported from the law at t_start by the ODE or the SDE.
+
+What is done with a model is written once, as functions of it (`draw`, `likelihood`). The methods `sample` and `nll` call these,
+and import them when they are called, because the functions stand above the models.
 """
 
 from __future__ import annotations
@@ -15,9 +18,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from indm_core.noise import Noise
+from indm_core.ranges import check_not_negative, check_positive
+from indm_core.sampling import Sampling
 from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
@@ -106,18 +112,107 @@ class GenerativeModel(Trainable):
         self,
         x: Tensor,
         *,
-        residual: bool,
-        num_draws: int,
-        nodes: Sequence[Node] | None,
-        generator: Noise,
-        y: Tensor | None,
+        residual: bool = True,
+        num_draws: int = 1,
+        nodes: Sequence[Node] | None = None,
+        generator: Noise = None,
+        y: Tensor | None = None,
     ) -> Tensor:
-        """The bound on -log p(x), nats (b,); `likelihood.nelbo` says what the arguments mean."""
+        """The variational bound on -log p(x) of the generative SDE.
+
+        Args:
+            x: Data (b, *shape) as the model takes them: levels are dequantised and scaled (`likelihood.dequantise`).
+            residual, num_draws, nodes, generator, y: See `likelihood.nelbo`.
+
+        Returns:
+            Nats per sample (b,), unbiased over the draws; without gradients.
+
+        Raises:
+            ValueError: x of another shape, or integers.
+        """
 
     @abstractmethod
     def times(self, num_steps: int, low: float) -> Tensor:
         """The model's own grid of decreasing times from t_start, float64: num_steps + 1 of them down to `low`, or those of a
         grid that training fixed, num_steps of them of which the ones below `low` are left out."""
+
+    def nll(
+        self,
+        x: Tensor,
+        *,
+        residual: bool = True,
+        num_probes: int = 1,
+        exact_divergence: bool = False,
+        rtol: float = 1e-5,
+        atol: float = 1e-5,
+        generator: Noise = None,
+        y: Tensor | None = None,
+    ) -> Tensor:
+        """-log p(x) by the probability-flow ODE: `likelihood.nll`, which says what the arguments mean.
+
+        Args:
+            x: As `nelbo` takes it.
+
+        Returns:
+            Nats per sample (b,); an upper bound in expectation over the draws, for the residual is one. Without gradients.
+
+        Raises:
+            ValueError: x of another shape, or integers.
+            ConvergenceError: the ODE does not reach its tolerance.
+        """
+        from indm_core.likelihood import nll
+
+        options = {"residual": residual, "num_probes": num_probes, "exact_divergence": exact_divergence}
+        return nll(self, x, **options, rtol=rtol, atol=atol, generator=generator, y=y)
+
+    def sample(
+        self,
+        num: int,
+        *,
+        sampler: str | Sampling = "deis",
+        nfe: int = 20,
+        seed: int = 0,
+        batch_size: int = 64,
+    ) -> Tensor:
+        """Samples by a sampler of `indm_core.sampling`, one seed each: sample i is the same for every num and batch_size.
+
+        Args:
+            num: How many.
+            sampler: "deis", "em" or "pc" with as many steps as `nfe` allows, "ode" to its own tolerances; or a `Sampling`,
+                which says all by itself. deis needs a `LinearSDE`; the others take any.
+            nfe: Evaluations of the score that a sample may take.
+            seed: Of the first sample; sample i has seed + i.
+            batch_size: Samples that are drawn together.
+
+        Returns:
+            x (num, *shape), in the model's dtype and on its device, scaled as the data that it was trained on; rounding apart,
+            what `pipelines/sample.py` draws with the same options.
+
+        Raises:
+            ValueError: a name that there is not, or a sampler that needs another SDE than the model's.
+        """
+        from indm_core.draw import draw_by
+
+        check_not_negative(seed=seed)
+        check_positive(num=num, batch_size=batch_size)
+        sampling = sampler if isinstance(sampler, Sampling) else Sampling.named(sampler, nfe)
+        seeds = range(seed, seed + num)
+        batches = [seeds[first : first + batch_size] for first in range(0, num, batch_size)]
+        return torch.cat([draw_by(self, batch, sampling).x for batch in batches])
+
+    def check_data(self, x: Tensor) -> None:
+        """Refuses what is no batch of data of this model.
+
+        Raises:
+            ValueError: another shape, or integers, which have no density.
+        """
+        if x.shape[1:] != torch.Size(self.shape):
+            shape = ", ".join(map(str, ("b", *self.shape)))
+            raise ValueError(f"x has the shape {tuple(x.shape)}, and the model takes batches ({shape})")
+        if not x.is_floating_point():
+            raise ValueError(
+                f"x is of {x.dtype}: levels have no density; dequantise them first (likelihood.dequantise)"
+            )
 
     def state_like(self, num: int, like: Tensor) -> Tensor:
         """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""

@@ -184,17 +184,19 @@ class DiffFlow(GenerativeModel):
     def _path(self, ts: Tensor) -> Path:
         return Path(self.f, self.s, self.log_prob_start, ts, self.g)
 
+    @torch.no_grad()
     def nelbo(
         self,
         x: Tensor,
         *,
-        residual: bool,
-        num_draws: int,
-        nodes: Sequence[Node] | None,
-        generator: Noise,
-        y: Tensor | None,
+        residual: bool = True,
+        num_draws: int = 1,
+        nodes: Sequence[Node] | None = None,
+        generator: Noise = None,
+        y: Tensor | None = None,
     ) -> Tensor:
         """The mean over paths on the fixed grid; the bound is one at time 0, so that there is no residual to leave out."""
+        self.check_data(x)
         if nodes is not None:
             raise ValueError("nodes: DiffFlow's bound is over paths and takes no quadrature nodes; give num_draws")
         if num_draws < 1:

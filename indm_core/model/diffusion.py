@@ -134,16 +134,18 @@ class Diffusion(LinearModel):
     def score(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         return self.score_model(u, t, y)
 
+    @torch.no_grad()
     def nelbo(
         self,
         x: Tensor,
         *,
-        residual: bool,
-        num_draws: int,
-        nodes: Sequence[Node] | None,
-        generator: Noise,
-        y: Tensor | None,
+        residual: bool = True,
+        num_draws: int = 1,
+        nodes: Sequence[Node] | None = None,
+        generator: Noise = None,
+        y: Tensor | None = None,
     ) -> Tensor:
+        self.check_data(x)
         options = {"residual": residual, "num_draws": num_draws, "nodes": nodes, "generator": generator, "y": y}
         return linear_nelbo(self, x, **options)
 

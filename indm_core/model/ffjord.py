@@ -103,17 +103,19 @@ class FFJORD(GenerativeModel):
         divergence = (pulled * probe).flatten(1).sum(1)
         return (slope, divergence) if with_graph else (slope.detach(), divergence.detach())
 
+    @torch.no_grad()
     def nelbo(
         self,
         x: Tensor,
         *,
-        residual: bool,
-        num_draws: int,
-        nodes: Sequence[Node] | None,
-        generator: Noise,
-        y: Tensor | None,
+        residual: bool = True,
+        num_draws: int = 1,
+        nodes: Sequence[Node] | None = None,
+        generator: Noise = None,
+        y: Tensor | None = None,
     ) -> Tensor:
         """The training loss, averaged over `num_draws` probes: no bound but -log p itself, by the training's N steps."""
+        self.check_data(x)
         if nodes is not None:
             raise ValueError("nodes: FFJORD has no integral over noise and takes no quadrature nodes; give num_draws")
         if num_draws < 1:

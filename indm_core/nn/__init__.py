@@ -12,12 +12,13 @@ It is made for one shape of x. It treats the rows of a batch independently (no s
 ~ 0, and knows no SDE: what it needs of one, the time feature s = time_feature(t), is a function given to its
 constructor. It has no notion of score or noise either; `ScoreModel` reads its output as eps.
 
-`UNet` is for images (see `unet`), `MLP` for vectors (see `mlp`).
+`UNet` is for images (see `unet`), `MLP` for vectors (see `mlp`), `DDPMUNet` for weights that others have trained (see `ddpm`).
 """
 
 from __future__ import annotations
 
+from indm_core.nn.ddpm import DDPMUNet
 from indm_core.nn.mlp import MLP
 from indm_core.nn.unet import UNet
 
-__all__ = ["MLP", "UNet"]
+__all__ = ["MLP", "DDPMUNet", "UNet"]

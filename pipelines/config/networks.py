@@ -16,11 +16,20 @@ import torch
 from torch import nn
 
 from indm_core.model.diffflow import LinearDrift
-from indm_core.nn import MLP, UNet
+from indm_core.nn import MLP, DDPMUNet, UNet
+from indm_core.nn.ddpm import BetaSchedule, discrete_log_snr, level_of
 from indm_core.sde import LinearSDE
 from pipelines.data.spec import DataSpec
 
-__all__ = ["BackboneConfig", "LinearDriftConfig", "MLPConfig", "TimeFeature", "UNetConfig", "network_shape"]
+__all__ = [
+    "BackboneConfig",
+    "DDPMUNetConfig",
+    "LinearDriftConfig",
+    "MLPConfig",
+    "TimeFeature",
+    "UNetConfig",
+    "network_shape",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +102,68 @@ class MLPConfig(BackboneConfig):
             raise ValueError(f"MLPConfig is for vectors, and the data have events {shape}; take UNetConfig")
         (num_dims,) = shape
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DDPMUNetConfig(BackboneConfig):
+    """The U-Net of DDPM, for weights that others have trained (see indm_core/nn/ddpm.py); the defaults are those on CIFAR-10.
+
+    Args:
+        channels: Of each level, multiples of groups.
+        num_res_blocks: Residual blocks per level.
+        attention_down, attention_up: Levels, 0 the finest, with attention on the way down and on the way up.
+        attention_middle: Whether there is one in the middle.
+        head_dim: Channels of a head of attention; 0 for one head.
+        groups, norm_eps: Of the group norms.
+        padding: Where zeros lie at a halving: 1 around the image, 0 behind it.
+        cosine_first, shift: Of the waves of the time.
+        num_temb: Length of the time's embedding; 0 takes four times the first channels.
+        dropout: In the residual blocks.
+        num_levels: Noise levels that the weights were trained at.
+        beta_first, beta_last: Variances of the first and of the last step between them.
+        schedule: How the variances (scaled_linear: their square roots) run between: linear.
+    """
+
+    channels: tuple[int, ...] = (128, 256, 256, 256)
+    num_res_blocks: int = 2
+    attention_down: tuple[int, ...] = (1,)
+    attention_up: tuple[int, ...] = (1,)
+    attention_middle: bool = True
+    head_dim: int = 0
+    groups: int = 32
+    norm_eps: float = 1e-6
+    padding: int = 0
+    cosine_first: bool = False
+    shift: int = 1
+    num_temb: int = 0
+    dropout: float = 0.1
+    num_levels: int = 1000
+    beta_first: float = 1e-4
+    beta_last: float = 0.02
+    schedule: BetaSchedule = "linear"
+
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        if sde is None:
+            raise ValueError("DDPMUNetConfig is read at noise levels of a linear diffusion, and this model has none")
+        table = discrete_log_snr(self.num_levels, self.beta_first, self.beta_last, self.schedule)
+        return DDPMUNet(
+            shape,
+            level=lambda t: level_of(-2 * sde.log_rho(t), table.to(t.device)),
+            scale=lambda t: torch.exp(sde.log_sigma(t)) * torch.sqrt(1 + torch.exp(-2 * sde.log_rho(t))),
+            channels=self.channels,
+            num_res_blocks=self.num_res_blocks,
+            attention_down=self.attention_down,
+            attention_up=self.attention_up,
+            attention_middle=self.attention_middle,
+            head_dim=self.head_dim,
+            groups=self.groups,
+            eps=self.norm_eps,
+            padding=self.padding,
+            cosine_first=self.cosine_first,
+            shift=self.shift,
+            dropout=self.dropout,
+            num_temb=self.num_temb,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from indm_core.sampling import Sampling
 from pipelines.config.device import check_device, check_device_of_workers
-from pipelines.config.sampling import Sampling
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 
 __all__ = ["EvaluateOptions", "SampleOptions", "Settings"]

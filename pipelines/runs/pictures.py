@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
 from PIL import Image
 from torch import Tensor
@@ -130,7 +129,6 @@ def lines(
 
 def figure_of(width: float, height: float) -> Any:
     """A matplotlib figure of a size in inches, without a window."""
-    matplotlib.use("Agg")
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height))

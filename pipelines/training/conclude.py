@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from indm_core.sampling import Sampling
 from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
-from pipelines.config.sampling import Sampling
 from pipelines.data.card import load_card
 from pipelines.evaluation.archive import measured_so
 from pipelines.evaluation.legend import legend

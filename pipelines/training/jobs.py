@@ -17,6 +17,7 @@ from pipelines.data.spec import DataSpec
 from pipelines.recipes import find
 from pipelines.runs import checkpoint
 from pipelines.runs.job import Job
+from pipelines.runs.pretrained import PREFIX, begin_with
 from pipelines.storage.manifest import DamagedError, Manifest
 from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
@@ -64,7 +65,10 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     if len(card.shape) != 3 and run.data.flip:
         raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
     partner = _partner(run, card, root)
-    start = _start(launch.start_from, train.steps)
+    if launch.start_from.startswith(PREFIX):
+        run, start = begin_with(launch.start_from, run, spec, root)
+    else:
+        start = _start(launch.start_from, train.steps)
     name = f"{launch.name or run.recipe}{ending}"
     check_name(name)
     directory = root / name

@@ -34,7 +34,8 @@ class Launch:
         device: cpu, cuda (each worker has a GPU) or, with --local, cuda:1; auto takes GPUs where there are enough of them.
         max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
         baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
-        start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run.
+        start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run; or hf:DIR,
+            hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, whose architecture becomes model.backbone.
         evaluate: Measure the trained models briefly and print the table.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.

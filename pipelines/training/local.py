@@ -79,6 +79,8 @@ def _drawable(job: Job) -> Job:
     """The job; without sample pictures where the packages that draw them are not installed."""
     if job.run.train.sample_every:
         try:
+            import matplotlib.figure  # noqa: F401
+
             import pipelines.runs.pictures  # noqa: F401
         except ModuleNotFoundError as error:
             print(f"{job.directory.name}: no sample pictures, {error.name} is not installed")

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from ray_session import TINY_2D, train
 
-from pipelines.config.sampling import Sampling
+from indm_core.sampling import Sampling
 from pipelines.config.store import digest
 from pipelines.evaluation import archive
 from pipelines.evaluation.archive import best, best_figures, differences, key, measured_so, present, put

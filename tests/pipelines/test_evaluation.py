@@ -15,8 +15,8 @@ from ray_session import TINY_2D, one_line, train
 from torch import Tensor
 
 from indm_core.metrics import Moments, frechet_distance, frechet_infinity
+from indm_core.sampling import Sampling
 from indm_core.training import step_seed
-from pipelines.config.sampling import Sampling
 from pipelines.evaluation import measure
 from pipelines.evaluation.estimates import Estimate, FrechetResult, ReferenceFeatures, frechet, gap
 from pipelines.evaluation.evaluator import Evaluator

@@ -15,7 +15,7 @@ import torch
 from ray_session import TINY_2D, main_of, one_line, train
 
 from indm_core.likelihood import dequantise
-from pipelines.config.sampling import Sampling
+from indm_core.sampling import Sampling
 from pipelines.config.store import identity
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work

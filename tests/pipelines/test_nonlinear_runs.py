@@ -13,18 +13,18 @@ import torch.distributed as dist
 from ray_session import train
 from safetensors.torch import load_file
 
+from indm_core.draw import check_sampling, draw_by
 from indm_core.model import Objective
+from indm_core.sampling import Sampling
 from indm_core.training import Trainer, network_tensors
 from pipelines.config import load
 from pipelines.config.networks import network_shape
-from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest, read_run
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features import raw
 from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, OdeNll
 from pipelines.evaluation.plan import Span, subjects_of
-from pipelines.evaluation.sampling import check, draw_by
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
@@ -105,7 +105,7 @@ def test_it_is_measured_and_sampled(trained):
     if "diffflow" in config.recipe:
         assert draw_by(model, [1], em).evaluations == 4
         with pytest.raises(ValueError, match=r"num_steps=5: a DiffFlow trained on N=4 steps is sampled in 2 to 4"):
-            check(model, Sampling(sampler="em", steps=5))
+            check_sampling(model, Sampling(sampler="em", steps=5))
         for refused in (deis, Sampling(sampler="em", steps=4, grid="edm")):
             with pytest.raises(ValueError, match="needs a linear diffusion, and the drift of this model is learned"):
                 draw_by(model, [1], refused)

@@ -16,9 +16,9 @@ from PIL import Image
 from ray_session import TINY, TINY_2D, kill_when, later_wins, main_of, one_line, processes, train
 from safetensors.torch import load_file
 
+from indm_core.sampling import Sampling
 from pipelines.config import load
 from pipelines.config.cli import options, override
-from pipelines.config.sampling import Sampling
 from pipelines.config.store import read_run
 from pipelines.data import ingest
 from pipelines.data.cache import ensure

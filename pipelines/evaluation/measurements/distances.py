@@ -17,7 +17,7 @@ from torch import Tensor
 
 from indm_core.errors import ConvergenceError
 from indm_core.metrics import inception_score, kernel_distance
-from pipelines.config.sampling import Sampling
+from indm_core.sampling import Sampling
 from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Span
@@ -93,7 +93,7 @@ class Samples(Task[SampleBatch]):
         data = next(map(bench.rows, self.needs()), None)
         began = time.monotonic()
         try:
-            drawn = draw_by(model, self.seeds, self.sampling, bench.device, data)
+            drawn = draw_by(model, self.seeds, self.sampling, data)
         except ConvergenceError:  # one sampler that fails does not cost the table
             drawn = Drawn(torch.full((len(self.seeds), *spec.shape), math.nan), math.nan)
         drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began

@@ -1,4 +1,4 @@
-"""Samples as a configuration asks for them: drawn (`draw`), of a run (`run`), compared (`rows`, `compare`), carried
+"""Samples as a configuration asks for them: as data are (`shown`), of a run (`run`), compared (`rows`, `compare`), carried
 over a bridge (`translate`).
 
 One word for each thing: a `Sampling` is a sampler with its options, a `Row` a sampling in a table, `draw_by` draws,
@@ -7,6 +7,8 @@ One word for each thing: a `Sampling` is a sampler with its options, a `Row` a s
 
 from __future__ import annotations
 
-from pipelines.evaluation.sampling.draw import Drawn, Shown, check, draw_by, sampler_of, shown, times_of
+from indm_core.draw import Drawn, draw_by, times_of
+from indm_core.sampling import sampler_of
+from pipelines.evaluation.sampling.shown import Shown, shown
 
-__all__ = ["Drawn", "Shown", "check", "draw_by", "sampler_of", "shown", "times_of"]
+__all__ = ["Drawn", "Shown", "draw_by", "sampler_of", "shown", "times_of"]

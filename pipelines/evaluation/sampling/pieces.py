@@ -10,7 +10,7 @@ from pathlib import Path
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from pipelines.config.sampling import Sampling
+from indm_core.sampling import Sampling
 from pipelines.evaluation.measurements.distances import SampleBatch
 from pipelines.evaluation.sampling.rows import Row
 from pipelines.storage.files import write_tensors

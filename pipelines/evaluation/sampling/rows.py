@@ -15,13 +15,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from indm_core.draw import check_sampling
 from indm_core.likelihood import dequantise
 from indm_core.model import GenerativeModel
+from indm_core.sampling import Sampling
 from pipelines.config.cli import override
-from pipelines.config.sampling import Sampling
 from pipelines.data.card import Card
 from pipelines.evaluation.reference import split_rows
-from pipelines.evaluation.sampling.draw import check
 
 __all__ = ["ABLATION", "TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
 
@@ -128,7 +128,7 @@ def choose(text: str, model: GenerativeModel, name: str) -> Chosen:
     asked, rows, left_out = set(text.split()), [], []
     for row in parse_rows(text):
         try:
-            check(model, row.sampling)
+            check_sampling(model, row.sampling)
             rows.append(row)
         except ValueError as error:
             if row.text in asked:

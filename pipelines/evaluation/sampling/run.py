@@ -12,17 +12,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from indm_core.draw import Drawn, check_sampling, draw_by
+from indm_core.sampling import Sampling
 from indm_core.training import network_tensors
 from pipelines.config.device import device_of
-from pipelines.config.sampling import Sampling
 from pipelines.config.store import check_data, load, read_run
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.plan import Subject
-from pipelines.evaluation.sampling.draw import Drawn, check, draw_by, shown
 from pipelines.evaluation.sampling.folder import SAMPLES, claim
 from pipelines.evaluation.sampling.rows import starts
+from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import pixels, save_levels
 from pipelines.storage.files import opened, replaced
@@ -54,10 +55,10 @@ class Artist:
 
     def __init__(self, subject: Subject, threads: int, device: str) -> None:
         torch.set_num_threads(threads)
-        self.model, self.device = subject.build().to(device), device
+        self.model = subject.build().to(device)
 
     def draw(self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None) -> Drawn:
-        drawn = draw_by(self.model, seeds, sampling, self.device, start)
+        drawn = draw_by(self.model, seeds, sampling, start)
         return Drawn(drawn.x.cpu(), drawn.evaluations)
 
 
@@ -69,7 +70,7 @@ def draw_run(run: Path, wanted: SampleOptions) -> Written:
     """
     config, spec = read_run(run / "config.json")
     model = load(run)
-    check(model, wanted.sampling)
+    check_sampling(model, wanted.sampling)
     out = claim(run, wanted, "samples", SAMPLES)
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0

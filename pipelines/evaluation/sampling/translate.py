@@ -16,10 +16,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm_core.draw import translate_backward, translate_forward
+from indm_core.draw import check_sampling, times_of, translate_backward, translate_forward
 from indm_core.likelihood import dequantise
 from indm_core.model import LinearModel
 from indm_core.noise import seeded
+from indm_core.sampling import sampler_of
 from pipelines.config.run import RunConfig
 from pipelines.config.store import check_data, load, read_run
 from pipelines.data.cache import ensure
@@ -28,8 +29,8 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.features import FeatureNetwork
 from pipelines.evaluation.reference import Reference, extractor_of, reference_rows, split_rows
-from pipelines.evaluation.sampling.draw import check, sampler_of, shown, times_of
 from pipelines.evaluation.sampling.folder import TRANSLATIONS, claim
+from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import image_grid, pixels, put, save_levels
 from pipelines.storage.files import replaced
@@ -105,7 +106,7 @@ def translate_run(run: Path, wanted: SampleOptions) -> Iterator[Translation]:
             "digits_bridge for instance), or remove --translate"
         )
     model = cast(LinearModel, load(run))  # only bridges have a partner
-    check(model, wanted.sampling)
+    check_sampling(model, wanted.sampling)
     out = claim(run, wanted, "translated", TRANSLATIONS)
     ends = [End.of(source, config) for source in (config.data.source, config.data.partner)]
     for end, partner in zip(ends, (False, True), strict=True):

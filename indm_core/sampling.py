@@ -1,21 +1,34 @@
-"""How samples are drawn, as a configuration."""
+"""A sampler by its name, with its options and its grid of times: what a model, a command and a file name a sampler by.
+
+The names stand for the functions of `sample` and `exponential`; which options each reads is in `READ`. A name is looked up here
+and nowhere else.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Literal
 
-from indm_core.exponential import Basis, Method, Warmup, check_options, steps_for
+from torch import Tensor
 
-__all__ = ["Grid", "Sampling"]
+from indm_core.exponential import Basis, Method, Warmup, check_options, sample_deis, steps_for
+from indm_core.noise import Noise
+from indm_core.sample import Score, sample_em, sample_ode, sample_pc
+from indm_core.sde import SDE
+
+__all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
 
+Sampler = Callable[[SDE, Score, Tensor, Tensor, Noise], Tensor]
+"""sampler(sde, score, u, ts, generator) -> u."""
 Grid = Literal["uniform", "power", "log-rho", "edm", "trained"]
 
 READ = {
     "ode": ("rtol", "atol"),
-    "em": ("steps", "grid", "power", "lam"),
-    "pc": ("steps", "grid", "power", "snr", "corrector_steps"),
+    "em": ("steps", "grid", "power", "nfe", "lam"),
+    "pc": ("steps", "grid", "power", "nfe", "snr", "corrector_steps"),
     "deis": ("steps", "grid", "power", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
 }
 """Options that not every sampler reads."""
@@ -31,7 +44,7 @@ class Sampling:
         sampler: ode (adaptive RK45), em (Euler-Maruyama), pc (predictor-corrector) or deis (exponential: DDIM, DEIS,
             gDDIM).
         steps: Steps of em, pc and deis.
-        nfe: Evaluations of the score that deis may take in all, instead of `steps`; 0 leaves it to them.
+        nfe: Evaluations of the score that em, pc and deis may take in all, instead of `steps`; 0 leaves it to them.
         grid: Spacing of the times: uniform, power, log-rho, edm, or trained (the model's own: uniform for a linear
             diffusion); auto is power for deis, else trained.
         power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
@@ -71,6 +84,7 @@ class Sampling:
     stop: float = 0.0
 
     def __post_init__(self) -> None:
+        _check_name(self.sampler)
         self._check_ranges()
         if self.sampler == "deis":
             check_options(
@@ -104,6 +118,16 @@ class Sampling:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
+    @staticmethod
+    def named(sampler: str, nfe: int) -> Sampling:
+        """A sampler with its own options and, unless it is adaptive, so many evaluations of the score.
+
+        Raises:
+            ValueError: a name that there is not; the message lists those that there are.
+        """
+        _check_name(sampler)
+        return Sampling(sampler=sampler, nfe=nfe if "nfe" in READ[sampler] else 0)  # pyright: ignore[reportArgumentType]
+
     @property
     def spacing(self) -> Grid:
         """The grid that `grid` stands for."""
@@ -118,13 +142,18 @@ class Sampling:
 
     @property
     def num_steps(self) -> int:
-        """Steps: those given or, of deis with `nfe`, the most that take no more evaluations.
+        """Steps: those given or, with `nfe`, the most that take no more evaluations.
 
         Raises:
             ValueError: not even one step is to be had.
         """
         if not self.nfe:
             return self.steps
+        if self.sampler != "deis":
+            each = 1 + self.corrector_steps if self.sampler == "pc" else 1
+            if self.nfe < each + self.denoise:
+                raise ValueError(f"nfe={self.nfe}: one step takes {each + self.denoise} evaluations; give more")
+            return (self.nfe - self.denoise) // each
         return steps_for(
             self.nfe,
             order=self.order,
@@ -144,3 +173,31 @@ class Sampling:
         length = ("rtol", "atol") if self.sampler == "ode" else ("nfe",) if self.nfe else ("steps",)
         shown = {name: getattr(self, name) for name in length} | self.given()
         return f"{self.sampler}:" + ",".join(f"{name}={value}" for name, value in shown.items())
+
+
+def _check_name(sampler: str) -> None:
+    if sampler not in READ:
+        raise ValueError(f"sampler={sampler!r} is none of {', '.join(READ)}")
+
+
+def sampler_of(sampling: Sampling) -> Sampler:
+    """The function that a sampling names, with its options."""
+    samplers: dict[str, Callable[..., Tensor]] = {
+        "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
+        "em": partial(sample_em, lam=1.0 if sampling.lam < 0 else sampling.lam),
+        "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
+        "deis": partial(
+            sample_deis,
+            order=sampling.order,
+            method=sampling.method,
+            lam=max(0.0, sampling.lam),
+            warmup=sampling.warmup,
+            corrector=sampling.corrector,
+            basis=sampling.basis,
+        ),
+    }
+
+    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
+        return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
+
+    return sampler
