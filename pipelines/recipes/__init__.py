@@ -16,12 +16,13 @@ from pipelines.recipes.common import Recipe
 from pipelines.recipes.digits import DIGITS
 from pipelines.recipes.images import IMAGES
 from pipelines.recipes.mnist import MNIST
+from pipelines.recipes.own import OWN
 from pipelines.recipes.tables import TABLES
 from pipelines.recipes.toy2d import TOY2D
 
 __all__ = ["BASELINES", "DEFAULT", "RECIPES", "Recipe", "chosen", "find"]
 
-RECIPES: dict[str, Recipe] = DIGITS | TOY2D | MNIST | IMAGES | TABLES
+RECIPES: dict[str, Recipe] = DIGITS | OWN | TOY2D | MNIST | IMAGES | TABLES
 DEFAULT = "digits_vp_nll"
 BASELINES = {"digits_vp_nll": "digits_linear_nll"}
 """What the main job trains beside its recipe."""

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from indm_core.draw import Sampler, draw
 from indm_core.exponential import check_method, sample_deis
-from indm_core.likelihood import quantise
 from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, seeded
 from indm_core.sample import Score, sample_em, sample_ode, sample_pc
@@ -136,8 +135,7 @@ def shown(x: Tensor, spec: DataSpec) -> Shown:
     far = 10 * (spec.high - spec.low) if spec.levels else math.inf
     lost = ~x.flatten(1).isfinite() | (x.flatten(1) - spec.low).abs().gt(far)
     x = x.nan_to_num(nan=spec.low, posinf=spec.high, neginf=spec.low)
-    values = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
-    return Shown(values, int(lost.any(1).sum()))
+    return Shown(spec.from_model(x), int(lost.any(1).sum()))
 
 
 def _linear(sde: SDE, what: str) -> LinearSDE:
