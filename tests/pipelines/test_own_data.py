@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +12,9 @@ from PIL import Image
 from ray_session import main_of, one_line, train
 
 from indm_core.likelihood import nll
+from pipelines.config.flows import ResFlowConfig
 from pipelines.config.models import INDMConfig
+from pipelines.config.networks import UNetConfig
 from pipelines.config.sized import SizedINDMConfig
 from pipelines.config.store import load, read_run
 from pipelines.data.card import load_card
@@ -23,6 +24,12 @@ from pipelines.data.source import Options
 from pipelines.data.spec import DataSpec
 
 QUICK = ("--steps", "6", "--batch-size", "8", "--log-every", "3", "--checkpoint-every", "6", "--sample-every", "0")
+
+
+def sizes_of(config: INDMConfig) -> tuple[UNetConfig, ResFlowConfig]:
+    assert isinstance(config.backbone, UNetConfig)
+    assert isinstance(config.flow, ResFlowConfig)
+    return config.backbone, config.flow
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> Path:
@@ -74,9 +81,9 @@ def test_equal_sizes_are_demanded_where_nothing_else_is_said(tmp_path):
     ],
 )
 def test_networks_follow_from_the_shape(shape, ch_mult, blocks):
-    config = SizedINDMConfig().for_shape(shape)
-    assert config.backbone.ch_mult == ch_mult
-    assert config.flow.blocks == blocks
+    backbone, flow = sizes_of(SizedINDMConfig().for_shape(shape))
+    assert backbone.ch_mult == ch_mult
+    assert flow.blocks == blocks
     spec = DataSpec(name="x", shape=shape, levels=256, low=-1.0, high=1.0, num_classes=0)
     model = SizedINDMConfig().build(spec)
     x = torch.rand(2, *shape) * 2 - 1
@@ -86,13 +93,11 @@ def test_networks_follow_from_the_shape(shape, ch_mult, blocks):
 
 
 def test_the_dial_sets_every_size_and_large_is_as_published():
-    small, medium, large = (
-        SizedINDMConfig(size_of_model=size).for_shape((3, 32, 32)) for size in ("small", "medium", "large")
-    )
-    assert small.backbone.nf < medium.backbone.nf < large.backbone.nf
-    assert small.flow.width < medium.flow.width < large.flow.width
-    published = INDMConfig().backbone
-    assert large.backbone == replace(published, dropout=0.0, time="log-snr")
+    dials = ("small", "medium", "large")
+    networks = [sizes_of(SizedINDMConfig(size_of_model=dial).for_shape((3, 32, 32))) for dial in dials]
+    assert [backbone.nf for backbone, _ in networks] == [32, 64, 128]
+    assert [flow.width for _, flow in networks] == [32, 128, 512]
+    assert networks[-1][0] == UNetConfig(dropout=0.0, time="log-snr")
 
 
 def table(file: Path, num: int = 300) -> Path:
