@@ -68,6 +68,10 @@ class UNetConfig(BackboneConfig):
     time: TimeFeature = "scaled"
 
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+        if len(shape) != 3:
+            raise ValueError(
+                f"UNetConfig is for images, the data have events {shape}; take MLPConfig, as the recipe vectors does"
+            )
         ncsn = self.family == "ncsn++"
         return UNet(
             shape,
@@ -99,7 +103,9 @@ class MLPConfig(BackboneConfig):
 
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
         if len(shape) != 1:
-            raise ValueError(f"MLPConfig is for vectors, and the data have events {shape}; take UNetConfig")
+            raise ValueError(
+                f"MLPConfig is for vectors, the data have events {shape}; take UNetConfig, as the recipe images does"
+            )
         (num_dims,) = shape
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
 

@@ -3,7 +3,7 @@
 A prepared data set is a directory of Parquet shards and one `card.json`. An image of shape (c, h, w) is stored as its
 integer levels k in {0, ..., L - 1} (uint8 when L <= 256, else uint16); the model sees x = low + (high - low)(k + u)/L
 with u ~ U[0, 1) (dequantisation), so that one level is (high - low)/L wide. A vector of shape (d,) is continuous:
-L = 0, stored as float32 and seen as it is (low and high are not used). All numbers are little-endian.
+L = 0, stored as float32 and seen as it is or standardised (low and high are not used). All numbers are little-endian.
 
 A split of n rows is a list of shards whose rows, in order, are 0, ..., n - 1. Each shard is cut into Parquet row groups
 of g = `group_rows` rows (the last one of a shard may be shorter), so that the card alone says which rows lie where.
@@ -121,6 +121,7 @@ class Card:
         low, high: the interval that the model sees when L > 0.
         num_classes: labels are 0, ..., num_classes - 1; 0: there are none (stored as -1).
         classes: their names; () where they are numbers.
+        mean, std: of the columns of the training rows, where the model sees vectors standardised; else ().
         group_rows: g, rows in a Parquet row group.
         options: how it was prepared, canonical JSON.
         fingerprint: of the source's file names, lengths and times, so that another content is prepared anew.
@@ -139,6 +140,8 @@ class Card:
     high: float = 1.0
     num_classes: int = 0
     classes: tuple[str, ...] = ()
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
     group_rows: int = 1024
     options: str = "{}"
     fingerprint: str = ""
@@ -170,6 +173,11 @@ class Card:
             raise ValueError(
                 f"group_rows={self.group_rows}, shape={self.shape}: a row group has 1 row to {MOST_BYTES:,} bytes"
             )
+        if self.mean or self.std:
+            numbers = (*self.mean, *self.std)
+            known = all(type(number) is float and math.isfinite(number) for number in numbers) and min(self.std) > 0
+            if self.kind != "vector" or not known or len(self.mean) != self.num_dims or len(self.std) != self.num_dims:
+                raise ValueError(f"mean and std: not those of {self.num_dims} columns of vectors")
         if self.classes and len(self.classes) != self.num_classes:
             raise ValueError(f"num_classes={self.num_classes}: {len(self.classes)} classes have names")
 
@@ -301,6 +309,8 @@ def _parse(document: Any, file: Path) -> Card:
         lists = {
             "shape": tuple(document["shape"]),
             "classes": tuple(document.get("classes", ())),
+            "mean": tuple(document.get("mean", ())),
+            "std": tuple(document.get("std", ())),
             "left_out": tuple(LeftOut(**entry) for entry in document.get("left_out", ())),
             "notes": tuple(document.get("notes", ())),
         }

@@ -91,13 +91,21 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
-    classes, seen = _classes(found, options), _Seen()
+    classes, seen, trained = _classes(found, options), _Seen(), _Columns(found.shape)
     for name, part in found.splits.items():
         routes = _routes(name, part, found, options)
-        splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen)
+        splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen, trained)
     notes = (*found.notes, *seen.notes(found))
+    mean, std = trained.standard() if options.standardise else ((), ())
     card = replace(
-        card, splits=splits, num_classes=classes.num, classes=classes.names, left_out=found.left_out, notes=notes
+        card,
+        splits=splits,
+        num_classes=classes.num,
+        classes=classes.names,
+        mean=mean,
+        std=std,
+        left_out=found.left_out,
+        notes=notes,
     )
     write_card(directory, card)
     return card
@@ -128,6 +136,8 @@ def _open_source(origin: str, options: Options) -> Source:
     if given and not found.images:
         said = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"{said}: only image files are prepared so, not {origin}")
+    if options.standardise and found.kind != "vector":
+        raise ValueError(f"standardise=true: {origin} has images; vectors are standardised")
     if options.split and not found.parts:
         raise ValueError(f"split={','.join(options.split)}: {origin} has no parts with names; it is one set")
     return found
@@ -243,15 +253,28 @@ class _Seen:
         return notes
 
 
-class _Range:
-    """The least and the greatest value of each coordinate in rows."""
+class _Columns:
+    """The range, the mean and the standard deviation of each coordinate in rows."""
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         self._low, self._high = np.full(shape, np.inf), np.full(shape, -np.inf)
+        self._count, self._mean, self._squares = 0, np.zeros(shape), np.zeros(shape)
 
     def add(self, x: np.ndarray) -> None:
-        self._low = np.minimum(self._low, x.min(axis=0, initial=np.inf))
-        self._high = np.maximum(self._high, x.max(axis=0, initial=-np.inf))
+        """Takes in more rows; their mean and sum of squares about it are merged with those of the rows before."""
+        if not len(x):
+            return
+        self._low = np.minimum(self._low, x.min(axis=0))
+        self._high = np.maximum(self._high, x.max(axis=0))
+        mean, before = x.mean(axis=0, dtype=np.float64), self._count
+        self._count += len(x)
+        apart = mean - self._mean
+        self._mean += apart * len(x) / self._count
+        self._squares += ((x - mean) ** 2).sum(axis=0) + apart**2 * before * len(x) / self._count
+
+    def standard(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation."""
+        return tuple(self._mean.tolist()), tuple(np.sqrt(self._squares / self._count).tolist())
 
     def check(self, source: str, found: Source) -> None:
         """Refuses a column that is constant."""
@@ -272,13 +295,14 @@ def _write(
     classes: Callable[[np.ndarray], np.ndarray],
     options: Options,
     seen: _Seen,
+    trained: _Columns,
 ) -> dict[str, Split]:
     """Write a source's split, whose rows are of some classes; returns the result's splits."""
     asked = {canonical_split(name) for name in options.splits}
     keep = {name: index for index, name in enumerate(routes.names) if not asked or canonical_split(name) in asked}
     if not keep:
         return {}
-    bad, trained = _Bad(part, routes, options.max_skip), _Range(found.shape)
+    bad = _Bad(part, routes, options.max_skip)
     labels: dict[str, set[int]] = {name: set() for name in keep}
     with ExitStack() as opened:
         writers = {

@@ -37,7 +37,7 @@ __all__ = [
 BLOCK = 1 << 16
 """Rows that are checked at a time."""
 LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
-LATER |= {"split": (), "channels": "auto", "background": "white", "orient": True}
+LATER |= {"split": (), "channels": "auto", "background": "white", "orient": True, "fit": "equal", "standardise": False}
 """Options that the first cards did not know, with what was done without them."""
 
 
@@ -67,6 +67,10 @@ class Options:
         channels: Of encoded images: grey, colour, or auto, which is grey where all images are.
         background: What transparent images are laid on, a colour's name or #rrggbb.
         orient: Turn photographs as their EXIF orientation says.
+        fit: Images without `size` must have equal sizes, or, common, are brought to one: their largest centred squares are
+            resized to the largest power of two that is no more than their median side and 64.
+        standardise: The model sees vectors less the mean of the training rows, over their standard deviation, column by column;
+            likelihoods and samples stay those of the vectors as they are.
     """
 
     name: str = ""
@@ -89,6 +93,8 @@ class Options:
     channels: Literal["auto", "grey", "colour"] = "auto"
     background: str = "white"
     orient: bool = True
+    fit: Literal["equal", "common"] = "equal"
+    standardise: bool = False
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):

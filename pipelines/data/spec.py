@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
-from indm_core.likelihood import bits_per_dim
+from indm_core.likelihood import bits_per_dim, dequantise, quantise
+from indm_core.noise import Noise
 from pipelines.data.card import Card
 
 __all__ = ["DataSpec"]
@@ -23,6 +25,7 @@ class DataSpec:
         levels: Levels per dimension; 0 for continuous data.
         low, high: Range that dequantised data are scaled to.
         num_classes: Labels, 0 for none.
+        mean, std: Of the columns of vectors that are standardised; () where they are not.
     """
 
     name: str
@@ -31,6 +34,8 @@ class DataSpec:
     low: float
     high: float
     num_classes: int
+    mean: tuple[float, ...] = ()
+    std: tuple[float, ...] = ()
 
     @staticmethod
     def of(card: Card) -> DataSpec:
@@ -42,6 +47,8 @@ class DataSpec:
             low=card.low,
             high=card.high,
             num_classes=card.num_classes,
+            mean=card.mean,
+            std=card.std,
         )
 
     @property
@@ -54,7 +61,24 @@ class DataSpec:
         return "bits/dim" if self.levels else "nats/dim"
 
     def in_unit(self, nats: Tensor) -> Tensor:
-        """Negative log-likelihoods of a sample, nats, in `unit`."""
+        """Negative log-likelihoods of what the model sees, nats, as those of the data in `unit`: per level, or with the
+        Jacobian of the standardisation, -log p(k) = -log p(x) + sum log std."""
         if self.levels:
             return bits_per_dim(nats, self.num_dims, self.levels, self.low, self.high)
-        return nats / self.num_dims
+        return (nats + sum(map(math.log, self.std))) / self.num_dims
+
+    def to_model(self, k: Tensor, generator: Noise = None) -> Tensor:
+        """What the model sees of stored rows: levels dequantised in [low, high], or vectors, standardised where they are."""
+        if not self.std:
+            return dequantise(k, self.levels, self.low, self.high, generator)
+        mean, std = (k.new_tensor(column, dtype=torch.float64) for column in (self.mean, self.std))
+        return ((k - mean) / std).float()
+
+    def from_model(self, x: Tensor) -> Tensor:
+        """The inverse: levels, rounded down, or vectors as they were stored."""
+        if self.levels:
+            return quantise(x, self.levels, self.low, self.high)
+        if not self.std:
+            return x
+        mean, std = (x.new_tensor(column, dtype=torch.float64) for column in (self.mean, self.std))
+        return (x * std + mean).to(x.dtype)

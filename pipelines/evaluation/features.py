@@ -25,7 +25,7 @@ import io
 import pickle
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import final
@@ -74,14 +74,17 @@ class FeatureNetwork:
         return self.evaluate(images)[0]
 
 
-def raw(num_features: int) -> FeatureNetwork:
-    """The values of a vector or image themselves, flattened."""
+def raw(num_features: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> FeatureNetwork:
+    """The values of a vector or image themselves, flattened; those of vectors less a mean and over a standard deviation, where
+    they are given."""
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         features = x.flatten(1)
         if features.shape[1] != num_features:
             raise ValueError(f"images: {features.shape[1]} values a sample, not num_features={num_features}")
         features = features if features.is_floating_point() else features.to(torch.get_default_dtype())
+        if std:
+            features = (features - features.new_tensor(mean)) / features.new_tensor(std)
         return features, features[:, :0]
 
     return FeatureNetwork(name="raw", num_features=num_features, num_classes=0, evaluate=evaluate)

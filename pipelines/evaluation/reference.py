@@ -154,7 +154,7 @@ def extractor_of(
         name = inception(weights, levels=card.levels).name  # a bad file is refused here, not in an actor
         return Extractor(name, partial(inception, weights, levels=card.levels))
     if not has_classifier(card):
-        return Extractor("raw", partial(raw, card.num_dims))
+        return Extractor("standardised" if card.std else "raw", partial(raw, card.num_dims, card.mean, card.std))
 
     def training_split() -> tuple[Tensor, Tensor]:
         rows = read_all(data, card, "train", 60_000)

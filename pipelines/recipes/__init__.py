@@ -15,6 +15,7 @@ from pipelines.recipes.common import Recipe
 from pipelines.recipes.digits import DIGITS
 from pipelines.recipes.images import IMAGES
 from pipelines.recipes.mnist import MNIST
+from pipelines.recipes.own import OWN
 from pipelines.recipes.tables import TABLES
 from pipelines.recipes.toy2d import TOY2D
 from pipelines.storage.messages import nearest
@@ -23,9 +24,10 @@ __all__ = ["BASELINES", "BY_DATA", "DEFAULT", "RECIPES", "Recipe", "chosen", "fi
 
 BY_DATA: dict[str, dict[str, Recipe]] = {
     "digits": DIGITS,
+    "your own data": OWN,
     "points on the plane": TOY2D,
     "MNIST": MNIST,
-    "images": IMAGES,
+    "images as published": IMAGES,
     "tables": TABLES,
 }
 RECIPES: dict[str, Recipe] = {name: recipe for recipes in BY_DATA.values() for name, recipe in recipes.items()}

@@ -25,7 +25,6 @@ from indm_core.diagnostics import (
     squared_norms,
 )
 from indm_core.draw import forward_path, generative_path
-from indm_core.likelihood import quantise
 from indm_core.model import GenerativeModel
 from indm_core.sample import power_times, sample_ode
 from indm_core.sde import LinearSDE
@@ -214,7 +213,7 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
     file = out / f"ladder-{name}.png"
     if len(spec.shape) == 3:
         rows = torch.cat([forward, backward]).transpose(0, 1).flatten(0, 1)
-        shown = pixels(quantise(rows, spec.levels, spec.low, spec.high), spec)
+        shown = pixels(spec.from_model(rows), spec)
         put(file, image_grid(shown, columns=2 * len(RUNGS)).save)
     else:
         figure = figure_of(2.2 * len(RUNGS), 4.6)

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from indm_core.likelihood import dequantise
 from pipelines.config.store import check_data, load
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
@@ -78,7 +77,7 @@ def test_data(run: Run, images: int) -> torch.Tensor:
     card = load_card(place)
     check_data(run.directory, card)
     k = torch.from_numpy(read_all(place, card, "test", images)["x"].astype("float32"))
-    return dequantise(k, run.spec.levels, run.spec.low, run.spec.high, torch.Generator().manual_seed(0))
+    return run.spec.to_model(k, torch.Generator().manual_seed(0))
 
 
 def _drawings(runs: Sequence[Run], out: Path, images: int) -> list[Drawing]:

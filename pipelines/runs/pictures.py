@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
-from indm_core.likelihood import quantise
 from pipelines.data.spec import DataSpec
 from pipelines.runs.record import Record
 from pipelines.storage.files import replaced
@@ -63,7 +62,7 @@ def put(file: Path, save: Callable[[Path], object]) -> None:
 
 def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
     """Samples x of a model as a picture."""
-    save_levels(quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x, spec, file)
+    save_levels(spec.from_model(x), spec, file)
 
 
 def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:

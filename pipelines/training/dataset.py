@@ -1,6 +1,7 @@
 """Training on a data set: what the loop is given of a model, its rows and its samples.
 
-Rows come as they are stored (`stream`, `ray_stream`). On the training device they become data by the noise of the step,
+Rows come as they are stored (`stream`, `ray_stream`). On the training device they become data (`DataSpec.to_model`),
+levels by the noise of the step,
 
     x = low + (high - low) (k + uniform) / levels,
 
@@ -20,7 +21,6 @@ import torch
 from torch import Tensor
 
 from indm_core.draw import draw, start_times
-from indm_core.likelihood import dequantise
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
 from indm_core.sample import sample_ode
@@ -87,7 +87,7 @@ def _on_device(rows: Rows, job: Job, device: torch.device, generator: torch.Gene
     """Rows on the training device, dequantised, scaled and flipped there."""
     spec = job.spec
     k = torch.from_numpy(rows["x"].astype(np.int32) if rows["x"].dtype == np.uint16 else rows["x"])
-    x = dequantise(k.to(device, non_blocking=True), spec.levels, spec.low, spec.high, generator)
+    x = spec.to_model(k.to(device, non_blocking=True), generator)
     if job.run.data.flip:
         flipped = torch.rand(len(x), 1, 1, 1, device=device, generator=generator) < 0.5
         x = torch.where(flipped, x.flip(-1), x)

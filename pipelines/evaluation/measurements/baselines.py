@@ -14,9 +14,11 @@ from dataclasses import dataclass
 from typing import Self, final
 
 import numpy as np
+import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
+from pipelines.data.spec import DataSpec
 from pipelines.evaluation.estimates import Estimate, with_error
 from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.plan import Plan
@@ -67,16 +69,19 @@ class Baselines(Measurement[BaselinesResult]):
         return []
 
     def reduce(self, done: Done) -> BaselinesResult:
-        train, test = self.plan.train.numpy(), self.plan.test.numpy()
-        return BaselinesResult(laws=baselines(train, test, self.plan.settings.seed))
+        spec = DataSpec.of(self.plan.card)
+        train, test = (spec.to_model(rows).numpy() for rows in (self.plan.train, self.plan.test))
+        jacobian = float(spec.in_unit(torch.zeros(())))
+        return BaselinesResult(laws=baselines(train, test, self.plan.settings.seed, jacobian))
 
 
-def baselines(train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[BaselineResult, ...]:
+def baselines(train: np.ndarray, test: np.ndarray, seed: int = 0, jacobian: float = 0.0) -> tuple[BaselineResult, ...]:
     """The NLL of the fitted laws.
 
     Args:
-        train, test: Rows (n, d).
+        train, test: Rows (n, d), as models see them.
         seed: Of the mixture's starts.
+        jacobian: What makes of their NLL that of the data, nats/dim.
     """
     fitted = [_fit(train, num, seed) for num in COMPONENTS if num * (train.shape[1] + 1) < len(train)] or [
         _fit(train, 1, seed)
@@ -87,7 +92,7 @@ def baselines(train: np.ndarray, test: np.ndarray, seed: int = 0) -> tuple[Basel
     for name, law in laws.items():
         nats = -law.score_samples(test) / test.shape[1]
         over = float(nats.std(ddof=1) / np.sqrt(len(nats)))
-        found.append(BaselineResult(name=name, nll=Estimate(mean=float(nats.mean()), se_images=over)))
+        found.append(BaselineResult(name=name, nll=Estimate(mean=float(nats.mean()) + jacobian, se_images=over)))
     return tuple(found)
 
 

@@ -20,7 +20,7 @@ from typing import Any, Literal, Self, TypeVar, cast, final
 import torch
 from torch import Tensor
 
-from indm_core.likelihood import dequantise, nelbo, nll
+from indm_core.likelihood import nelbo, nll
 from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import step_seed
 from pipelines.config.run import same_but_seed
@@ -111,9 +111,7 @@ class Likelihoods(Task[Tensor]):
 
     def run(self, bench: Bench) -> Tensor:
         model, spec = bench.model(self.model)
-        x = dequantise(
-            bench.rows(self.images), spec.levels, spec.low, spec.high, torch.Generator().manual_seed(self.seed)
-        )
+        x = spec.to_model(bench.rows(self.images), torch.Generator().manual_seed(self.seed))
         generator = torch.Generator(bench.device).manual_seed(step_seed(self.seed, 1, 0))
         return spec.in_unit(self.estimator(model, x.to(bench.device), generator).cpu())
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from indm_core.draw import check_sampling
-from indm_core.likelihood import dequantise
 from indm_core.model import GenerativeModel
 from indm_core.sampling import Sampling
 from pipelines.config.cli import override
 from pipelines.data.card import Card
+from pipelines.data.spec import DataSpec
 from pipelines.evaluation.reference import split_rows
 
 __all__ = ["ABLATION", "TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
@@ -149,4 +149,4 @@ def starts(data: Path, card: Card, num: int, seed: int = 0) -> Tensor:
     from the same image whatever `num` is."""
     k = split_rows(data, card, "test", num)
     k = k[torch.arange(num) % len(k)]
-    return dequantise(k, card.levels, card.low, card.high, torch.Generator().manual_seed(seed))
+    return DataSpec.of(card).to_model(k, torch.Generator().manual_seed(seed))

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from indm_core.likelihood import quantise
 from pipelines.data.spec import DataSpec
 
 __all__ = ["Shown", "shown"]
@@ -30,5 +29,5 @@ def shown(x: Tensor, spec: DataSpec) -> Shown:
     far = 10 * (spec.high - spec.low) if spec.levels else math.inf
     lost = ~x.flatten(1).isfinite() | (x.flatten(1) - spec.low).abs().gt(far)
     x = x.nan_to_num(nan=spec.low, posinf=spec.high, neginf=spec.low)
-    values = quantise(x, spec.levels, spec.low, spec.high) if spec.levels else x
-    return Shown(values, int(lost.any(1).sum()))
+
+    return Shown(spec.from_model(x), int(lost.any(1).sum()))

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from indm_core.draw import check_sampling, times_of, translate_backward, translate_forward
-from indm_core.likelihood import dequantise
 from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from indm_core.sampling import sampler_of
@@ -127,7 +126,7 @@ def _one_way(
     out: Path,
 ) -> Translation:
     k = split_rows(source.place, source.card, "test", wanted.num_samples)
-    x = dequantise(k, spec.levels, spec.low, spec.high, torch.Generator().manual_seed(wanted.seed))
+    x = spec.to_model(k, torch.Generator().manual_seed(wanted.seed))
     carried = torch.cat(
         [
             _carry(model, direction, x[a : a + wanted.batch], wanted, wanted.seed + a)

@@ -5,7 +5,8 @@
     alpha         transparent pixels are laid on `background`; a picture that cannot be seen there, because it is of its colour
                   or lies in alpha alone, is a bad row
     size          `crop` cuts the centre square of that side, `size` resizes by an antialiased bicubic filter and rounds to
-                  8 bits again (CelebA: crop 140, size 64); without them the most frequent size of 16 images is that of all
+                  8 bits again (CelebA: crop 140, size 64); without them the most frequent size of 16 images is that of all,
+                  or with `fit` common a side that fits them
 
 An image that does not decode, is larger than Pillow's safety limit, or has another shape than the others is a bad row; only a
 folder of images of different sizes without `size` is an error at once. What else is done to an image (turned, laid on the
@@ -17,10 +18,11 @@ from __future__ import annotations
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
+from statistics import median
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,6 +45,8 @@ GREY = {"1", "L", "LA"}
 COLOUR = {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}
 PROBED = 16
 """Images whose sizes are compared."""
+LARGEST = 64
+"""Side of images that are brought to a common size."""
 ORIENTATION = 0x0112
 """EXIF's tag; 1 is upright."""
 
@@ -90,6 +94,10 @@ class Fit:
         image = _opaque(image, self.options.background, done)
         if self.channels == 1 and image.mode != "L":
             done.append("made grey")
+        if self.options.fit == "common" and image.size != (self.width, self.height):
+            done.append(
+                f"cut to a square and resized to {_sides((self.width, self.height))} (--size sets another side)"
+            )
         image = _cut(image.convert("L" if self.channels == 1 else "RGB"), self.options)
         if image.size != (self.width, self.height):
             turned = " (turned as its EXIF says)" if "turned as EXIF says" in done else ""
@@ -131,7 +139,16 @@ def fit_to(pictures: Iterable[Picture], options: Options) -> Fit:
         raise ValueError(f"{reason or 'no images'}; none of the images can be read")
     (width, height), _ = Counter(sizes.values()).most_common(1)[0]
     reference = next(name for name, size in sizes.items() if size == (width, height))
+    if options.fit == "common" and not options.size and (side := _common_side({*sizes.values()})):
+        options, height, width = replace(options, size=side), side, side
     return Fit(channels=1 if grey else 3, height=height, width=width, options=options, reference=reference)
+
+
+def _common_side(sizes: Collection[tuple[int, int]]) -> int:
+    """The side that images of these sizes are brought to; 0 where they are equal and small and stay as they are."""
+    if len(sizes) == 1 and max(size := next(iter(sizes))) <= LARGEST:
+        return size[0] if size[0] == size[1] else 0
+    return min(LARGEST, 1 << int(median(map(min, sizes))).bit_length() - 1)
 
 
 @dataclass
