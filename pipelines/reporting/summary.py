@@ -105,13 +105,11 @@ def _drawings(runs: Sequence[Run], out: Path, images: int) -> list[Drawing]:
         for file, title in (("samples.png", "Samples"), ("compare.png", "Samplers")):
             if is_picture(run.directory / file, run.directory):
                 found.append(Drawing(run.directory / file, f"{title} of {run.name}", ""))
-    series = {run.name: [r for r in read_metrics(run.directory) if "nelbo" in r.terms] for run in runs}
-    unit = next((r.unit for records in series.values() for r in records), "")
-    if any(series.values()):
-        learning_curve(series, unit, out / "learning_curve.png")
-        found.append(
-            Drawing(out / "learning_curve.png", "Learning curves", "Training NELBO; dotted: end of pre-training.")
-        )
+    series = {run.name: read_metrics(run.directory) for run in runs}
+    if any("nelbo" in record.terms for records in series.values() for record in records):
+        learning_curve(series, runs[0].spec.unit, out / "learning_curve.png")
+        said = "Training NELBO; dashed: of the averaged weights on held-out rows; dotted: end of pre-training."
+        found.append(Drawing(out / "learning_curve.png", "Learning curves", said))
     if images:
         models = [(run.name, load(run.directory)) for run in runs]
         found += diagnose(models, test_data(runs[0], images), runs[0].spec, out)

@@ -12,6 +12,7 @@ checkpoint is read by any number of workers. The directory must be visible to ev
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,7 +25,18 @@ from torch import Tensor
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 
-__all__ = ["checkpoints", "discard_after", "latest", "newest_state", "prune", "read", "read_state", "step_of", "write"]
+__all__ = [
+    "checkpoints",
+    "discard_after",
+    "held_out",
+    "latest",
+    "newest_state",
+    "prune",
+    "read",
+    "read_state",
+    "step_of",
+    "write",
+]
 
 STATE, TENSORS = "state.json", "training.safetensors"
 LAST = 2
@@ -116,13 +128,24 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the last two checkpoints and the `keep` best by the NELBO in their state; of equal ones the newest."""
+    """Removes all but the last two checkpoints and the `keep` best; of equal ones the newest is kept.
+
+    The best have the lowest NELBO on held-out rows. Where none has one, they have the lowest on training rows.
+    """
     found = checkpoints(run)
-    order = {path: (_nelbo(path), -position) for position, path in enumerate(found)}
+    measured = {path: held_out(path) for path in found}
+    if not any(map(math.isfinite, measured.values())):
+        measured = {path: _figure(path, "nelbo") for path in found}
+    order = {path: (measured[path], -position) for position, path in enumerate(found)}
     kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-LAST:]}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def held_out(directory: Path) -> float:
+    """The NELBO of a checkpoint's averaged weights on held-out rows; infinity where it was not measured."""
+    return _figure(directory, "validation_nelbo")
 
 
 def discard_after(run: Path, step: int) -> None:
@@ -151,8 +174,10 @@ def _is_numbered(directory: Path) -> bool:
     return directory.name.startswith("step-") and directory.name.removeprefix("step-").isdecimal()
 
 
-def _nelbo(directory: Path) -> float:
+def _figure(directory: Path, name: str) -> float:
+    """A figure in the state of a checkpoint; infinity where there is none."""
     try:
-        return float(read_state(directory).content["nelbo"])
+        figure = float(read_state(directory).content[name])
     except (OSError, ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
+    return math.inf if math.isnan(figure) else figure

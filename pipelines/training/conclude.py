@@ -56,8 +56,8 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     Args:
         settings: How the runs are measured; None: they are not.
     """
-    series = {job.directory.name: [r for r in read_metrics(job.directory) if "nelbo" in r.terms] for job in jobs}
-    unit = next((r.unit for records in series.values() for r in records), "")
+    series = {job.directory.name: read_metrics(job.directory) for job in jobs}
+    unit = jobs[0].spec.unit
     runs = [job.directory for job in jobs]
     configs = {job.directory.name: job.run for job in jobs}
     document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
