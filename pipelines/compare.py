@@ -30,16 +30,19 @@ from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, override, run_command_on_runs
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import load
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.plan import subjects_of
 from pipelines.evaluation.sampling.compare import CompareOptions, compare, log
 from pipelines.evaluation.sampling.comparison import table
 from pipelines.evaluation.sampling.rows import choose
-from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
+from pipelines.storage.outputs import RULE, check_writable, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(CompareOptions())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
+    text = (
+        f"{__doc__}\n{HELP}\n\nOptions:\n{describe(CompareOptions())}\n\nOf a row:\n{describe(Sampling())}\n\n{RULE}."
+    )
     remark = "the samples drawn so far are kept under RUN/compare; the same command goes on from there"
     return run_command_on_runs(argv, text, _compare, remark)
 
@@ -47,9 +50,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _compare(words: list[str], given: dict[str, str]) -> None:
     wanted = override(CompareOptions(), given)
     root = output_root(wanted.out)
-    runs = [find_run(word, root) for word in words]
+    runs = [Weights.named(word, root) for word in words]
     for run in runs:  # refused before a session is started, as is a row that a model does not allow
-        check_writable(run)
+        check_writable(run.place)
     subjects_of(runs)
     for run in runs:
         for remark in choose(wanted.rows, load(run), run.name).remarks():

@@ -26,17 +26,18 @@ from collections.abc import Sequence
 
 from pipelines.cluster.session import connect
 from pipelines.config.cli import describe, options, override, run_command_on_runs
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.plan import check
 from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import EvaluateOptions, Settings
 from pipelines.evaluation.table import log, table
-from pipelines.storage.outputs import check_writable, find_run, output_root
+from pipelines.storage.outputs import check_writable, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}"
+    text = f"{__doc__}\n{HELP}\n\nOptions:\n{describe(Settings())}\n{describe(EvaluateOptions())}"
     return run_command_on_runs(argv, text, _evaluate, "the runs are as they were; the same command measures them")
 
 
@@ -45,9 +46,9 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     launch = override(EvaluateOptions(), {k: v for k, v in given.items() if k in ours})
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
-    runs = [find_run(word, root) for word in words]
+    runs = [Weights.named(word, root) for word in words]
     for run in runs:  # refused before a session is started
-        check_writable(run)
+        check_writable(run.place)
     configs = check(runs, settings, root)
     connect(1, 1.0)
     document = evaluate(runs, settings, root, show=lambda document: print(table(document), flush=True))

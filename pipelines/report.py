@@ -20,19 +20,20 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.config.cli import describe, override, run_command_on_runs
+from pipelines.config.weights import HELP, Weights
 from pipelines.reporting.summary import ReportOptions, report
 from pipelines.runs.artifacts import log_files
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(ReportOptions())}\n\n{RULE}."
+    text = f"{__doc__}\n{HELP}\n\nOptions:\n{describe(ReportOptions())}\n\n{RULE}."
     return run_command_on_runs(argv, text, _report, "the report is not written; the same command begins again")
 
 
 def _report(words: list[str], given: dict[str, str]) -> None:
-    runs = [find_run(word) for word in words]
+    runs = [Weights.named(word) for word in words]
     page = report(runs, override(ReportOptions(), given))
     log_files(runs, [page, page.with_suffix(".md")])
     print(page)

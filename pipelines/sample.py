@@ -23,16 +23,17 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.config.cli import describe, override, run_command_on_runs
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.sampling.run import draw_run
 from pipelines.evaluation.sampling.translate import translate_run
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.artifacts import log_files
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    text = f"{__doc__}\nOptions:\n{describe(SampleOptions())}\n\n{RULE}."
+    text = f"{__doc__}\n{HELP}\n\nOptions:\n{describe(SampleOptions())}\n\n{RULE}."
     remark = "the samples drawn so far stay where they are; the same command draws all of them again"
     return run_command_on_runs(argv, text, _sample, remark)
 
@@ -42,7 +43,7 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
         raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
     if given.get("translate") == "true":  # given without a direction
         given = given | {"translate": "both"}
-    run, wanted = find_run(words[0]), override(SampleOptions(), given)
+    run, wanted = Weights.named(words[0]), override(SampleOptions(), given)
     if wanted.translate != "no":
         _translate(run, wanted)
         return
@@ -53,7 +54,7 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
     print(f"{written.out}: {wanted.num_samples} samples by {wanted.sampling}, {cost}{told}, grid.png")
 
 
-def _translate(run: Path, wanted: SampleOptions) -> None:
+def _translate(run: Weights, wanted: SampleOptions) -> None:
     for translation in translate_run(run, wanted):
         print("\n".join(translation.lines()), flush=True)
 

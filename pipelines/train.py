@@ -8,6 +8,8 @@ A recipe is a name of the list below, or path.py:function: a file of your own wi
 returns a RunConfig (pipelines/config/run.py), for instance `dataclasses.replace` of another recipe. --recipe X says the same as
 X. The file may define classes of its own (an SDE, a FlowConfig, a BackboneConfig, a ModelConfig), which the command line then
 knows like the others. It is run here and in the workers, which look for it at the same path.
+
+--config RUN/config.json trains a run again: its configuration takes the place of a recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ from dataclasses import replace
 
 from pipelines.config.cli import describe, options, override, split_arguments
 from pipelines.config.modules import HELP
-from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find
+from pipelines.recipes import BASELINES, DEFAULT, RECIPES, chosen, find, trained_before
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.storage.signals import Stop, until_signal
@@ -81,13 +83,13 @@ def help_text(recipe: str) -> str:
 
 
 def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
-    main_job = not words and "recipe" not in given
-    recipe = find(chosen(words, given))
     ours = {option.path for option in options(Launch())}
     launch = override(Launch(), {k: v for k, v in given.items() if k in ours})
+    main_job = not words and "recipe" not in given and not launch.config
     if main_job and "baseline" not in given:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
-    run = override(recipe(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
+    begin = trained_before(launch.config, words, given) if launch.config else find(chosen(words, given))()
+    run = override(begin, {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     jobs = all_jobs(run, launch, root)
     stop.remark = lambda: saved([job.training for job in jobs])

@@ -20,6 +20,7 @@ import torch
 
 import indm_core
 from pipelines.config.store import identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.plan import Plan
 from pipelines.storage.journal import Journal, Record
@@ -36,13 +37,13 @@ class Kept:
 
     Args:
         plan: What is measured.
-        runs: Directories of its runs.
+        runs: Its runs.
         name: Of the document of the evaluation.
         device: Kind of device that the tasks run on.
     """
 
     plan: Plan
-    runs: tuple[Path, ...]
+    runs: tuple[Weights, ...]
     name: str
     device: str
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from pipelines.config.store import read_run
+from pipelines.config.store import configuration
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -69,16 +70,16 @@ def _divergence(document: Evaluation) -> str:
     return f"{document.settings.num_probes} Hutchinson probe{'s' * (document.settings.num_probes > 1)}"
 
 
-def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
+def log(document: Evaluation, runs: Sequence[Weights], root: Path) -> None:
     """Writes each run's figures, document and samples into its MLflow run, linked to its last model and to the data."""
-    config, _ = read_run(runs[0] / "config.json")
+    config, _ = configuration(runs[0])
     data = ensure(config.data.source, root / "data", config.data.options)
     for run in runs:
         found = _metrics(document.runs[run.name]).items()
         figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
         files = tuple(str(run / file) for file in (FULL, BRIEF, "samples.png"))
         post(run, Made(figures=figures, files=files, data=str(data)))
-    deliver(runs, root)
+    deliver([run.run for run in runs], root)
 
 
 def _metrics(figures: Figures) -> dict[str, float]:

@@ -9,12 +9,12 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 import torch
 
 from pipelines.config.run import RunConfig
-from pipelines.config.store import digest, identity, read_run
+from pipelines.config.store import WEIGHTS, configuration, digest, identity
+from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.estimates import Estimate, with_error
 from pipelines.evaluation.measurements.baselines import BaselinesResult
@@ -53,34 +53,34 @@ Table = tuple[str, Row, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory and what stands in it."""
+    """The weights of a run, and what was measured of them."""
 
-    directory: Path
+    weights: Weights
     config: RunConfig
     spec: DataSpec
     measured: Evaluation | None
     compared: Comparison | None
 
     @staticmethod
-    def read(directory: Path) -> Run:
-        """What a directory holds, as far as it is of the weights that lie there.
+    def read(weights: Weights) -> Run:
+        """What there is of a run, as far as it is of the weights that lie there.
 
         Raises:
             ValueError: no run, or a file that is no measurement under the name of one.
         """
-        config, spec = read_run(directory / "config.json")
-        name, trained = directory.name, (directory / "model.safetensors").is_file()
-        weights = digest(directory) if trained else ""
-        found = [Evaluation.read(directory / file) for file in (FULL, BRIEF) if (directory / file).is_file()]
-        measured = next((d for d in found if d.weights.get(name) == weights), None)  # not of earlier weights
-        compared = Comparison.read(directory / COMPARED) if (directory / COMPARED).is_file() else None
-        if compared and (not trained or compared.weights != identity(directory)):
+        config, spec = configuration(weights)
+        trained = weights.step is not None or (weights.run / WEIGHTS).is_file()
+        own = digest(weights) if trained else ""
+        found = [Evaluation.read(weights / file) for file in (FULL, BRIEF) if (weights / file).is_file()]
+        measured = next((d for d in found if d.weights.get(weights.name) == own), None)  # not of earlier weights
+        compared = Comparison.read(weights / COMPARED) if (weights / COMPARED).is_file() else None
+        if compared and (not trained or compared.weights != identity(weights)):
             compared = None
-        return Run(directory, config, spec, measured, compared)
+        return Run(weights, config, spec, measured, compared)
 
     @property
     def name(self) -> str:
-        return self.directory.name
+        return self.weights.name
 
     @property
     def figures(self) -> Figures | None:

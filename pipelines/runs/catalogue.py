@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from torch import Tensor
 from pipelines.config.provenance import MADE_OF
 from pipelines.config.store import CONFIG, write_weights
 from pipelines.data.card import CARD, Card, load_card
-from pipelines.runs import checkpoint
+from pipelines.storage import checkpoint
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import read_json
 
@@ -59,19 +59,26 @@ class Made:
         files: Tables and pictures; those that are absent are left out.
         data: Directory of the prepared data set that the figures are of; '' where there is none.
         finished: Whether the run is finished by this.
+        step: Of the checkpoint that it is of; 0: of the run's last weights.
+        folder: Among the run's artifacts, where the files go.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     data: str = ""
     finished: bool = False
+    step: int = 0
+    folder: str = ""
 
     @staticmethod
     def of(document: Any) -> Made:
         """From its JSON."""
         figures = {str(name): float(value) for name, value in dict(document["figures"]).items()}
         files, data = tuple(map(str, document["files"])), str(document["data"])
-        return Made(figures=figures, files=files, data=data, finished=bool(document["finished"]))
+        step, folder = int(document.get("step", 0)), str(document.get("folder", ""))
+        return Made(
+            figures=figures, files=files, data=data, finished=bool(document["finished"]), step=step, folder=folder
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,15 +188,12 @@ def _export(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str
     write_weights(folder, averaged, numbers["step"], made_of)
 
 
-def log_figures(
-    directory: Path, uri: str, figures: Mapping[str, float], files: Sequence[Path], card: Card | None = None
-) -> None:
-    """Figures and files that a later command made of a run, linked to its last model and to the data that they are of.
+def log_figures(directory: Path, uri: str, made: Made, card: Card | None = None) -> None:
+    """Figures and files that a later command made of a run, linked to the model and to the data that they are of.
 
     Args:
         directory: Of the run; nothing is done where it has no MLflow run.
-        figures: By name, finite numbers.
-        files: Tables and pictures; those that are absent are left out.
+        made: The figures and files.
         card: The data set that was measured on.
 
     Raises:
@@ -199,7 +203,7 @@ def log_figures(
     own, models = kept.run_id, kept.models
     if not own:
         return
-    client, now, step = MlflowClient(uri), int(time.time() * 1000), max(models, default=0)
+    client, now, step = MlflowClient(uri), int(time.time() * 1000), made.step or max(models, default=0)
     data = data_set(card) if card else None
     metrics = [
         Metric(
@@ -211,15 +215,15 @@ def log_figures(
             dataset_name=data.name if data else None,
             dataset_digest=data.digest if data else None,
         )
-        for name, value in figures.items()
+        for name, value in made.figures.items()
     ]
     if card:
         client.log_inputs(own, inputs(card, "evaluation"))
     for first in range(0, len(metrics), 500):
         client.log_batch(own, metrics=metrics[first : first + 500])
-    for file in files:
+    for file in map(Path, made.files):
         if file.is_file() and not file.is_symlink():  # a link may lead out of the run
-            client.log_artifact(own, str(file))
+            client.log_artifact(own, str(file), made.folder or None)
 
 
 def log_made(directory: Path, uri: str) -> None:
@@ -231,7 +235,7 @@ def log_made(directory: Path, uri: str) -> None:
     while (kept := Kept.read(directory)).waiting:
         made, *later = kept.waiting
         card = load_card(made.data) if made.data and (Path(made.data) / CARD).is_file() else None
-        log_figures(directory, uri, made.figures, list(map(Path, made.files)), card)
+        log_figures(directory, uri, made, card)
         if made.finished:
             MlflowClient(uri).set_terminated(kept.run_id, "FINISHED")
         replace(kept, waiting=tuple(later)).write(directory)

@@ -10,6 +10,7 @@ from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import digest
+from pipelines.config.weights import Weights
 from pipelines.data.card import load_card
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.needs import attainable
@@ -58,7 +59,7 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     """
     series = {job.directory.name: read_metrics(job.directory) for job in jobs}
     unit = jobs[0].spec.unit
-    runs = [job.directory for job in jobs]
+    runs = [Weights(run=job.directory) for job in jobs]
     configs = {job.directory.name: job.run for job in jobs}
     document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
     for run in runs:
@@ -67,7 +68,7 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     if document:
         log(document, runs, root)
     else:
-        deliver(runs, root)
+        deliver([run.run for run in runs], root)
     for run in runs:
         print(f"{run}: model.safetensors, {'samples.png, ' if document else ''}learning_curve.png, metrics.jsonl")
     names = " ".join(map(str, runs))
@@ -81,7 +82,9 @@ def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
     print(seed_lines(document, configs), end="", flush=True)
 
 
-def _measured(runs: Sequence[Path], settings: Settings, root: Path, show: Callable[[Evaluation], None]) -> Evaluation:
+def _measured(
+    runs: Sequence[Weights], settings: Settings, root: Path, show: Callable[[Evaluation], None]
+) -> Evaluation:
     """The brief measurement of exactly these runs with exactly these weights: the one that is there, else a new one."""
     try:
         document = Evaluation.read(runs[0] / BRIEF)

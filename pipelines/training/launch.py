@@ -35,7 +35,8 @@ class Launch:
         gpu: auto, true or false: whether workers get a GPU each.
         max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
         baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
-        start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run.
+        start_from: A run, RUN@STEP, RUN@best or the directory of a checkpoint (RUN/pretrained), whose networks start the run.
+        config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
         evaluate: Measure the trained models briefly and print the table.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.
@@ -53,6 +54,7 @@ class Launch:
     max_failures: int = 3
     baseline: str = ""
     start_from: str = ""
+    config: str = ""
     evaluate: bool = True
     network_interface: str = ""
     traceback: bool = False

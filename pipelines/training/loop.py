@@ -29,9 +29,9 @@ from indm_core.errors import ConvergenceError
 from indm_core.training import Trainer, network_tensors, step_seed
 from pipelines.config.run import Train
 from pipelines.config.store import write_weights
-from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import HeldOut, Meter, Record
+from pipelines.storage import checkpoint
 from pipelines.storage.files import append_text, write_text
 from pipelines.storage.outputs import writing
 from pipelines.training.halt import Halt, Halted

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage import checkpoint
 
 __all__ = ["Ticker", "line", "saved", "show"]
 

@@ -17,6 +17,7 @@ from ray_session import TINY_2D, main_of, one_line, train
 from indm_core.likelihood import dequantise
 from pipelines.config.sampling import Sampling
 from pipelines.config.store import identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.features import raw
@@ -142,7 +143,7 @@ def kill_after(monkeypatch, unchecked) -> Callable[[int], list[Task]]:
 
 
 def evaluated(runs: list[Path], settings: Settings = SETTINGS, **others: Any) -> Evaluation:
-    return measure.evaluate(runs, settings, runs[0].parent, **others)
+    return measure.evaluate([Weights(run=run) for run in runs], settings, runs[0].parent, **others)
 
 
 def shown(document: Evaluation) -> str:
@@ -180,7 +181,7 @@ def test_what_is_kept_is_of_these_very_weights_settings_and_data(runs, kill_afte
     def there(runs: list[Path], settings: Settings = SETTINGS, device: str = "cpu") -> int:
         plan = Plan.of(runs, settings, runs[0].parent)
         tasks = dict.fromkeys(t for kind in measure.MEASUREMENTS for m in kind.asked(plan) for t in m.tasks())
-        return len(Kept(plan, tuple(runs), "evaluation.json", device).read(list(tasks))[0])
+        return len(Kept(plan, tuple(Weights(run=run) for run in runs), "evaluation.json", device).read(list(tasks))[0])
 
     assert there(runs) == TASKS - 1
     assert there(runs[::-1]) >= TASKS - 2  # another order of the runs changes neither of them
@@ -188,7 +189,7 @@ def test_what_is_kept_is_of_these_very_weights_settings_and_data(runs, kill_afte
     assert there(runs, replace(SETTINGS, nelbo_draws=4)) == TASKS - 1 - 2 * 4
     assert there(runs, replace(SETTINGS, seed=1)) == 0
     assert there(runs, device="cuda") == 0
-    monkeypatch.setattr(kept, "identity", lambda run: "another" if run == runs[0] else identity(run))
+    monkeypatch.setattr(kept, "identity", lambda run: "another" if run.run == runs[0] else identity(run))
     assert 0 < there(runs) < TASKS / 2 + 2
     for run in runs:
         (run / "evaluation.journal").unlink()

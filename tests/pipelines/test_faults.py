@@ -12,8 +12,8 @@ import torch
 from ray_session import SCHEDULE, TINY, TINY_2D, later_wins, main_of, one_line, run_script, train
 from safetensors.torch import load_file
 
-from pipelines.runs import checkpoint
 from pipelines.runs.job import read_metrics
+from pipelines.storage import checkpoint
 from pipelines.storage.outputs import only_one
 
 

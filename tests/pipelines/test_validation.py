@@ -22,9 +22,9 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
 from pipelines.recipes import RECIPES
-from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, Training, read_metrics
 from pipelines.runs.record import HeldOut, Record
+from pipelines.storage import checkpoint
 from pipelines.training import validation
 from pipelines.training.progress import line
 

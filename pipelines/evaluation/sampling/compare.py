@@ -20,6 +20,7 @@ import torch
 
 from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE, ReferenceFeatures
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.measurements.distances import (
@@ -100,7 +101,7 @@ class Entry:
 
 
 def compare(
-    runs: Sequence[Path],
+    runs: Sequence[Weights],
     wanted: CompareOptions,
     root: Path,
     show: Callable[[Comparison], None] = lambda document: None,
@@ -118,7 +119,7 @@ def compare(
             allow.
     """
     for run in runs:
-        check_writable(run)
+        check_writable(run.place)
     settings = Settings(samples=wanted.num_samples, inception_weights=wanted.inception_weights, actors=wanted.actors)
     plan = Plan.of(runs, settings, root)
     for run in runs:
@@ -146,7 +147,7 @@ def compare(
     return document
 
 
-def _draw(whole: Mapping[Path, Comparison], entries: Sequence[Entry], first: range, plan: Plan) -> None:
+def _draw(whole: Mapping[Weights, Comparison], entries: Sequence[Entry], first: range, plan: Plan) -> None:
     """The figure of each run, and the first samples of each row."""
     for run, comparison in whole.items():
         comparison.draw(run / "compare.png")
@@ -157,7 +158,7 @@ def _draw(whole: Mapping[Path, Comparison], entries: Sequence[Entry], first: ran
             save_levels(shown, plan.subjects[entry.model].spec, entry.pieces.directory / "samples.png")
 
 
-def _entries(runs: Sequence[Path], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
+def _entries(runs: Sequence[Weights], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
     """The rows of every run, in the order of the table."""
     entries = []
     for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
@@ -197,7 +198,7 @@ def _results(
     return results
 
 
-def log(document: Comparison, runs: Sequence[Path], root: Path) -> None:
+def log(document: Comparison, runs: Sequence[Weights], root: Path) -> None:
     """Writes each run's rows, document and picture into its MLflow run."""
     for run in runs:
         figures = {
@@ -207,4 +208,4 @@ def log(document: Comparison, runs: Sequence[Path], root: Path) -> None:
             if math.isfinite(value)
         }
         post(run, Made(figures=figures, files=(str(run / FILE), str(run / "compare.png"))))
-    deliver(runs, root)
+    deliver([run.run for run in runs], root)

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pipelines.config.weights import Weights
 from pipelines.evaluation import earlier
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -64,7 +65,7 @@ class Comparison:
     def write(self, file: Path) -> None:
         write_document(self, file)
 
-    def with_earlier(self, run: Path, model: str) -> Comparison:
+    def with_earlier(self, run: Weights, model: str) -> Comparison:
         """With the rows that the last table of a run has and this one has not, where they are comparable."""
         new = self.runs[run.name]
         try:

@@ -16,23 +16,26 @@ import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = [
     "checkpoints",
     "discard_after",
     "held_out",
+    "kept",
     "latest",
     "newest_state",
     "prune",
     "read",
+    "read_part",
     "read_state",
     "step_of",
     "write",
@@ -66,6 +69,20 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{directory}: no complete checkpoint ({error}); remove it, or start from another") from None
 
 
+def read_part(directory: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names have a prefix, under their names without it; the others are not read.
+
+    Raises:
+        DamagedError: not a readable file.
+    """
+    try:
+        with safe_open(directory / TENSORS, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no dict)
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{directory / TENSORS}: {error}") from None
+
+
 def read_state(directory: Path) -> Manifest:
     """The state of a checkpoint; its tensors are not read.
 
@@ -88,6 +105,16 @@ def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = (path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
     return sorted(filter(_is_numbered, found), key=step_of)
+
+
+def kept(run: Path) -> dict[int, Path]:
+    """All complete checkpoints of a run by step, the end of its pre-training among them."""
+    found = {step_of(path): path for path in checkpoints(run)}
+    pretrained = run / "pretrained"
+    try:
+        return {read_state(pretrained).content["step"]: pretrained} | found
+    except (OSError, ValueError):
+        return found
 
 
 def step_of(directory: Path) -> int:
@@ -158,10 +185,7 @@ def discard_after(run: Path, step: int) -> None:
 def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = read_state(directory)
     state.verify()
-    try:
-        return load_file(directory / TENSORS), state.content
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DamagedError(f"{directory / TENSORS}: {error}") from None
+    return read_part(directory, ""), state.content
 
 
 def _newest_first(run: Path) -> list[Path]:
