@@ -21,12 +21,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from indm_core.training import StepReport, Trainer
 from pipelines.storage.reading import open_regular, parse_json
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from indm_core.training import StepReport, Trainer
 
 __all__ = ["VALIDATION", "HeldOut", "Meter", "Record", "RecordReader", "Unit"]
 
@@ -205,6 +207,8 @@ class Meter:
 
     def record(self, trainer: Trainer) -> Record:
         """The interval's record; every rank calls it, because the terms are averaged over ranks."""
+        import torch  # not with the module: records are read without it
+
         seconds, steps = time.monotonic() - self.began, max(1, trainer.step_count - self.latest.step)
         means = torch.empty(0)
         if self.steps:

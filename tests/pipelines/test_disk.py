@@ -20,8 +20,9 @@ from safetensors import SafetensorError
 from pipelines.config.weights import Weights
 from pipelines.reporting.page import is_picture, write_pages
 from pipelines.reporting.tables import Run
+from pipelines.runs import pictures
 from pipelines.runs.pictures import put
-from pipelines.storage import checkpoint, files, pictures
+from pipelines.storage import checkpoint, files
 from pipelines.storage.files import append_text, new_directory, opened, replaced, sweep, write_tensors, write_text
 from pipelines.storage.outputs import check_name, find_run, only_one, output_root, writing
 from pipelines.training.launch import Launch
