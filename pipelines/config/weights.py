@@ -69,12 +69,16 @@ class Weights:
     @property
     def name(self) -> str:
         """What they are called in tables: RUN, RUN@400 or RUN@400:raw."""
-        return self.run.name if self.step is None else f"{self.run.name}@{self.step}{':raw' * self.raw}"
+        return f"{self.run.name}{self._ending}"
+
+    @property
+    def _ending(self) -> str:
+        return "" if self.step is None else f"@{self.step}{':raw' * self.raw}"
 
     @property
     def folder(self) -> str:
         """Below the run's directory, where what is made of them lies; '' of a finished run."""
-        return "" if self.step is None else f"@{self.step}{'-raw' * self.raw}"
+        return self._ending.replace(":", "-")
 
     @property
     def place(self) -> Path:
@@ -85,7 +89,7 @@ class Weights:
         return self.place / name
 
     def __str__(self) -> str:
-        return str(self.run.with_name(self.name))
+        return f"{self.run}{self._ending}"
 
     @property
     def part(self) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
@@ -29,6 +30,7 @@ from torch import Tensor
 from pipelines.config.provenance import MADE_OF
 from pipelines.config.store import CONFIG, write_weights
 from pipelines.data.card import CARD, Card, load_card
+from pipelines.runs.record import VALIDATION
 from pipelines.storage import checkpoint
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import read_json
@@ -152,7 +154,7 @@ def run_id(directory: Path) -> str:
 
 
 def log_models(directory: Path, uri: str) -> None:
-    """Logs the kept checkpoints of a run that are not logged yet, each with its training NELBO.
+    """Logs the kept checkpoints of a run that are not logged yet, each with its NELBO on training and on held-out rows.
 
     Raises:
         MlflowException: the store refuses.
@@ -173,9 +175,9 @@ def log_models(directory: Path, uri: str) -> None:
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(own, [LoggedModelOutput(model.model_id, step)])
-        nelbo = float(numbers.get("nelbo", float("nan")))
-        if nelbo == nelbo and abs(nelbo) != float("inf"):
-            client.log_metric(own, "nelbo", nelbo, step=step, model_id=model.model_id)
+        for name, key in (("nelbo", "nelbo"), (VALIDATION[0], "validation_nelbo")):
+            if math.isfinite(figure := float(numbers.get(key, math.nan))):
+                client.log_metric(own, name, figure, step=step, model_id=model.model_id)
         models[step] = model.model_id
         replace(kept, models=models).write(directory)
 

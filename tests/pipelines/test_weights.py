@@ -134,6 +134,14 @@ def test_a_damaged_checkpoint_or_another_configuration_is_refused(unfinished):
     refused(f"{unfinished}@3", "config.json has changed since the weights were written")
 
 
+def test_a_checkpoint_of_an_earlier_version_is_read():
+    old = Path(__file__).parent / "old_runs" / "indm"
+    model, expected = load(f"{old}@3"), tensors_of(old / "checkpoints" / "step-00000003", "ema.")
+    found = network_tensors(model)
+    assert all(torch.equal(found[name], expected[name]) for name in found.keys() & expected.keys())
+    assert digest(Weights.of(f"{old}@3")) != digest(Weights.of(f"{old}@3:raw"))
+
+
 def test_other_data_are_refused(trained):
     config, _ = read_run(trained / "config.json")
     card = load_card(ensure("toy2d:moons", trained.parent / "data", config.data.options))
