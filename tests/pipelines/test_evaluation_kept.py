@@ -16,7 +16,7 @@ from ray_session import TINY_2D, main_of, one_line, train
 
 from indm_core.likelihood import dequantise
 from pipelines.config.sampling import Sampling
-from pipelines.config.store import identity
+from pipelines.config.store import digest, identity
 from pipelines.config.weights import Weights
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
@@ -302,3 +302,19 @@ def test_samples_are_kept_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(again[:3], batch[:3], strict=True))
     assert again.shown.dtype == torch.uint8
     assert (np.isnan(again.evaluations), again.seconds, again.diverged) == (True, 2.0, 1)
+
+
+def test_checkpoints_are_measured_like_runs_and_beside_them(runs, kill_after):
+    """The last checkpoint's averaged weights are the finished run's, its raw ones are others."""
+    kill_after(10 * TASKS)
+    averaged, raw_ones = chosen = [Weights.of(f"{runs[0]}@last{ending}") for ending in ("", ":raw")]
+    document = measure.evaluate(chosen, SETTINGS, runs[0].parent)
+    assert list(document.runs) == ["one@6", "one@6:raw"]
+    assert document.weights == {weights.name: digest(weights) for weights in chosen}
+    finished = evaluated(runs[:1]).runs["one"]
+    assert repr(document.runs["one@6"].results) == repr(finished.results)
+    assert repr(document.runs["one@6:raw"].results) != repr(finished.results)
+    for weights, folder in ((averaged, "@6"), (raw_ones, "@6-raw")):
+        assert Evaluation.read(runs[0] / folder / "evaluation.json").weights == document.weights
+        assert (weights / "samples.png").is_file()
+    assert {file.name for file in averaged.checkpoint.iterdir()} == {"state.json", "training.safetensors"}
