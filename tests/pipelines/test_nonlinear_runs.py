@@ -40,6 +40,8 @@ COMMON = (
     "2",
     "--sample-every",
     "0",
+    "--validate-every",
+    "0",
     "--batch-size",
     "16",
 )

@@ -54,7 +54,7 @@ CHANGED = dict.fromkeys((*DIGITS, *LINEAR), _digits) | {
 }
 """Recipes that have deliberately changed since."""
 SCORE = ("--nf", "4", "--ch-mult", "1", "--num-res-blocks", "1", "--batch-size", "16", "--sample-every", "0")
-SCORE += ("--steps", "6", "--log-every", "3", "--checkpoint-every", "3")
+SCORE += ("--steps", "6", "--log-every", "3", "--checkpoint-every", "3", "--validate-every", "0")
 OPTIONS = (*SCORE, "--blocks", "2", "--flow.width", "4")
 """Those with which `indm` was trained, beside --pretrain-steps 3."""
 
