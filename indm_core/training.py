@@ -8,6 +8,13 @@ its own norm, takes an AdamW step and moves the exponential moving average
 The average of a network begins at its weights after its first step. Some layers (`ActNorm`) set their weights from the first
 batch; the weights that they had before are then no part of the average.
 
+The learning rate rises over w steps of warm-up; where it decays, it then falls by half a cosine to a fraction f of itself,
+
+    lr_k = lr (k + 1)/w for k < w,      lr_k = lr (f + (1 - f) (1 + cos(pi (k - w)/(K - w)))/2) for k = w, ..., K - 1,
+
+with K steps in all: f is reached at the end of the last one. A rate is a function of its step, so that a resumed run has those
+that it would have had; for the same reason a run that decays has its K for good.
+
 A frozen network is not trained: it is held in evaluation mode, takes no step and is its own average. The gradient passes
 through it to the networks before it, so that a flow can be trained alone against a fixed score.
 
@@ -16,15 +23,17 @@ and skip the step together. Noise is a function of (seed, step, rank): no genera
 what it would have drawn.
 
 References:
-    Loshchilov and Hutter 2019 (AdamW); Kim et al. 2022, appendix F (clip per network, EMA) and Theorem 3 (a fixed score).
+    Loshchilov and Hutter 2019 (AdamW) and 2017 (the cosine); Kim et al. 2022, appendix F (clip per network, EMA) and Theorem 3
+    (a fixed score).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -61,6 +70,8 @@ class AdamW:
         clip: Largest norm of the network's gradient, of a loss in nats, a sum over the D dimensions; infinity for none. A
             published clip of 1 on the mean over dimensions is a clip of D here.
         warmup: Steps over which the learning rate rises linearly to `lr`.
+        decay: Of the learning rate after the warm-up: none, or cosine down to a fraction of it at the last step.
+        decay_to: That fraction, f in [0, 1].
     """
 
     lr: float = 2e-4
@@ -69,18 +80,41 @@ class AdamW:
     weight_decay: float = 0.01
     clip: float = 1.0
     warmup: int = 0
+    decay: Literal["none", "cosine"] = "none"
+    decay_to: float = 0.0
 
     def __post_init__(self) -> None:
         check_positive(lr=self.lr)
+        if self.decay not in ("none", "cosine"):
+            raise ValueError(f"decay={self.decay!r} is neither 'none' nor 'cosine'")
+        if not 0 <= self.decay_to <= 1:
+            raise ValueError(f"decay_to={self.decay_to} must lie in [0, 1]")
         check_not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
         if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
             raise ValueError(f"beta_1={self.beta_1} and beta_2={self.beta_2} must lie in [0, 1)")
         if not self.clip > 0:
             raise ValueError(f"clip={self.clip} must be positive; inf leaves gradients as they are")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        return self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+    def check_steps(self, steps: int) -> None:
+        """Refuses a training that is too short for its learning rate to decay.
+
+        Raises:
+            ValueError: no step is left after the warm-up.
+        """
+        if self.decay != "none" and steps <= self.warmup:
+            raise ValueError(
+                f"decay={self.decay}: the rate falls from the end of warmup={self.warmup} to the last step, and steps={steps}; "
+                "give more steps, or a shorter warmup"
+            )
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of a step, counted from 0, of a training of `steps` steps."""
+        if step < self.warmup:
+            return self.lr * ((step + 1) / self.warmup)
+        if self.decay == "none":
+            return self.lr
+        share = min(1.0, (step - self.warmup) / (steps - self.warmup))
+        return self.lr * (self.decay_to + (1 - self.decay_to) * (1 + math.cos(math.pi * share)) / 2)
 
 
 @dataclass(frozen=True)
@@ -106,6 +140,7 @@ class Trainer(Generic[T]):
     Args:
         model: Trained in place.
         optimisers: Settings by network name; every network that is trained needs one.
+        steps: Of the whole training; only learning rates that decay ask for it.
         frozen: Networks of `model.networks()` that are not trained, by name.
         ema_decay: Decay of the average, in [0, 1).
         ema_ramp: Whether the decay is min(decay, (1 + n)/(10 + n)).
@@ -114,7 +149,8 @@ class Trainer(Generic[T]):
         autocast: Context of the forward pass.
 
     Raises:
-        ValueError: a trained network without settings, a frozen one that is not there, or nothing left to train.
+        ValueError: a trained network without settings, a frozen one that is not there, nothing left to train, or too few steps
+            for a learning rate that decays.
     """
 
     def __init__(
@@ -122,6 +158,7 @@ class Trainer(Generic[T]):
         model: T,
         optimisers: dict[str, AdamW],
         *,
+        steps: int = 0,
         frozen: Collection[str] = (),
         ema_decay: float = 0.9999,
         ema_ramp: bool = True,
@@ -140,7 +177,9 @@ class Trainer(Generic[T]):
             raise ValueError(f"ema_decay={ema_decay} must lie in [0, 1)")
         if not max_skipped >= 1:
             raise ValueError(f"max_skipped={max_skipped} must be at least 1")
-        self.model, self.settings = model, {name: optimisers[name] for name in trained}
+        self.model, self.settings, self.steps = model, {name: optimisers[name] for name in trained}, steps
+        for settings in self.settings.values():
+            settings.check_steps(steps)
         self.optimisers = {name: _adamw(network, self.settings[name]) for name, network in trained.items()}
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
         self.ema = AveragedModel(model, multi_avg_fn=self._average)
@@ -227,7 +266,7 @@ class Trainer(Generic[T]):
         if finite:
             untrained = [name for name, optimiser in self.optimisers.items() if not optimiser.state]
             for name, optimiser in self.optimisers.items():
-                optimiser.param_groups[0]["lr"] = self.settings[name].rate(self.step_count)
+                optimiser.param_groups[0]["lr"] = self.settings[name].rate(self.step_count, self.steps)
                 optimiser.step()
             self.ema.update_parameters(self.model)
             begun = [name for name in untrained if self.optimisers[name].state]

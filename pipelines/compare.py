@@ -30,8 +30,9 @@ from indm_core.sampling import Sampling
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.sampling.options import CompareOptions
-from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
+from pipelines.storage.outputs import RULE, check_writable, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,13 +43,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _page(words: list[str], given: dict[str, str]) -> str:
     groups = [("options", describe(CompareOptions())), ("options of a row, without --", describe(Sampling()))]
-    return page(__doc__ or "", groups, [f"{RULE}."])
+    return page(__doc__ or "", groups, [HELP, f"{RULE}."])
 
 
 def _compare(words: list[str], given: dict[str, str]) -> None:
     wanted = override(CompareOptions(), given)
     root = output_root(wanted.out)
-    runs = [find_run(word, root) for word in words]
+    runs = [Weights.named(word, root) for word in words]
     from pipelines.cluster.session import connect
     from pipelines.config.store import load
     from pipelines.evaluation.plan import subjects_of
@@ -57,7 +58,7 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
     from pipelines.evaluation.sampling.rows import choose
 
     for run in runs:  # refused before a session is started, as is a row that a model does not allow
-        check_writable(run)
+        check_writable(run.place)
     subjects_of(runs)
     for run in runs:
         for remark in choose(wanted.rows, load(run), run.name).remarks():

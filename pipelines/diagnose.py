@@ -23,9 +23,10 @@ from collections.abc import Sequence
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.reporting.options import DiagnoseOptions
 from pipelines.runs.artifacts import log_files
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,11 +35,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _page(words: list[str], given: dict[str, str]) -> str:
-    return page(__doc__ or "", [("options", describe(DiagnoseOptions()))], [f"{RULE}."])
+    return page(__doc__ or "", [("options", describe(DiagnoseOptions()))], [HELP, f"{RULE}."])
 
 
 def _diagnose(words: list[str], given: dict[str, str]) -> None:
-    runs, wanted = [find_run(word) for word in words], override(DiagnoseOptions(), given)
+    runs, wanted = [Weights.named(word) for word in words], override(DiagnoseOptions(), given)
     from pipelines.reporting.diagnosis import diagnose_runs
 
     written = diagnose_runs(runs, wanted)

@@ -28,8 +28,9 @@ from collections.abc import Sequence
 from pipelines.config.cli import options, override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.settings import EvaluateOptions, Settings
-from pipelines.storage.outputs import RULE, check_writable, find_run, output_root
+from pipelines.storage.outputs import RULE, check_writable, output_root
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _page(words: list[str], given: dict[str, str]) -> str:
     groups = [("what is measured, and how exactly", describe(Settings())), ("where", describe(EvaluateOptions()))]
-    return page(__doc__ or "", groups, [f"{RULE}."])
+    return page(__doc__ or "", groups, [HELP, f"{RULE}."])
 
 
 def _evaluate(words: list[str], given: dict[str, str]) -> None:
@@ -48,7 +49,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     launch = override(EvaluateOptions(), {k: v for k, v in given.items() if k in ours})
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
-    runs = [find_run(word, root) for word in words]
+    runs = [Weights.named(word, root) for word in words]
     from pipelines.cluster.session import connect
     from pipelines.evaluation.legend import legend
     from pipelines.evaluation.measure import evaluate
@@ -57,7 +58,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     from pipelines.evaluation.table import log, table
 
     for run in runs:  # refused before a session is started
-        check_writable(run)
+        check_writable(run.place)
     configs = check(runs, settings, root)
     connect(1, 1.0)
     document = evaluate(

@@ -1,4 +1,4 @@
-"""Export a trained run as a model repository: `python pipelines/export.py RUN --to DIR`.
+"""Export a trained run, or a checkpoint, as a model repository: `python pipelines/export.py RUN --to DIR`.
 
 DIR gets model.safetensors, config.json, a model card (README.md) filled from what was measured of the run, and a grid of
 samples: the layout of the Hugging Face hub, to which `hf upload OWNER/NAME DIR` brings it. `pipelines.load(DIR)` and
@@ -22,8 +22,9 @@ from collections.abc import Sequence
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.reporting.export_options import ExportOptions
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -32,13 +33,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _page(words: list[str], given: dict[str, str]) -> str:
-    return page(__doc__ or "", [("options", describe(ExportOptions()))], [f"{RULE}."])
+    return page(__doc__ or "", [("options", describe(ExportOptions()))], [HELP, f"{RULE}."])
 
 
 def _export(words: list[str], given: dict[str, str]) -> None:
     if len(words) > 1:
         raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
-    run, wanted = find_run(words[0]), override(ExportOptions(), given)
+    run, wanted = Weights.named(words[0]), override(ExportOptions(), given)
     from pipelines.reporting.export import export
 
     out = export(run, wanted)

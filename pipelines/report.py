@@ -22,9 +22,10 @@ from collections.abc import Sequence
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.reporting.options import ReportOptions
 from pipelines.runs.artifacts import log_files
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,11 +34,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _page(words: list[str], given: dict[str, str]) -> str:
-    return page(__doc__ or "", [("options", describe(ReportOptions()))], [f"{RULE}."])
+    return page(__doc__ or "", [("options", describe(ReportOptions()))], [HELP, f"{RULE}."])
 
 
 def _report(words: list[str], given: dict[str, str]) -> None:
-    runs, wanted = [find_run(word) for word in words], override(ReportOptions(), given)
+    runs, wanted = [Weights.named(word) for word in words], override(ReportOptions(), given)
     from pipelines.reporting.summary import report
 
     written = report(runs, wanted)

@@ -26,9 +26,10 @@ from collections.abc import Sequence
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
+from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.artifacts import log_files
-from pipelines.storage.outputs import RULE, find_run
+from pipelines.storage.outputs import RULE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _page(words: list[str], given: dict[str, str]) -> str:
-    return page(__doc__ or "", [("options", describe(SampleOptions()))], [f"{RULE}."])
+    return page(__doc__ or "", [("options", describe(SampleOptions()))], [HELP, f"{RULE}."])
 
 
 def _sample(words: list[str], given: dict[str, str]) -> None:
@@ -46,7 +47,7 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
         raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
     if given.get("translate") == "true":  # given without a direction
         given = given | {"translate": "both"}
-    run, wanted = find_run(words[0]), override(SampleOptions(), given)
+    run, wanted = Weights.named(words[0]), override(SampleOptions(), given)
     if wanted.translate != "no":
         _translate(run, wanted)
         return
@@ -59,7 +60,7 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
     print(f"{written.out}: {wanted.num_samples} samples by {wanted.sampling}, {cost}{told}, grid.png")
 
 
-def _translate(run: Path, wanted: SampleOptions) -> None:
+def _translate(run: Weights, wanted: SampleOptions) -> None:
     from pipelines.evaluation.sampling.translate import translate_run
 
     for translation in translate_run(run, wanted):

@@ -8,6 +8,8 @@ A recipe is a name of the list below (`python pipelines/show.py recipes` says of
 path.py:function: a file of your own with a function that takes no argument and returns a RunConfig (pipelines/config/run.py),
 for instance `dataclasses.replace` of another recipe. --recipe X says the same as X. The file may define classes of its own (an
 SDE, a FlowConfig, a BackboneConfig, a ModelConfig) and readers, as may what --import names.
+
+--config RUN/config.json trains a run again: its configuration takes the place of a recipe.
 """
 
 from __future__ import annotations
@@ -28,7 +30,8 @@ from dataclasses import replace
 from pipelines.config.cli import options, override
 from pipelines.config.command import carry_out
 from pipelines.config.help import describe, fold, page
-from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_recipes
+from pipelines.config.run import RunConfig
+from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_recipes, trained_before
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.storage.signals import Stop, until_signal
 from pipelines.training.launch import Launch
@@ -49,8 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _page(words: list[str], given: dict[str, str]) -> str:
     """The help; the options are those of the recipe, and of the forms that are given."""
-    run = find(chosen(words, given))()
-    run = override(run, {name: text for name, text in given.items() if name not in OURS}, sorted(OURS))
+    run = _configured(words, given)
     lists = BY_DATA | {f"of {word}": recipes for word, recipes in own_recipes().items()}
     recipes = "\n".join(fold(f"{title}: {', '.join(found)}", "  ", "      ") for title, found in lists.items())
     groups = [(part, describe(run, part, OURS)) for part in ("data", "model", "train")]
@@ -66,13 +68,19 @@ def _page(words: list[str], given: dict[str, str]) -> str:
     )
 
 
+def _configured(words: list[str], given: dict[str, str]) -> RunConfig:
+    """What is trained: a recipe, or what an earlier run was configured as, and the options that were given."""
+    file = given.get("config", "")
+    begin = trained_before(file, words, given) if file else find(chosen(words, given))()
+    return override(begin, {name: text for name, text in given.items() if name not in OURS}, sorted(OURS))
+
+
 def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
-    main_job = not words and "recipe" not in given
-    recipe = find(chosen(words, given))
     launch = override(Launch(), {k: v for k, v in given.items() if k in OURS})
+    main_job = not words and "recipe" not in given and not launch.config
     if main_job and "baseline" not in given:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
-    run = override(recipe(), {k: v for k, v in given.items() if k not in OURS}, sorted(OURS))
+    run = _configured(words, given)
     root = output_root(launch.out)
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local

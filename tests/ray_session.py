@@ -16,11 +16,11 @@ ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = ("--steps", "6", "--pretrain-steps", "3", "--log-every", "1", "--checkpoint-every", "2")
 TINY = (
     *("--nf", "8", "--ch-mult", "1", "--num-res-blocks", "1", "--blocks", "2", "--flow.width", "16"),
-    *("--batch-size", "16", "--sample-every", "0", *SCHEDULE),
+    *("--batch-size", "16", "--sample-every", "0", "--validate-every", "0", *SCHEDULE),
 )
 """Options of digits_vp_nll for a run of a second."""
 TINY_2D = ("--backbone.width", "16", "--blocks", "2", "--flow.width", "16", "--batch-size", "16", "--rows", "200")
-TINY_2D += ("--sample-every", "0", *SCHEDULE)
+TINY_2D += ("--sample-every", "0", "--validate-every", "0", *SCHEDULE)
 
 
 def main_of(script: str) -> Callable[..., int]:

@@ -22,8 +22,10 @@ from pipelines.data.spec import DataSpec
 __all__ = ["MADE_OF", "Provenance", "config_document", "config_from", "difference", "say_unverified"]
 
 VERSION = 1
-MAY_CHANGE = {"train.steps", "train.log_every", "train.checkpoint_every", "train.sample_every", "train.keep"}
-"""Options that may differ when a run goes on: how long, and how often it logs, keeps and draws."""
+MAY_CHANGE = {"train.steps", "train.keep"} | {
+    f"train.{what}_every" for what in ("log", "checkpoint", "sample", "validate")
+}
+"""Options that may differ when a run goes on: how long, and how often it logs, keeps, draws and is validated."""
 MADE_OF = ("config", "data", "partner")
 """The entries of the document."""
 Rows = Mapping[str, Mapping[str, Any]]
@@ -101,7 +103,9 @@ def config_from(document: Any, where: str) -> tuple[RunConfig, DataSpec]:
 
 def difference(there: RunConfig, here: RunConfig) -> str:
     """The first option that differs and may not, as `path=there, not here`; '' where there is none."""
-    old, new = ({o.path: o.plain for o in options(run) if o.path not in MAY_CHANGE} for run in (there, here))
+    fixed = {"train.steps"} if any(each.decay != "none" for each in there.train.optimisers.values()) else set[str]()
+    may = MAY_CHANGE - fixed  # a rate that decays is one of the whole number of steps
+    old, new = ({o.path: o.plain for o in options(run) if o.path not in may} for run in (there, here))
     return _first(old, new)
 
 

@@ -52,8 +52,11 @@ class Train:
         seed: Of weights, order of rows and noise.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
-        keep: Checkpoints kept, the best by NELBO; the last two are always kept.
+        keep: Checkpoints kept, the best by the NELBO on held-out rows (on training rows where it is not measured); the last two
+            are always kept.
         sample_every: Steps between sample grids, 0 for none.
+        validate_every: Steps between measurements of the averaged weights on held-out rows, 0 for none; also taken at the first
+            and at the last step. They change no weights.
     """
 
     steps: int = 1000
@@ -69,13 +72,17 @@ class Train:
     checkpoint_every: int = 500
     keep: int = 2
     sample_every: int = 500
+    validate_every: int = 500
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.seed < 0 or self.sample_every < 0:
-            raise ValueError(f"seed={self.seed} and sample_every={self.sample_every} must not be negative")
+        for name in ("seed", "sample_every", "validate_every"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        for optimiser in self.optimisers.values():
+            optimiser.check_steps(self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +25,14 @@ from pipelines.config.cli import options, with_values
 from pipelines.config.codec import to_json, unsaid
 from pipelines.config.modules import use
 from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
-from pipelines.config.run import RunConfig
+from pipelines.config.run import RunConfig, Train
+from pipelines.config.weights import Weights
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
+from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of, write_tensors, write_text
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 from pipelines.storage.messages import one_line
-from pipelines.storage.paths import local_path
 from pipelines.storage.reading import read_json
 
 __all__ = [
@@ -38,11 +40,14 @@ __all__ = [
     "WEIGHTS",
     "as_begun",
     "check_data",
+    "configuration",
     "digest",
     "identity",
     "load",
     "read_run",
     "read_weights_state",
+    "trained",
+    "weights_state",
     "write_run",
     "write_weights",
 ]
@@ -104,27 +109,28 @@ def read_weights_state(directory: Path) -> Manifest | None:
     return state
 
 
-def check_data(run: Path, card: Card, *, partner: bool = False) -> None:
-    """Refuses to measure a run on other rows than those that it was trained with.
+def check_data(weights: Weights | Path, card: Card, *, partner: bool = False) -> None:
+    """Refuses to measure weights on other rows than those that they were trained with.
 
     Args:
-        run: Its directory.
+        weights: Of a checkpoint or, given by its directory, of a finished run.
         card: Of the prepared data.
         partner: Whether they are the second data set of a bridge.
 
     Raises:
         ValueError: they are others; the message says what differs.
     """
-    state = _weights_state(run)
+    weights = Weights.of(weights)
+    state = weights_state(weights)
     made = Provenance.read(state.content, str(state.file)) if state else None
     if made is None:
-        say_unverified(run)
+        say_unverified(weights.run)
         return
     now = Provenance.of(made.run, made.spec, card, card)
     changed = made.partner_changed(now.partner) if partner else made.data_changed(now.data)
     if changed:
         raise ValueError(
-            f"{run} was trained on other data: {changed}; put {card.source} back as it was, or train the run again"
+            f"{weights.run} was trained on other data: {changed}; put {card.source} back as it was, or train the run again"
         )
 
 
@@ -136,42 +142,61 @@ def as_begun(run: RunConfig, file: Path) -> RunConfig:
     return with_values(run, {path: value for path, value in then.items() if path in known})
 
 
-def digest(run: Path) -> str:
-    """SHA-256 of a run's weights: which model a document measured."""
-    return sha256_of(run / WEIGHTS)
+def configuration(weights: Weights | Path) -> tuple[RunConfig, DataSpec]:
+    """What a model was configured as; the steps are those that its weights have taken."""
+    weights = Weights.of(weights)
+    run, spec = read_run(weights.run / CONFIG)
+    return (run if weights.step is None else replace(run, train=_cut(run.train, weights.step))), spec
 
 
-def identity(run: Path) -> str:
-    """A hash of a run's weights and of the model that they are for."""
-    config, _ = read_run(run / "config.json")
-    text = f"{digest(run)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
+def _cut(train: Train, step: int) -> Train:
+    """A training as it is after a step; a schedule of learning rates that is longer than it is no fault."""
+    optimisers = {
+        name: replace(each, decay="none") if step <= each.warmup else each for name, each in train.optimisers.items()
+    }
+    return replace(train, steps=step, optimisers=optimisers)
+
+
+def digest(weights: Weights | Path) -> str:
+    """A SHA-256 that says which model a document measured: of the file of a finished run's weights; of a checkpoint, of its
+    file's and of which of its weights."""
+    weights = Weights.of(weights)
+    if weights.step is None:
+        return sha256_of(weights.run / WEIGHTS)
+    whole = weights.state.files.get(checkpoint.TENSORS) or sha256_of(weights.checkpoint / checkpoint.TENSORS)
+    return hashlib.sha256(f"{weights.part}{whole}".encode()).hexdigest()
+
+
+def trained(weights: Weights) -> bool:
+    """Whether the weights are there: those of a run that is not finished are not, those of a checkpoint are."""
+    return weights.step is not None or (weights.run / WEIGHTS).is_file()
+
+
+def identity(weights: Weights | Path) -> str:
+    """A hash of a model's weights and of the model that they are for."""
+    config, _ = configuration(weights)
+    text = f"{digest(weights)}\n{json.dumps(to_json(config.model), sort_keys=True)}"
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
+def load(path: str | Path | Weights, module: str | Path = "") -> GenerativeModel:
     """The trained model of a run, in evaluation mode, rebuilt from config.json and safetensors.
 
     Args:
-        path: The directory of a run (its averaged weights) or of an exported model.
+        path: The directory of a run (its averaged weights) or of an exported model; of a checkpoint DIRECTORY@STEP, @last or
+            @best, with :raw for weights that are not averaged (see `weights`).
         module: The extension that defines the run's own classes, where it has any (see `modules`): the path of a file or the
             name of an entry point; it is executed. What the environment variable INDM_MODULES names need not be given.
 
     Raises:
-        ValueError: not a run, a run that has no weights yet, weights or a configuration other than those that were written, or
-            weights that do not fit the configuration.
+        ValueError: not a run, a run that has no weights yet, a checkpoint that is gone, weights or a configuration other than
+            those that were written, or weights that do not fit the configuration.
     """
     if module:
         use(module)
-    directory = local_path(path, "run")
-    run, spec = read_run(directory / "config.json")
-    file = directory / WEIGHTS
-    if not file.is_file():
-        raise ValueError(f"{file}: the run has no trained weights yet; train it to its end first")
-    _verify(directory, run, spec)
-    try:
-        tensors = load_file(file)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+    weights = Weights.of(path)
+    run, spec = read_run(weights.run / CONFIG)
+    file, tensors = _tensors(weights, run, spec)
     model = run.model.build(spec)
     try:
         load_networks(model, tensors)
@@ -180,23 +205,56 @@ def load(path: str | Path, module: str | Path = "") -> GenerativeModel:
     return model.eval()
 
 
-def _weights_state(directory: Path) -> Manifest | None:
+def _tensors(weights: Weights, run: RunConfig, spec: DataSpec) -> tuple[Path, dict[str, Tensor]]:
+    """The weights, verified, and the file that they lie in."""
+    if weights.step is not None:
+        place = weights.checkpoint
+        _verify(weights, run, spec)
+        try:
+            return place / checkpoint.TENSORS, checkpoint.read_part(place, weights.part)
+        except DamagedError as error:
+            raise ValueError(f"{weights}: {error}; take another checkpoint, or give the command again") from None
+    file = weights.run / WEIGHTS
+    if not file.is_file():
+        state = checkpoint.newest_state(weights.run)
+        one = (
+            f", or take its newest checkpoint: {weights.name}@last (step {state.content['step']})"
+            if state
+            else " first"
+        )
+        raise ValueError(f"{file}: the run has no trained weights yet; train it to its end{one}")
+    _verify(weights, run, spec)
     try:
-        return read_weights_state(directory)
+        return file, load_file(file)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{file}: not a readable safetensors file ({error})") from None
+
+
+def weights_state(weights: Weights) -> Manifest | None:
+    """What vouches for weights; None where nothing does.
+
+    Raises:
+        ValueError: it is not what was written.
+    """
+    if weights.step is not None:
+        return weights.state
+    try:
+        return read_weights_state(weights.run)
     except DamagedError as error:
         raise ValueError(f"{error}; {REMEDY}") from None
 
 
-def _verify(directory: Path, run: RunConfig, spec: DataSpec) -> None:
+def _verify(weights: Weights, run: RunConfig, spec: DataSpec) -> None:
     """Refuses weights that are not those that were written, or that another configuration made."""
-    state = _weights_state(directory)
-    if state is None:
+    state, directory = weights_state(weights), weights.run
+    if state is None or not state.checked:
         say_unverified(directory)
         return
     try:
         state.verify()
     except DamagedError as error:
-        raise ValueError(f"{error}; {REMEDY}") from None
+        gone = f"take another checkpoint, or {directory.name}@last: a training keeps its last and its best ones only"
+        raise ValueError(f"{error}; {REMEDY if weights.step is None else gone}") from None
     made = Provenance.read(state.content, str(state.file))
     changed = made.config_changed(run, spec) if made else ""
     if changed:

@@ -3,7 +3,8 @@
     RUN/evaluations/KEY.json   a document for each combination of settings, runs measured together and their weights
     RUN/evaluation.json        of those of the run's present weights the most precise, for whoever wants one
 
-Earlier versions wrote evaluation.json and evaluation-brief.json alone; these are read like the others.
+Those of a checkpoint lie in RUN/@STEP in place of RUN. Earlier versions wrote evaluation.json and evaluation-brief.json alone;
+these are read like the others.
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from pathlib import Path
 from typing import Generic, TypeVar
 
 from pipelines.config.codec import to_json
-from pipelines.config.store import WEIGHTS, digest
+from pipelines.config.store import digest, trained
+from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Result, find
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, NelboResult, NllResult
@@ -57,10 +59,10 @@ def key(document: Evaluation) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def put(run: Path, document: Evaluation) -> None:
+def put(run: Weights, document: Evaluation) -> None:
     """Keeps a measurement of a run beside those that are there."""
     folder = run / FOLDER
-    folder.mkdir(exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for file in filter(Path.is_file, (run / BRIEF, run / BEST)):
         with suppress(ValueError):  # a file of an earlier version may be the only one of its measurement
             earlier = Evaluation.read(file)
@@ -72,8 +74,8 @@ def put(run: Path, document: Evaluation) -> None:
         most_precise.write(run / BEST)
 
 
-def present(run: Path, *, strict: bool = False) -> list[Evaluation]:
-    """The measurements of a run's present weights, the newest last.
+def present(run: Weights, *, strict: bool = False) -> list[Evaluation]:
+    """The measurements of weights as they are today, the newest last.
 
     Args:
         strict: Refuse a file that is no measurement under the name of one, instead of passing over it.
@@ -81,7 +83,7 @@ def present(run: Path, *, strict: bool = False) -> list[Evaluation]:
     Raises:
         ValueError: there is one, and `strict`.
     """
-    if not (run / WEIGHTS).is_file():
+    if not trained(run):
         return []
     files = [run / BRIEF, run / BEST, *(run / FOLDER).glob("*.json")]
     found, name, weights = [], run.name, digest(run)
@@ -102,7 +104,7 @@ def by_precision(documents: Sequence[Evaluation]) -> list[Evaluation]:
     return sorted(newest_first, key=_whole, reverse=True)  # which leaves equal ones in their order
 
 
-def measured_so(runs: Sequence[Path], settings: Settings) -> Evaluation | None:
+def measured_so(runs: Sequence[Weights], settings: Settings) -> Evaluation | None:
     """The measurement of exactly these runs, with these weights and settings; None where there is none."""
     weights = {run.name: digest(run) for run in runs}
     return next((d for d in present(runs[0]) if (d.weights, d.settings) == (weights, settings)), None)

@@ -20,6 +20,7 @@ import torch
 
 import indm_core
 from pipelines.config.store import identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.plan import Plan
 from pipelines.storage.journal import Journal, Record
@@ -37,12 +38,12 @@ class Kept:
 
     Args:
         plan: What is measured.
-        runs: Directories of its runs.
+        runs: Its runs.
         device: Kind of device that the tasks run on.
     """
 
     plan: Plan
-    runs: tuple[Path, ...]
+    runs: tuple[Weights, ...]
     device: str
 
     def read(self, tasks: Sequence[Task[Any]]) -> tuple[dict[Task[Any], Any], float]:

@@ -18,6 +18,7 @@ import torch
 
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, digest
+from pipelines.config.weights import Weights
 from pipelines.evaluation.archive import best, key, present, put
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.kept import Kept
@@ -34,7 +35,7 @@ __all__ = ["evaluate"]
 
 
 def evaluate(
-    runs: Sequence[Path],
+    runs: Sequence[Weights],
     settings: Settings,
     root: Path,
     show: Callable[[Evaluation], None] = lambda document: None,
@@ -45,7 +46,7 @@ def evaluate(
     What tasks have given is kept on disk as it comes, so that after a kill the same call goes on from there (`Kept`).
 
     Args:
-        runs: Directories of trained runs.
+        runs: Trained runs, or checkpoints.
         root: Output directory, where prepared data and classifiers are kept.
         show: Called with the document, which is written by then, before pictures are drawn.
         device: Of the actors, see `places`.
@@ -58,7 +59,7 @@ def evaluate(
     """
     began = time.monotonic()
     for run in runs:
-        check_writable(run)
+        check_writable(run.place)
     plan = Plan.of(runs, settings, root)
     for run in runs:
         check_data(run, plan.card)
@@ -100,7 +101,7 @@ def carry_out(
 
 
 def _document(
-    runs: Sequence[Path], plan: Plan, found: Sequence[tuple[int | None, Result]], seconds: float
+    runs: Sequence[Weights], plan: Plan, found: Sequence[tuple[int | None, Result]], seconds: float
 ) -> Evaluation:
     """The results of all measurements, each with the index of its run or None, in one."""
     figures = {}
@@ -129,7 +130,9 @@ def _in_turn(measurements: Sequence[Measurement[Any]]) -> list[Task[Any]]:
     return [task for tasks in rounds for task in tasks if task is not None]
 
 
-def _draw(document: Evaluation, runs: Sequence[Path], plan: Plan, distances: Sequence[Distances], done: Done) -> None:
+def _draw(
+    document: Evaluation, runs: Sequence[Weights], plan: Plan, distances: Sequence[Distances], done: Done
+) -> None:
     """The first samples of each run as a picture, unless a more precise measurement has one."""
     spec = plan.subjects[0].spec
     num = 100 if len(spec.shape) == 3 else 2000

@@ -13,7 +13,8 @@ from torch import Tensor
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks, network_tensors
 from pipelines.config.run import RunConfig
-from pipelines.config.store import load, read_run
+from pipelines.config.store import configuration, load
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
@@ -65,13 +66,13 @@ class Subject:
         return model.eval()
 
 
-def subjects_of(runs: Sequence[Path]) -> list[Subject]:
+def subjects_of(runs: Sequence[Weights]) -> list[Subject]:
     """The models of runs, which must be on the same data and have names that tell them apart.
 
     Raises:
         ValueError: no trained run, runs on other data, or two of one name.
     """
-    subjects = [Subject(*read_run(run / "config.json"), network_tensors(load(run))) for run in runs]
+    subjects = [Subject(*configuration(run), network_tensors(load(run))) for run in runs]
     first = subjects[0]
     for run, subject in zip(runs, subjects, strict=True):
         if subject.spec != first.spec or replace(subject.run.data, partner="") != replace(first.run.data, partner=""):
@@ -82,7 +83,7 @@ def subjects_of(runs: Sequence[Path]) -> list[Subject]:
     return subjects
 
 
-def check(runs: Sequence[Path], settings: Settings, root: Path) -> dict[str, RunConfig]:
+def check(runs: Sequence[Weights], settings: Settings, root: Path) -> dict[str, RunConfig]:
     """The configurations of runs by name, where all that measuring them needs is there.
 
     Raises:
@@ -113,7 +114,7 @@ class Plan:
     root: Path
 
     @staticmethod
-    def of(runs: Sequence[Path], settings: Settings, root: Path) -> Plan:
+    def of(runs: Sequence[Weights], settings: Settings, root: Path) -> Plan:
         """The plan for runs; raises as `subjects_of` does."""
         names = tuple(run.name for run in runs)
         return Plan(names=names, subjects=tuple(subjects_of(runs)), settings=settings, root=root)

@@ -93,7 +93,7 @@ def spreads(document: Evaluation, configs: Mapping[str, RunConfig]) -> list[Spre
 
 def common_name(names: Mapping[int, str]) -> str:
     """The name that runs have without their seed."""
-    return next(name.removesuffix(f"-seed{seed}") for seed, name in names.items())
+    return next("".join(name.rsplit(f"-seed{seed}", 1)) for seed, name in names.items())
 
 
 def _over(model: str, figures: Mapping[int, Mapping[str, tuple[float, float]]]) -> list[Spread]:

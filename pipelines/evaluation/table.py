@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from pipelines.config.store import read_run
+from pipelines.config.store import configuration
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.evaluation.archive import BEST, best_figures, present
 from pipelines.evaluation.estimates import with_error
@@ -70,10 +71,10 @@ def _divergence(document: Evaluation) -> str:
     return f"{document.settings.num_probes} Hutchinson probe{'s' * (document.settings.num_probes > 1)}"
 
 
-def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
+def log(document: Evaluation, runs: Sequence[Weights], root: Path) -> None:
     """Writes of each run the most precise figures that there are, with their document and samples, into its MLflow run, linked
     to its last model and to the data."""
-    config, _ = read_run(runs[0] / "config.json")
+    config, _ = configuration(runs[0])
     data = ensure(config.data.source, root / "data", config.data.options)
     for run in runs:
         figures = replace(document.runs[run.name], results=best_figures(run.name, present(run)))
@@ -81,7 +82,7 @@ def log(document: Evaluation, runs: Sequence[Path], root: Path) -> None:
         figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
         files = tuple(str(run / file) for file in (BEST, "samples.png"))
         post(run, Made(figures=figures, files=files, data=str(data)))
-    deliver(runs, root)
+    deliver([run.run for run in runs], root)
 
 
 def _metrics(figures: Figures) -> dict[str, float]:

@@ -11,6 +11,7 @@ from types import FunctionType
 
 from pipelines.config.modules import Extension, split_word, use, used
 from pipelines.config.run import RunConfig
+from pipelines.config.store import CONFIG, read_run
 from pipelines.recipes.common import Recipe
 from pipelines.recipes.digits import DIGITS
 from pipelines.recipes.images import IMAGES
@@ -19,8 +20,9 @@ from pipelines.recipes.own import OWN
 from pipelines.recipes.tables import TABLES
 from pipelines.recipes.toy2d import TOY2D
 from pipelines.storage.messages import nearest
+from pipelines.storage.paths import local_path
 
-__all__ = ["BASELINES", "BY_DATA", "DEFAULT", "RECIPES", "Recipe", "chosen", "find", "own_recipes"]
+__all__ = ["BASELINES", "BY_DATA", "DEFAULT", "RECIPES", "Recipe", "chosen", "find", "own_recipes", "trained_before"]
 
 BY_DATA: dict[str, dict[str, Recipe]] = {
     "digits": DIGITS,
@@ -46,6 +48,29 @@ def chosen(words: list[str], given: dict[str, str], default: str = DEFAULT) -> s
     if len(named) > 1:
         raise ValueError(f"one recipe at a time, got {' '.join(named)}; name one, and write options with --")
     return named[0] if named else default
+
+
+def trained_before(file: str, words: list[str], given: dict[str, str]) -> RunConfig:
+    """The configuration of an earlier run, which is trained again.
+
+    Args:
+        file: Its config.json, or the directory that holds it.
+        words, given: What else was typed; a recipe's file of the user's own, whose classes the run needs, is taken out of it.
+
+    Raises:
+        ValueError: no such configuration, or a recipe beside it.
+    """
+    place = local_path(file, "--config")
+    place = place / CONFIG if place.is_dir() else place
+    own = given.pop("recipe", "")
+    module, _ = split_word(own)
+    if words or (own and not module):
+        raise ValueError(
+            f"--config {file}: it takes the place of the recipe {' '.join(words) or own}; give one of the two"
+        )
+    if module:
+        use(module)
+    return read_run(place)[0]
 
 
 def find(word: str, what: str = "recipe") -> Recipe:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 from indm_core.training import AdamW
 from pipelines.config.flows import IdentityConfig
@@ -30,9 +31,9 @@ def named(name: str, text: str, make: Recipe) -> Recipe:
     return recipe
 
 
-def adamw(lr: float, *networks: str) -> dict[str, AdamW]:
+def adamw(lr: float, *networks: str, decay: Literal["none", "cosine"] = "none") -> dict[str, AdamW]:
     """One learning rate for several networks, with this project's betas and weight decay."""
-    return {network: AdamW(lr=lr) for network in networks}
+    return {network: AdamW(lr=lr, decay=decay) for network in networks}
 
 
 def adam(lr: float, *networks: str, warmup: int = 0) -> dict[str, AdamW]:

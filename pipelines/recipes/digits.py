@@ -29,6 +29,7 @@ TRAIN = Train(
     log_every=25,
     checkpoint_every=200,
     sample_every=400,
+    validate_every=600,
 )
 
 

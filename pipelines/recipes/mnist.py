@@ -29,6 +29,7 @@ SMALL_TRAIN = Train(
     log_every=25,
     checkpoint_every=200,
     sample_every=1000,
+    validate_every=1000,
 )
 
 

@@ -22,7 +22,7 @@ def images() -> RunConfig:
         train=Train(
             steps=5000,
             batch_size=64,
-            optimisers=adamw(5e-4, "score") | adamw(1e-3, "flow"),
+            optimisers=adamw(5e-4, "score", decay="cosine") | adamw(1e-3, "flow", decay="cosine"),
             ema_decay=0.999,
             log_every=25,
             checkpoint_every=250,
@@ -44,7 +44,9 @@ def vectors() -> RunConfig:
         recipe="vectors",
         data=Data(source="", options=Options(standardise=True)),
         model=SizedINDMConfig(objective=Objective(pretrain_steps=0)),
-        train=replace(base.train, steps=3000, optimisers=adamw(1e-3, "score", "flow"), sample_every=1000),
+        train=replace(
+            base.train, steps=3000, optimisers=adamw(1e-3, "score", "flow", decay="cosine"), sample_every=1000
+        ),
     )
 
 

@@ -32,6 +32,7 @@ def tabular_diffflow() -> RunConfig:
             log_every=50,
             checkpoint_every=200,
             sample_every=0,
+            validate_every=200,
         ),
     )
 
@@ -42,7 +43,13 @@ def _published(table: str, width: int, batch_size: int) -> RunConfig:
     stages, changes = (5, 10, 20, 30), (5000, 10_000, 15_000)
     base = tabular_diffflow()
     train = replace(
-        base.train, steps=30_000, batch_size=batch_size, ema_decay=0.999, log_every=100, checkpoint_every=1000
+        base.train,
+        steps=30_000,
+        batch_size=batch_size,
+        ema_decay=0.999,
+        log_every=100,
+        checkpoint_every=1000,
+        validate_every=1000,
     )
     return replace(
         base,

@@ -9,6 +9,7 @@ from typing import cast
 
 from indm_core.model import GenerativeModel, LinearModel
 from pipelines.config.store import load
+from pipelines.config.weights import Weights
 from pipelines.reporting.diagnose import diagnose
 from pipelines.reporting.errors import error_tables
 from pipelines.reporting.integration import draw_integration
@@ -21,15 +22,15 @@ from pipelines.storage.outputs import output_root
 __all__ = ["diagnose_runs"]
 
 
-def diagnose_runs(directories: Sequence[Path], wanted: DiagnoseOptions) -> Path:
+def diagnose_runs(chosen: Sequence[Weights], wanted: DiagnoseOptions) -> Path:
     """Draws and measures everything that the models allow; returns the page.
 
     Raises:
         ValueError: a directory that holds no trained run, or runs on other data.
     """
-    runs = read_runs(directories)
-    models: list[tuple[str, GenerativeModel]] = [(run.name, load(run.directory)) for run in runs]
-    out, began = output_root(wanted.out or str(directories[0] / "diagnose")), time.monotonic()
+    runs = read_runs(chosen)
+    models: list[tuple[str, GenerativeModel]] = [(run.name, load(run.weights)) for run in runs]
+    out, began = output_root(wanted.out or str(chosen[0] / "diagnose")), time.monotonic()
 
     def said(what: str) -> None:
         print(f"{what}: done after {time.monotonic() - began:.0f} s", flush=True)

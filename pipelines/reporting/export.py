@@ -1,7 +1,7 @@
 """A run as a model repository: a directory that `load` and the tools of the Hugging Face hub read, and nothing of this machine.
 
 config.json         as of a run; of its sources, the names alone
-model.safetensors   the averaged weights;  model.json  what vouches for them
+model.safetensors   the weights;  model.json  what vouches for them
 README.md           the model card (`model_card`);  samples.png  a grid of samples
 """
 
@@ -15,7 +15,8 @@ from indm_core.draw import check_sampling
 from indm_core.training import network_tensors
 from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig
-from pipelines.config.store import CONFIG, WEIGHTS, load, read_weights_state, write_run, write_weights
+from pipelines.config.store import CONFIG, WEIGHTS, load, read_run, weights_state, write_run, write_weights
+from pipelines.config.weights import Weights
 from pipelines.reporting.export_options import ExportOptions
 from pipelines.reporting.model_card import model_card
 from pipelines.reporting.tables import Run
@@ -35,7 +36,7 @@ HUBS = {".git", ".gitattributes", ".cache", ".huggingface"}
 """What the hub's tools put into a repository of it."""
 
 
-def export(run: Path, wanted: ExportOptions) -> Path:
+def export(run: Weights, wanted: ExportOptions) -> Path:
     """Writes the directory, and returns it.
 
     Raises:
@@ -44,12 +45,12 @@ def export(run: Path, wanted: ExportOptions) -> Path:
     if not wanted.to:
         raise ValueError("where to? give --to DIR")
     out = local_path(wanted.to, "--to").resolve()
-    _refuse_others(out, run)
+    _refuse_others(out, run.run)
     model = load(run)
     check_sampling(model, wanted.sampling)
     check_writable(out, "give another --to DIR")
     found = Run.read(run)
-    state = read_weights_state(run)
+    state = weights_state(run)
     made = Provenance.read(state.content, str(state.file)) if state else None
     config, spec = without_paths(found.config), found.spec
     step = state.content["step"] if state else config.train.steps
@@ -60,8 +61,8 @@ def export(run: Path, wanted: ExportOptions) -> Path:
     num = wanted.num_samples or (64 if len(spec.shape) == 3 else 1000)
     x = model.sample(num, sampler=wanted.sampling, seed=wanted.seed)
     card = model_card(
-        replace(found, config=config),
-        weights=f"averaged over training, step {step:,}",
+        replace(found, config=without_paths(read_run(run.run / CONFIG)[0])),
+        weights=f"{'not averaged' if run.raw else 'averaged over training'}, step {step:,}",
         grid=GRID,
         drawn=f"`{wanted.sampling}`, seeds {wanted.seed} to {wanted.seed + num - 1}",
         commit=_commit(),

@@ -7,15 +7,16 @@ import math
 import os
 import platform
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from pipelines.config.run import RunConfig
-from pipelines.config.store import WEIGHTS, digest, identity, read_run
+from pipelines.config.store import configuration, digest, identity, trained
+from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.archive import Found, best, by_precision, differences, present
 from pipelines.evaluation.estimates import Estimate, with_error
@@ -56,36 +57,36 @@ Table = tuple[str, Row, Sequence[Row]]
 
 @dataclass(frozen=True)
 class Run:
-    """A run's directory and what stands in it.
+    """The weights of a run, and what was measured of them.
 
     Args:
-        measured: The measurements of its present weights, the newest last.
-        compared: The table of its samplers.
+        measured: The measurements of them as they are today, the newest last.
+        compared: The table of their samplers.
     """
 
-    directory: Path
+    weights: Weights
     config: RunConfig
     spec: DataSpec
     measured: Sequence[Evaluation]
     compared: Comparison | None
 
     @staticmethod
-    def read(directory: Path) -> Run:
-        """What a directory holds, as far as it is of the weights that lie there.
+    def read(weights: Weights) -> Run:
+        """What there is of a run, as far as it is of the weights that lie there.
 
         Raises:
             ValueError: no run, or a file that is no measurement under the name of one.
         """
-        config, spec = read_run(directory / "config.json")
-        trained, measured = (directory / WEIGHTS).is_file(), present(directory, strict=True)
-        compared = Comparison.read(directory / COMPARED) if (directory / COMPARED).is_file() else None
-        if compared and (not trained or compared.weights != identity(directory)):
+        config, spec = configuration(weights)
+        measured = present(weights, strict=True)
+        compared = Comparison.read(weights / COMPARED) if (weights / COMPARED).is_file() else None
+        if compared and not (trained(weights) and compared.weights == identity(weights)):
             compared = None
-        return Run(directory, config, spec, measured, compared)
+        return Run(weights, config, spec, measured, compared)
 
     @property
     def name(self) -> str:
-        return self.directory.name
+        return self.weights.name
 
     def of(self, kind: type[R]) -> Found[R] | None:
         """The most precise result of a kind; None where it was not measured."""
@@ -165,10 +166,11 @@ def _with_error(value: float, error: float) -> str:
 def difference_tables(runs: Sequence[Run]) -> list[Table]:
     """The paired differences of the runs, and of others in the same output directories, of weights that they have today."""
     documents = [document for run in runs for document in run.measured]
-    weights = {run.name: digest(run.directory) for run in runs if run.measured}
+    weights = {run.name: digest(run.weights) for run in runs if run.measured}
     for name in {name for document in documents for name in document.weights} - weights.keys():
-        beside = next((place for run in runs if (place := run.directory.parent / name / WEIGHTS).is_file()), None)
-        weights |= {name: digest(beside.parent)} if beside else {}
+        for root in {run.weights.run.parent for run in runs}:
+            with suppress(OSError, ValueError):  # it is gone, or lies elsewhere
+                weights[name] = digest(Weights.of(root / name))
     pairs = differences(documents, weights)
     if not pairs:
         return []

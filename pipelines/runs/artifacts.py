@@ -5,18 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.config.weights import Weights
 from pipelines.storage.outputs import output_root
 
 __all__ = ["log_files"]
 
 
-def log_files(runs: Sequence[Path], files: Sequence[Path]) -> None:
+def log_files(runs: Sequence[Weights], files: Sequence[Path]) -> None:
     """Logs the files into the MLflow run of each run that has one; a store that does not answer is told, and no error."""
-    known = [run for run in runs if (run / "mlflow.json").is_file()]
+    known = [run for run in runs if (run.run / "mlflow.json").is_file()]
     if not known:
         return
     from pipelines.runs.tracking import Made, deliver, post
 
     for run in known:
         post(run, Made(files=tuple(str(file.resolve()) for file in files)))
-    deliver(known, output_root(None))
+    deliver([run.run for run in known], output_root(None))

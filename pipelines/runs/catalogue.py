@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,8 @@ from torch import Tensor
 from pipelines.config.provenance import MADE_OF
 from pipelines.config.store import CONFIG, write_weights
 from pipelines.data.card import CARD, Card, load_card
-from pipelines.runs import checkpoint
+from pipelines.runs.record import VALIDATION
+from pipelines.storage import checkpoint
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import read_json
 
@@ -59,19 +61,26 @@ class Made:
         files: Tables and pictures; those that are absent are left out.
         data: Directory of the prepared data set that the figures are of; '' where there is none.
         finished: Whether the run is finished by this.
+        step: Of the checkpoint that it is of; 0: of the run's last weights.
+        folder: Among the run's artifacts, where the files go.
     """
 
     figures: dict[str, float] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     data: str = ""
     finished: bool = False
+    step: int = 0
+    folder: str = ""
 
     @staticmethod
     def of(document: Any) -> Made:
         """From its JSON."""
         figures = {str(name): float(value) for name, value in dict(document["figures"]).items()}
         files, data = tuple(map(str, document["files"])), str(document["data"])
-        return Made(figures=figures, files=files, data=data, finished=bool(document["finished"]))
+        step, folder = int(document.get("step", 0)), str(document.get("folder", ""))
+        return Made(
+            figures=figures, files=files, data=data, finished=bool(document["finished"]), step=step, folder=folder
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -145,7 +154,7 @@ def run_id(directory: Path) -> str:
 
 
 def log_models(directory: Path, uri: str) -> None:
-    """Logs the kept checkpoints of a run that are not logged yet, each with its training NELBO.
+    """Logs the kept checkpoints of a run that are not logged yet, each with its NELBO on training and on held-out rows.
 
     Raises:
         MlflowException: the store refuses.
@@ -166,9 +175,9 @@ def log_models(directory: Path, uri: str) -> None:
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(own, [LoggedModelOutput(model.model_id, step)])
-        nelbo = float(numbers.get("nelbo", float("nan")))
-        if nelbo == nelbo and abs(nelbo) != float("inf"):
-            client.log_metric(own, "nelbo", nelbo, step=step, model_id=model.model_id)
+        for name, key in (("nelbo", "nelbo"), (VALIDATION[0], "validation_nelbo")):
+            if math.isfinite(figure := float(numbers.get(key, math.nan))):
+                client.log_metric(own, name, figure, step=step, model_id=model.model_id)
         models[step] = model.model_id
         replace(kept, models=models).write(directory)
 
@@ -181,15 +190,12 @@ def _export(directory: Path, tensors: Mapping[str, Tensor], numbers: Mapping[str
     write_weights(folder, averaged, numbers["step"], made_of)
 
 
-def log_figures(
-    directory: Path, uri: str, figures: Mapping[str, float], files: Sequence[Path], card: Card | None = None
-) -> None:
-    """Figures and files that a later command made of a run, linked to its last model and to the data that they are of.
+def log_figures(directory: Path, uri: str, made: Made, card: Card | None = None) -> None:
+    """Figures and files that a later command made of a run, linked to the model and to the data that they are of.
 
     Args:
         directory: Of the run; nothing is done where it has no MLflow run.
-        figures: By name, finite numbers.
-        files: Tables and pictures; those that are absent are left out.
+        made: The figures and files.
         card: The data set that was measured on.
 
     Raises:
@@ -199,7 +205,7 @@ def log_figures(
     own, models = kept.run_id, kept.models
     if not own:
         return
-    client, now, step = MlflowClient(uri), int(time.time() * 1000), max(models, default=0)
+    client, now, step = MlflowClient(uri), int(time.time() * 1000), made.step or max(models, default=0)
     data = data_set(card) if card else None
     metrics = [
         Metric(
@@ -211,15 +217,15 @@ def log_figures(
             dataset_name=data.name if data else None,
             dataset_digest=data.digest if data else None,
         )
-        for name, value in figures.items()
+        for name, value in made.figures.items()
     ]
     if card:
         client.log_inputs(own, inputs(card, "evaluation"))
     for first in range(0, len(metrics), 500):
         client.log_batch(own, metrics=metrics[first : first + 500])
-    for file in files:
+    for file in map(Path, made.files):
         if file.is_file() and not file.is_symlink():  # a link may lead out of the run
-            client.log_artifact(own, str(file))
+            client.log_artifact(own, str(file), made.folder or None)
 
 
 def log_made(directory: Path, uri: str) -> None:
@@ -231,7 +237,7 @@ def log_made(directory: Path, uri: str) -> None:
     while (kept := Kept.read(directory)).waiting:
         made, *later = kept.waiting
         card = load_card(made.data) if made.data and (Path(made.data) / CARD).is_file() else None
-        log_figures(directory, uri, made.figures, list(map(Path, made.files)), card)
+        log_figures(directory, uri, made, card)
         if made.finished:
             MlflowClient(uri).set_terminated(kept.run_id, "FINISHED")
         replace(kept, waiting=tuple(later)).write(directory)

@@ -11,8 +11,8 @@ from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import WEIGHTS, read_weights_state
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
-from pipelines.runs import checkpoint
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError
 
 __all__ = ["METRICS", "Job", "Training", "finished", "read_metrics"]

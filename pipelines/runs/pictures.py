@@ -79,26 +79,33 @@ def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
 
 
 def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path) -> None:
-    """Training NELBO against step for one or more runs; a dotted line marks the end of the pre-training.
+    """Training NELBO against step for one or more runs, and with markers the NELBO on held-out rows with its standard error; a
+    dotted line marks the end of the pre-training.
 
     Args:
-        series: By run, its records that have a NELBO.
+        series: By run, its records.
         unit: Of the NELBO.
         file: The picture.
     """
     figure = figure_of(7, 4)
     axes = figure.add_subplot()
-    for name, records in series.items():
+    shown: list[float] = []
+    for name, of_run in series.items():
+        records = [r for r in of_run if "nelbo" in r.terms]
         steps, bounds = [r.step for r in records], [r.terms["nelbo"] for r in records]
         (line,) = axes.plot(steps, bounds, label=name, linewidth=1.2)
+        points = [(r.step, r.held_out.nelbo, r.held_out.se) for r in of_run if r.held_out]
+        if points:
+            style = {"linestyle": "--", "linewidth": 1, "marker": "o", "markersize": 3, "capsize": 2}
+            axes.errorbar(*zip(*points, strict=True), color=line.get_color(), label=f"{name}, held out", **style)
+        shown += [value for value in [*bounds, *(point[1] for point in points)] if math.isfinite(value)]
         joint = [r.step for r in records if r.phase != "pretraining"]
         if joint and len(joint) < len(records):
             axes.axvline(joint[0], linestyle=":", color=line.get_color(), linewidth=1)
     axes.set_xlabel("step")
-    axes.set_ylabel(f"training NELBO ({unit})")
-    finite = [r.terms["nelbo"] for records in series.values() for r in records if math.isfinite(r.terms["nelbo"])]
-    if finite:
-        low, high = min(finite), float(np.quantile(finite, 0.9))
+    axes.set_ylabel(f"NELBO ({unit})")
+    if shown:
+        low, high = min(shown), float(np.quantile(shown, 0.9))
         axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
     axes.legend()
     axes.grid(alpha=0.3)

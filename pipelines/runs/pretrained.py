@@ -24,7 +24,7 @@ from pipelines.config.hub import snapshot
 from pipelines.config.networks import DDPMUNetConfig
 from pipelines.config.run import RunConfig
 from pipelines.data.spec import DataSpec
-from pipelines.runs import checkpoint
+from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of
 from pipelines.storage.manifest import DamagedError
 from pipelines.storage.messages import one_line

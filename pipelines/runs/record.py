@@ -7,6 +7,11 @@ RUN/metrics.jsonl has one record a line, a flat JSON object:
     unit            bits/dim for dequantised data, nats/dim for continuous data
     images_per_s, data_wait, eta_s, skipped
     gradient_norm/NETWORK
+    validation/nelbo, validation/se
+                    the NELBO of the averaged weights of this step on the run's held-out rows in `unit`, and its standard error
+                    over rows; absent where it was not measured
+
+A record of the step that a run begins at has nothing but the last two.
 """
 
 from __future__ import annotations
@@ -16,17 +21,27 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from indm_core.training import StepReport, Trainer
 from pipelines.storage.reading import open_regular, parse_json
 
-__all__ = ["Meter", "Record", "RecordReader", "Unit"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from indm_core.training import StepReport, Trainer
+
+__all__ = ["VALIDATION", "HeldOut", "Meter", "Record", "RecordReader", "Unit"]
 
 WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "eta_s", "skipped")
-NORM = "gradient_norm/"
+NORM, VALIDATION = "gradient_norm/", ("validation/nelbo", "validation/se")
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The mean NELBO on held-out rows, and its standard error over them."""
+
+    nelbo: float
+    se: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +58,7 @@ class Record:
         eta_s: Seconds to the last step, at the mean speed since the training began, or went on, and its last phase began.
         skipped: Steps skipped since the run began.
         gradient_norms: Mean gradient norm of each trained network before clipping.
+        held_out: What the averaged weights of the step reach on the run's held-out rows, in `unit`; None: not measured.
     """
 
     step: int
@@ -54,11 +70,19 @@ class Record:
     eta_s: float = 0.0
     skipped: int = 0
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
+    held_out: HeldOut | None = None
+
+    @property
+    def trained(self) -> bool:
+        """Whether a step was taken in its interval; of the record of a run's beginning none was."""
+        return self.images_per_s > 0 or self.held_out is None
 
     def figures(self) -> dict[str, float]:
         """Every number but the step, under its name in metrics.jsonl."""
-        numbers = {name: getattr(self, name) for name in NUMBERS}
-        return {**self.terms, **numbers, **{NORM + name: norm for name, norm in self.gradient_norms.items()}}
+        numbers = {name: getattr(self, name) for name in NUMBERS} if self.trained else {}
+        norms = {NORM + name: norm for name, norm in self.gradient_norms.items()}
+        held_out = dict(zip(VALIDATION, (self.held_out.nelbo, self.held_out.se), strict=True)) if self.held_out else {}
+        return {**self.terms, **numbers, **norms, **held_out}
 
     def to_json(self) -> str:
         """The record as a line of metrics.jsonl, without the end of the line."""
@@ -80,7 +104,9 @@ class Record:
             if not isinstance(value, str if name in WORDS[1:] else float | int) or isinstance(value, bool):
                 raise ValueError(f"no record of a training: {name[:80]!r} is {str(value)[:80]!r}")
         norms = {name.removeprefix(NORM): found.pop(name) for name in list(found) if name.startswith(NORM)}
-        return Record(**own, terms=found, gradient_norms=norms)
+        nelbo, se = (found.pop(name, None) for name in VALIDATION)
+        held_out = None if nelbo is None or se is None else HeldOut(nelbo=nelbo, se=se)
+        return Record(**own, terms=found, gradient_norms=norms, held_out=held_out)
 
 
 class RecordReader:
@@ -182,6 +208,8 @@ class Meter:
 
     def record(self, trainer: Trainer) -> Record:
         """The interval's record; every rank calls it, because the terms are averaged over ranks."""
+        import torch  # not with the module: records are read without it
+
         now, steps = time.monotonic(), max(1, trainer.step_count - self.latest.step)
         seconds = now - self.began
         phase = trainer.model.phase(trainer.step_count - 1)

@@ -19,7 +19,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.runs.catalogue import run_id
 from pipelines.runs.job import METRICS
-from pipelines.runs.record import Record, RecordReader
+from pipelines.runs.record import VALIDATION, Record, RecordReader
 from pipelines.runs.store import named, reach
 
 __all__ = ["Feed", "Shipper"]
@@ -47,7 +47,7 @@ class Feed:
     def begin(self) -> None:
         """Forgets how far the store is: it is asked again."""
         self.reader, self.client, self.run_id = RecordReader(self.directory / METRICS), None, ""
-        self.step, self.pictures = 0, set[str]()
+        self.step, self.pictures = -1, set[str]()
 
     def gained(self) -> bool:
         """Whether the directory may hold what the store lacks."""
@@ -82,7 +82,7 @@ class Feed:
         """A client, and what the run has by now."""
         client, self.run_id = MlflowClient(self.uri), run_id(self.directory)
         last = client.get_run(self.run_id).to_proto().data.metrics
-        self.step = max((metric.step for metric in last if metric.key == "images_per_s"), default=0)
+        self.step = max((metric.step for metric in last if metric.key in ("images_per_s", VALIDATION[0])), default=-1)
         self.pictures = {Path(file.path).name for file in client.list_artifacts(self.run_id, PICTURES)}
         return client
 

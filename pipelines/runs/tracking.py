@@ -18,6 +18,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.cli import options
+from pipelines.config.weights import Weights
 from pipelines.data.card import Card, load_card
 from pipelines.runs.catalogue import Kept, Made, inputs, log_made, log_models, run_id, source_tags
 from pipelines.runs.job import Job
@@ -83,11 +84,13 @@ def _experiment(client: MlflowClient, root: Path) -> str:
     return found.experiment_id
 
 
-def post(directory: Path, made: Made) -> None:
+def post(weights: Weights, made: Made) -> None:
     """Keeps what a command made of a run for its MLflow run, where it has one; `deliver` logs it."""
-    kept = Kept.read(directory)
+    kept = Kept.read(weights.run)
+    figures = {f"raw/{name}" if weights.raw else name: figure for name, figure in made.figures.items()}
+    made = replace(made, figures=figures, step=weights.step or 0, folder=weights.folder)
     if kept.run_id and made not in kept.waiting:
-        replace(kept, waiting=(*kept.waiting, made)).write(directory)
+        replace(kept, waiting=(*kept.waiting, made)).write(weights.run)
 
 
 def deliver(directories: Sequence[Path], root: Path) -> None:

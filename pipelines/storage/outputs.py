@@ -18,8 +18,10 @@ __all__ = [
     "check_name",
     "check_writable",
     "find_run",
+    "is_run",
     "only_one",
     "output_root",
+    "place_of",
     "refuse_foreign_links",
     "writing",
 ]
@@ -75,16 +77,22 @@ def find_run(word: str, root: Path | None = None) -> Path:
     Raises:
         ValueError: none of both, or a link of somebody else lies in it.
     """
-    path = local_path(word, "run")
-    if (path / CONFIG).is_file():
-        run = path.resolve()
-    else:
-        root = root or output_root(None)
-        run = root / path
-        if not (run / CONFIG).is_file():
-            raise ValueError(f"{word}: no run here, and none in {root}; {_runs_near(path.name, root)}")
+    if not is_run(run := place_of(word, root)):
+        root, name = root or output_root(None), local_path(word, "run").name
+        raise ValueError(f"{word}: no run here, and none in {root}; {_runs_near(name, root)}")
     refuse_foreign_links(run)
     return run
+
+
+def place_of(word: str, root: Path | None = None) -> Path:
+    """Where a run of that directory, or of that name under the output directory, lies if there is one."""
+    path = local_path(word, "run")
+    return path.resolve() if is_run(path) else (root or output_root(None)) / path
+
+
+def is_run(directory: Path) -> bool:
+    """Whether a run lies there."""
+    return (directory / CONFIG).is_file()
 
 
 def _runs_near(name: str, root: Path) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from indm_core.sampling import Sampling
 from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
+from pipelines.config.weights import Weights
 from pipelines.data.card import load_card
 from pipelines.evaluation.archive import measured_so
 from pipelines.evaluation.legend import legend
@@ -57,19 +58,19 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     Args:
         settings: How the runs are measured; None: they are not.
     """
-    runs = [job.directory for job in jobs]
+    runs = [Weights(run=job.directory) for job in jobs]
     configs = {job.directory.name: job.run for job in jobs}
     document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
-    draw_curves(runs)
+    draw_curves([job.directory for job in jobs])
     for run in runs:
         post(run, Made(files=(str(run / "learning_curve.png"),), finished=True))
     if document:
         log(document, runs, root)
     else:
-        deliver(runs, root)
+        deliver([run.run for run in runs], root)
     for run in runs:
         print(f"{run}: model.safetensors, {'samples.png, ' if document else ''}learning_curve.png, metrics.jsonl")
-    print(f"{what_next(runs)}\nexperiments: make ui   ({named(tracking_uri(root))})")
+    print(f"{what_next([job.directory for job in jobs])}\nexperiments: make ui   ({named(tracking_uri(root))})")
 
 
 def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
@@ -78,7 +79,9 @@ def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
     print(legend(document), flush=True)
 
 
-def _measured(runs: Sequence[Path], settings: Settings, root: Path, show: Callable[[Evaluation], None]) -> Evaluation:
+def _measured(
+    runs: Sequence[Weights], settings: Settings, root: Path, show: Callable[[Evaluation], None]
+) -> Evaluation:
     """The brief measurement of exactly these runs with exactly these weights: the one that is there, else a new one."""
     if document := measured_so(runs, settings):
         show(document)

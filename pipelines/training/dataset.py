@@ -31,6 +31,7 @@ from pipelines.runs.record import Unit
 from pipelines.training.loop import run
 from pipelines.training.session import Batch, Session, Work
 from pipelines.training.stream import Rows, RowStream
+from pipelines.training.validation import held_out_rows
 
 __all__ = ["run_job"]
 
@@ -54,6 +55,7 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         unit=Unit(job.spec.unit, partial(_in_unit, job.spec)),
         write_config=partial(write_run, job.directory / "config.json", job.run, job.spec),
         draw=partial(_draw_samples, job.spec, session.device),
+        validate=held_out_rows(job, session.device) if job.run.train.validate_every and session.rank == 0 else None,
         shared_steps=job.run.model.shared_steps,
         made_of=job.provenance().to_document(),
     )

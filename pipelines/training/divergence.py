@@ -1,10 +1,13 @@
 """Whether a training has diverged: its weights are worth nothing then, and it ends with an error instead of a model.
 
 It has where more than half of the last 100 steps were skipped, because their loss or gradient was not finite; and where, at the
-end of a phase, more than half of the last 100 steps were skipped or had a bound above that of the first step, which is taken
-before any update. The bound of a step is noisy: it is of few rows, times and draws. Above means therefore by more than 10
-standard errors of the first, which a few rows tell badly, and of most steps: training that learns nothing does not come near
-that by chance, and one spike does not count. A training of fewer than 100 steps is not judged.
+end of a phase, the bound is above its value before the first step.
+
+The validation curve says that where it has both points: above means by more than 5 sqrt(se^2 + se^2). Else the steps do: more
+than half of the last 100 were skipped or had a bound above that of the first step, which is taken before any update. The bound
+of a step is noisy: it is of few rows, times and draws. Above means therefore by more than 10 standard errors of the first, told
+badly by a few rows, and of most steps: training that learns nothing does not come near that by chance, and one spike does not
+count. By its steps, a training of fewer than 100 is not judged.
 """
 
 from __future__ import annotations
@@ -19,14 +22,14 @@ from torch import Tensor
 
 from indm_core.training import StepReport
 from pipelines.config.run import Train
-from pipelines.runs import checkpoint
-from pipelines.runs.record import Unit
+from pipelines.runs.record import HeldOut, Unit
+from pipelines.storage import checkpoint
 from pipelines.storage.messages import FailedError
 from pipelines.training.session import Session
 
-__all__ = ["DivergedError", "Watch", "left_behind"]
+__all__ = ["DivergedError", "Watch", "left_behind", "risen"]
 
-WINDOW, ERRORS = 100, 10.0
+WINDOW, ERRORS, HELD_OUT_ERRORS = 100, 10.0, 5.0
 BOUND = "nelbo"
 """The term of the losses that is a bound."""
 
@@ -79,6 +82,17 @@ class Watch:
             return ""
         first = f"{unit.of(BOUND, torch.tensor(self.first)):.3f} {unit.name}"
         return f"{bad} of the last {WINDOW} steps had a NELBO above that of the first, {first}, by {ERRORS:g} of its errors"
+
+
+def risen(first: HeldOut, last: HeldOut, unit: str) -> str:
+    """Says that the bound on held-out rows is above its first value; '' where it is not."""
+    most = first.nelbo + HELD_OUT_ERRORS * math.hypot(first.se, last.se)
+    if last.nelbo <= most:
+        return ""
+    return (
+        f"the NELBO on held-out rows, {last.nelbo:.3f} {unit}, is above that of the first step, {first.nelbo:.3f}, by more "
+        f"than {HELD_OUT_ERRORS:g} standard errors"
+    )
 
 
 def left_behind(run: Path, train: Train, step: int, reason: str, first: float) -> str:

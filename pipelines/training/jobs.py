@@ -10,14 +10,15 @@ from pipelines.config.cli import options, with_values
 from pipelines.config.provenance import Provenance, difference, say_unverified
 from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import CONFIG, as_begun, read_run, read_weights_state
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.origin import canonical
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import find
-from pipelines.runs import checkpoint
 from pipelines.runs.job import Job
 from pipelines.runs.pretrained import PREFIX, begin_with
+from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError, Manifest
 from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
@@ -68,7 +69,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     if launch.start_from.startswith(PREFIX):
         run, start = begin_with(launch.start_from, run, spec, root)
     else:
-        start = _start(launch.start_from, train.steps)
+        start = _start(launch.start_from, root, train.steps)
     name = f"{launch.name or run.recipe}{ending}"
     check_name(name)
     directory = root / name
@@ -126,16 +127,19 @@ def _partner(run: RunConfig, card: Card, root: Path) -> Path | None:
     return partner
 
 
-def _start(given: str, steps: int) -> Path | None:
-    """The checkpoint that a run starts from."""
+def _start(given: str, root: Path, steps: int) -> Path | None:
+    """The checkpoint that a run starts from: a directory of one, RUN@STEP, or RUN for its newest."""
     if not given:
         return None
     start = local_path(given, "--start-from").resolve()
+    if not (start / checkpoint.STATE).is_file():
+        start = _checkpoint_of(given, root)
     try:
         state = checkpoint.read_state(start)
     except (OSError, DamagedError) as error:
         raise ValueError(
-            f"start_from={start}: no checkpoint there ({error}); give RUN/pretrained or RUN/checkpoints/step-..."
+            f"start_from={given}: no checkpoint there ({error}); give RUN, RUN@STEP, RUN/pretrained or a directory below "
+            "RUN/checkpoints"
         ) from None
     if not state.checked:
         say_unverified(start)
@@ -143,6 +147,14 @@ def _start(given: str, steps: int) -> Path | None:
     if step >= steps:
         raise ValueError(f"start_from={start} is at step {step}, and its steps count: give --steps above {step}")
     return start
+
+
+def _checkpoint_of(word: str, root: Path) -> Path:
+    """The directory of the checkpoint that a run's name stands for."""
+    weights = Weights.named(word, root)
+    if weights.raw:
+        raise ValueError(f"start_from={word}: a run starts from the weights and their average; leave :raw out")
+    return (Weights.named(f"{word}@last", root) if weights.step is None else weights).checkpoint
 
 
 def _baseline(name: str, run: RunConfig) -> RunConfig:

@@ -34,8 +34,9 @@ class Launch:
         device: cpu, cuda (each worker has a GPU) or, with --local, cuda:1; auto takes GPUs where there are enough of them.
         max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
         baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
-        start_from: A checkpoint directory (RUN/pretrained, RUN/checkpoints/step-...) whose networks start the run; or hf:DIR,
-            hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, whose architecture becomes model.backbone.
+        start_from: A run, RUN@STEP, RUN@best or the directory of a checkpoint (RUN/pretrained), whose networks start the run.
+            Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
+        config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
         evaluate: Measure the trained models briefly and print the table.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.
@@ -53,6 +54,7 @@ class Launch:
     max_failures: int = 3
     baseline: str = ""
     start_from: str = ""
+    config: str = ""
     evaluate: bool = True
     network_interface: str = ""
     traceback: bool = False

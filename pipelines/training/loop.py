@@ -6,7 +6,8 @@ go. The loop begins at the newest checkpoint in the run's directory, trains to t
 
     config.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
 
-metrics.jsonl has a record (`runs.record`) for every `log_every` steps, and one where a phase ends or the training was left. The
+metrics.jsonl has a record (`runs.record`) for every `log_every` steps, and one where a phase ends, the training was left or the
+averaged weights were measured on held-out rows. Rank 0 measures them; the others wait for it where figures are averaged. The
 terms of a generative model are nelbo, denoising, prior and log_det: NELBO = denoising + prior - log_det. It is the bound at
 t_min without the residual, or at the time that Soft Truncation drew. A bridge adds `partner`, the NLL of the second data set
 under the flow; DiffFlow has `transitions` in place of denoising.
@@ -14,9 +15,11 @@ under the flow; DiffFlow has `transitions` in place of denoising.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +29,12 @@ from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
 from pipelines.config.run import Train
 from pipelines.config.store import write_weights
-from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training, finished, read_metrics
-from pipelines.runs.record import Meter
+from pipelines.runs.record import HeldOut, Meter, Record
+from pipelines.storage import checkpoint
 from pipelines.storage.files import append_text, write_text
 from pipelines.storage.outputs import writing
-from pipelines.training.divergence import DivergedError, Watch, left_behind
+from pipelines.training.divergence import DivergedError, Watch, left_behind, risen
 from pipelines.training.halt import Halt, Halted
 from pipelines.training.session import Session, Work
 
@@ -86,6 +89,8 @@ def _train(work: Work[Any], session: Session) -> None:
     generator, halt = torch.Generator(session.device), Halt(session)
     if halt.due(trainer.step_count):
         raise Halted
+    if session.rank == 0 and train.validate_every and not read_metrics(training.directory):
+        _begin_curve(work, session, trainer)
     while trainer.step_count < train.steps:
         with meter.waiting():
             batch = next(batches)
@@ -113,6 +118,7 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
     return Trainer(
         work.build().to(session.device),
         train.optimisers,
+        steps=train.steps,
         frozen=train.frozen,
         ema_decay=train.ema_decay,
         ema_ramp=train.ema_ramp,
@@ -137,27 +143,71 @@ def _after_step(
     training, train, step = work.training, work.training.train, trainer.step_count
     last = step == train.steps
     switching = not last and trainer.model.phase(step) != trainer.model.phase(step - 1)
-    if step % train.log_every == 0 or last or switching or leaving:
-        record = meter.record(trainer)
+    measured = bool(train.validate_every) and (step % train.validate_every == 0 or last)
+    if step % train.log_every == 0 or last or switching or leaving or measured:
+        held_out = _held_out(work, trainer) if measured and session.rank == 0 else None
+        meter.latest = record = replace(meter.record(trainer), held_out=held_out)
         if session.rank == 0:
-            append_text(training.directory / METRICS, record.to_json() + "\n")
-            session.publish(training, record)
+            _record(training, session, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
         _draw(work, trainer)
-    if reason := watch.skipping() or (watch.rising(work.unit) if last or switching else ""):
+    if reason := watch.skipping() or (_rising(work, session, meter.latest, watch) if last or switching else ""):
         raise _diverged(work, session, watch, step, reason)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
     if ((step % train.checkpoint_every == 0 or leaving) and sound) or last or switching:
         place = training.directory / "checkpoints" / f"step-{step:08d}"
         if session.rank == 0:
             tensors, numbers = trainer.state()
-            numbers |= {"recipe": training.recipe, "nelbo": meter.latest.terms.get("nelbo", math.inf), **work.made_of}
+            numbers |= {"recipe": training.recipe, **_figures(meter.latest, step), **work.made_of}
             numbers |= {FIRST: [watch.first, watch.most]} if math.isfinite(watch.most) else {}
             if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
                 checkpoint.write(training.directory / "pretrained", tensors, numbers)
             checkpoint.write(place, tensors, numbers)
             checkpoint.prune(training.directory, train.keep)
         session.checkpointed(training, place, meter.latest)
+
+
+def _rising(work: Work[Any], session: Session, latest: Record, watch: Watch) -> str:
+    """Says that the bound is above its first value, on held-out rows where they were measured; every rank calls it."""
+    ends: list[HeldOut] = []
+    if session.rank == 0:
+        first = next(iter(read_metrics(work.training.directory)), latest)
+        ends = [point for point in (first.held_out, latest.held_out) if point]
+    ends = session.agree(ends)
+    if len(ends) == 2 and math.isfinite(ends[0].nelbo):
+        return risen(ends[0], ends[1], work.unit.name)
+    return watch.rising(work.unit)
+
+
+def _begin_curve(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
+    """The first point of the validation curve: the weights that the run begins with."""
+    training, step = work.training, trainer.step_count
+    if work.validate is None:
+        print(
+            f"{training.directory.name}: the data have no held-out rows, and so there is no validation curve",
+            flush=True,
+        )
+    elif held_out := _held_out(work, trainer):
+        phase = trainer.model.phase(step)
+        _record(training, session, Record(step=step, phase=phase, unit=work.unit.name, held_out=held_out))
+
+
+def _record(training: Training, session: Session, record: Record) -> None:
+    append_text(training.directory / METRICS, record.to_json() + "\n")
+    session.publish(training, record)
+
+
+def _held_out(work: Work[Any], trainer: Trainer[Any]) -> HeldOut | None:
+    """The NELBO of the averaged model on held-out rows, taken on a copy: some layers change where they are only asked."""
+    return work.validate(copy.deepcopy(trainer.averaged).eval()) if work.validate else None
+
+
+def _figures(record: Record, step: int) -> dict[str, float]:
+    """What a checkpoint's state says of its step: the NELBO on training rows and, where it was measured, on held-out ones."""
+    own = {"nelbo": record.terms.get("nelbo", math.inf)}
+    if record.held_out is None or record.step != step:
+        return own
+    return own | {"validation_nelbo": record.held_out.nelbo, "validation_se": record.held_out.se}
 
 
 def _draw(work: Work[Any], trainer: Trainer[Any]) -> None:

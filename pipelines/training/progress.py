@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
-from pipelines.runs import checkpoint
 from pipelines.runs.job import METRICS, Training
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage import checkpoint
 
 __all__ = ["Ticker", "line", "saved", "show"]
 
@@ -17,15 +17,19 @@ POLL_SECONDS = 0.5
 
 
 def line(training: Training, record: Record) -> str:
-    """A record as a line: step, loss terms, speed, data wait, time left."""
+    """A record as a line: step, loss terms, held-out NELBO, speed, data wait, time left."""
+    where = f"{training.directory.name}  {record.phase:<11} {record.step:>6}/{training.train.steps}"
+    held_out = (
+        f"held out {record.held_out.nelbo:.3f} +- {record.held_out.se:.3f} {record.unit}" if record.held_out else ""
+    )
+    if not record.trained:
+        return f"{where}  {held_out}"
     minutes, seconds = divmod(int(record.eta_s), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
-    return (
-        f"{training.directory.name}  {record.phase:<11} {record.step:>6}/{training.train.steps}  {_loss(record)}  "
-        f"{record.images_per_s:.0f} {_rows(record)}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
-    )
+    speed = f"{record.images_per_s:.0f} {_rows(record)}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
+    return "  ".join(filter(None, [where, _loss(record), held_out, speed]))
 
 
 def _rows(record: Record) -> str:
@@ -69,13 +73,13 @@ class Ticker:
         self.seen: dict[Path, int] = {}
         for training, reader in self.readers:
             reader.read()
-            self.seen[training.directory] = reader.last_step
+            self.seen[training.directory] = reader.last_step if reader.line else -1
         self.stopping = threading.Event()
         self.thread = threading.Thread(target=self._watch, daemon=True)
 
     def __enter__(self) -> Ticker:
         for directory, step in self.seen.items():
-            if step:
+            if step > 0:
                 print(f"{directory.name}: goes on after step {step} or the checkpoint before it")
         self.thread.start()
         return self

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from indm_core.model import Trainable
 from pipelines.runs.job import Training
-from pipelines.runs.record import Record, Unit
+from pipelines.runs.record import HeldOut, Record, Unit
 
 __all__ = ["Batch", "Session", "Work"]
 
@@ -32,6 +32,7 @@ class Work(Generic[T]):
         unit: Of the terms of the losses.
         write_config: Writes what the run's model is rebuilt from.
         draw: draw(averaged model, file): a picture of what it has learned.
+        validate: validate(averaged model) -> its NELBO on rows that are not trained on; None where there are none.
         shared_steps: Steps at the start after which the networks are kept in RUN/pretrained; 0 for none.
         made_of: What the weights are made of, as JSON that is kept in every checkpoint; empty where that is not recorded.
     """
@@ -42,6 +43,7 @@ class Work(Generic[T]):
     unit: Unit
     write_config: Callable[[], None]
     draw: Callable[[T, Path], None]
+    validate: Callable[[T], HeldOut] | None = None
     shared_steps: int = 0
     made_of: Mapping[str, Any] = field(default_factory=dict)
 

@@ -13,6 +13,7 @@ from ray_session import TINY_2D, train
 
 from indm_core.sampling import Sampling
 from pipelines.config.store import digest
+from pipelines.config.weights import Weights
 from pipelines.evaluation import archive
 from pipelines.evaluation.archive import best, best_figures, differences, key, measured_so, present, put
 from pipelines.evaluation.estimates import Estimate, FrechetResult
@@ -22,7 +23,8 @@ from pipelines.evaluation.reference import Reference
 from pipelines.evaluation.results import Evaluation, Figures
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult, tables
 from pipelines.evaluation.settings import Settings
-from pipelines.reporting.summary import ReportOptions, report
+from pipelines.reporting.options import ReportOptions
+from pipelines.reporting.summary import report
 
 FULL = Settings(images=0)
 FOUR = Settings(images=4, nll_replicates=1, nelbo_replicates=1, samples=0)
@@ -38,8 +40,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 
 
 @pytest.fixture
-def runs(trained: list[Path]) -> Iterator[list[Path]]:
-    yield trained
+def runs(trained: list[Path]) -> Iterator[list[Weights]]:
+    yield [Weights(run=run) for run in trained]
     for run in trained:
         for file in (
             *run.glob("evaluation*.json"),
@@ -56,7 +58,7 @@ def distances(n: int, value: float, sampling: Sampling = Sampling()) -> Distance
     return DistancesResult(distances=both, reference=REFERENCE, sampling=sampling, evaluations=9.0)
 
 
-def measured(runs: list[Path], settings: Settings, value: float, images: int = 40) -> Evaluation:
+def measured(runs: list[Weights], settings: Settings, value: float, images: int = 40) -> Evaluation:
     """All figures have one value."""
     estimate = Estimate(mean=value, se=0.1, se_images=0.2)
     results = (NllResult(after=estimate), NelboResult(after=estimate), GapResult(after=estimate))
@@ -75,7 +77,7 @@ def measured(runs: list[Path], settings: Settings, value: float, images: int = 4
     )
 
 
-def kept(*documents: Evaluation, runs: list[Path]) -> None:
+def kept(*documents: Evaluation, runs: list[Weights]) -> None:
     """Written one after the other."""
     for number, document in enumerate(documents):
         for run in (run for run in runs if run.name in document.runs):
@@ -85,7 +87,7 @@ def kept(*documents: Evaluation, runs: list[Path]) -> None:
                     os.utime(file, ns=(number, number))
 
 
-def shown(runs: list[Path], out: Path) -> str:
+def shown(runs: list[Weights], out: Path) -> str:
     report(runs, ReportOptions(images=0, out=str(out)))
     return (out / "report.md").read_text()
 
@@ -204,7 +206,7 @@ def test_settings_that_change_figures_are_told_apart(runs):
     assert archive.BEST == "evaluation.json"
 
 
-def table(run: Path, num: int, *rows: str, features: str = "k", weights: str = "w") -> Comparison:
+def table(run: Weights, num: int, *rows: str, features: str = "k", weights: str = "w") -> Comparison:
     found = tuple(RowResult(row=row, seconds=1.0, result=distances(num, 1.0)) for row in rows)
     comparison = Comparison(num_samples=num, key=features, reference=REFERENCE, weights="", runs={run.name: found})
     return comparison.with_earlier(run, weights)
@@ -225,3 +227,21 @@ def test_a_table_of_fewer_samples_does_not_take_the_place_of_one_of_more(runs):
     assert json.loads((a / FILE).read_text())["num_samples"] == 60
     table(a, 60, "em:6", features="inception", weights="others").put(a)
     assert len(tables(a, "others")) == 2
+
+
+def test_a_checkpoint_has_measurements_of_its_own(runs, tmp_path):
+    a, _ = runs
+    last = Weights.of(f"{a}@last")
+    kept(measured([a], FULL, 1.0), runs=runs)
+    put(last, measured([last], FOUR, 4.0))
+    assert last / "evaluation.json" == a.run / "@6" / "evaluation.json"
+    assert [document.runs.keys() for document in (*present(a), *present(last))] == [{"a"}, {"a@6"}]
+    assert Evaluation.read(a / "evaluation.json").settings == FULL
+    assert repr(measured_so([last], FOUR)) == repr(measured([last], FOUR, 4.0))
+    together = measured([a, last], FULL, 2.0)
+    put(a, together)
+    assert "| a - a@6 | 2.0000 ± 0.2000 |" in shown([a], tmp_path)
+    assert "4.0000 ± 0.1000" in shown([last], tmp_path)
+    table(last, 50, "em:5").put(last)
+    assert Comparison.read(last / FILE).num_samples == 50
+    assert not (a / FILE).exists()

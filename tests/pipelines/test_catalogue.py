@@ -15,8 +15,9 @@ from pipelines.config import load
 from pipelines.config.store import read_run
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.runs import catalogue, checkpoint, tracking
+from pipelines.runs import catalogue, tracking
 from pipelines.runs.job import Job
+from pipelines.storage import checkpoint
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +89,8 @@ def test_later_figures_are_linked_to_the_last_model_and_its_data(logged, tmp_pat
     card, kept = load_card(job.data), catalogue.Kept.read(job.directory)
     table = tmp_path / "table.json"
     table.write_text("{}")
-    catalogue.log_figures(job.directory, uri, {"test/nll": 1.5}, [table, tmp_path / "absent.png"], card)
+    made = catalogue.Made(figures={"test/nll": 1.5}, files=(str(table), str(tmp_path / "absent.png")))
+    catalogue.log_figures(job.directory, uri, made, card)
     client = MlflowClient(uri)
     model = client.get_logged_model(kept.models[max(kept.models)])
     (metric,) = [metric for metric in model.metrics if metric.key == "test/nll"]
@@ -105,5 +107,5 @@ def test_the_page_opens_in_the_mode_of_model_training(logged):
 
 
 def test_a_directory_without_a_run_is_left_alone(tmp_path):
-    catalogue.log_figures(tmp_path, "sqlite:////nowhere/at/all.db", {"a": 1.0}, [])
+    catalogue.log_figures(tmp_path, "sqlite:////nowhere/at/all.db", catalogue.Made(figures={"a": 1.0}))
     assert catalogue.run_id(tmp_path) == ""

@@ -134,7 +134,7 @@ def test_help_shows_forms_without_the_ending_and_their_fields_below(monkeypatch)
     monkeypatch.setenv("COLUMNS", "200")
     lines = {line.split()[0]: line for line in describe(RUN).splitlines()}
     assert lines["--flow"].split()[1] == "ResFlow"
-    assert "One of Bridge, DiNof, DiffFlow, FFJORD, INDM." in lines["--model"]
+    assert "One of Bridge, DiNof, DiffFlow, FFJORD, INDM, SizedINDM." in lines["--model"]
     assert "Glow, Identity, ResFlow" in lines["--flow"]
     assert lines["--blocks"].startswith("      --blocks 8 ")
 

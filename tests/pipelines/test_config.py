@@ -23,7 +23,7 @@ from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run, write_run
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
-from pipelines.runs import checkpoint
+from pipelines.storage import checkpoint
 
 SPEC = DataSpec(name="set", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=10)
 

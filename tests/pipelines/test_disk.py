@@ -17,11 +17,12 @@ import torch
 from ray_session import ROOT, TINY_2D, environment, later_wins, main_of, one_line, train
 from safetensors import SafetensorError
 
+from pipelines.config.weights import Weights
 from pipelines.reporting.page import is_picture, write_pages
 from pipelines.reporting.tables import Run
-from pipelines.runs import checkpoint, pictures
+from pipelines.runs import pictures
 from pipelines.runs.pictures import put
-from pipelines.storage import files
+from pipelines.storage import checkpoint, files
 from pipelines.storage.files import append_text, new_directory, opened, replaced, sweep, write_tensors, write_text
 from pipelines.storage.outputs import check_name, find_run, only_one, output_root, writing
 from pipelines.training.launch import Launch
@@ -258,7 +259,7 @@ def test_a_report_embeds_nothing_from_outside_and_escapes_what_it_prints(tmp_pat
 
 def test_cells_of_markdown_stay_in_their_cell(tmp_path):
     train(*WORDS, out=tmp_path)
-    run = Run.read(tmp_path / "r")
+    run = Run.read(Weights(run=tmp_path / "r"))
     write_pages("p", [("<i>", ("a", "b"), [("<script>x</script>", "c\nd|e")])], [], [run], tmp_path)
     lines = (tmp_path / "p.md").read_text().splitlines()
     assert lines[2] == "## &lt;i&gt;"

@@ -13,12 +13,12 @@ from test_loop import session, tiny_job
 
 from indm_core.training import AdamW, StepReport
 from pipelines.config.run import Train
-from pipelines.runs import checkpoint
 from pipelines.runs.job import read_metrics
-from pipelines.runs.record import Unit
+from pipelines.runs.record import HeldOut, Unit
+from pipelines.storage import checkpoint
 from pipelines.training import loop
 from pipelines.training.dataset import run_job
-from pipelines.training.divergence import ERRORS, WINDOW, DivergedError, Watch, left_behind
+from pipelines.training.divergence import ERRORS, WINDOW, DivergedError, Watch, left_behind, risen
 from pipelines.training.stream import local_rows
 
 UNIT = Unit("nats/dim", lambda name, nats: float(nats) / 2)
@@ -100,6 +100,24 @@ def test_a_training_that_goes_on_knows_its_first_step() -> None:
     assert "above that of the first, 1.000" in watch.rising(UNIT)
 
 
+@pytest.mark.parametrize(
+    ("last", "diverged"),
+    [
+        (HeldOut(nelbo=1.0, se=0.4), False),
+        (HeldOut(nelbo=4.4, se=0.4), False),  # 5 sqrt(0.3^2 + 0.4^2) = 2.5 above 2
+        (HeldOut(nelbo=4.6, se=0.4), True),
+        (HeldOut(nelbo=4.4, se=0.3), True),
+        (HeldOut(nelbo=math.inf, se=math.nan), True),
+        (HeldOut(nelbo=math.nan, se=math.nan), True),
+    ],
+)
+def test_held_out_rows_say_it_by_their_errors(last: HeldOut, diverged: bool) -> None:
+    said = risen(HeldOut(nelbo=2.0, se=0.3), last, "nats/dim")
+    assert bool(said) == diverged
+    if diverged:
+        one_line(said, "held-out rows", "above that of the first step, 2.000", "5 standard errors")
+
+
 def saved(run: Path, place: str, at: int, nelbo: float) -> None:
     numbers = {"step": at, "skipped": 0, "averaged": 1, "nelbo": nelbo}
     checkpoint.write(run / place, {"x": torch.zeros(1)}, numbers)
@@ -164,13 +182,33 @@ def test_a_training_that_diverges_ends_with_status_1_and_its_last_good_checkpoin
 ) -> None:
     with monkeypatch.context() as patch:
         spoil(patch, 40, 100.0)
-        train(*LONG, "--score.lr", "0.01", "--name", "wild", out=tmp_path, status=1)
+        train(*LONG, "--score.lr", "0.01", "--validate-every", "0", "--name", "wild", out=tmp_path, status=1)
     run = tmp_path / "wild"
     good = run / "checkpoints" / "step-00000040"
     one_line(capsys.readouterr().err, "error: wild has diverged at step 130", "--score.lr (0.01)", str(good))
     assert not (run / "model.safetensors").exists()
     assert checkpoint.latest(run) == good
     assert read_metrics(run)[-1].step == 130
+
+
+def test_held_out_rows_judge_a_training_of_fewer_steps(tmp_path, monkeypatch, capsys) -> None:
+    """In place of the steps, which say nothing wrong of it."""
+    with monkeypatch.context() as patch:
+        spoil(patch, 0, 1e-3)
+        words = later_wins([*LONG, "--steps", "60", "--score.lr", "1", "--validate-every", "20"])
+        train(*words, out=tmp_path, status=1)
+    run = tmp_path / "toy2d_linear"
+    one_line(capsys.readouterr().err, "has diverged at step 60: the NELBO on held-out rows", "--score.lr (1)")
+    first, *_, last = (record.held_out for record in read_metrics(run) if record.held_out)
+    assert last.nelbo - first.nelbo > 5 * math.hypot(first.se, last.se)
+    assert not (run / "model.safetensors").exists()
+
+
+def test_held_out_rows_acquit_a_training_of_bad_steps(tmp_path, monkeypatch) -> None:
+    with monkeypatch.context() as patch:
+        spoil(patch, 40, 100.0)
+        train(*LONG, out=tmp_path)
+    assert (tmp_path / "toy2d_linear" / "model.safetensors").is_file()
 
 
 def test_a_sound_training_is_as_before(tmp_path) -> None:

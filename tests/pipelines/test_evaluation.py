@@ -17,6 +17,7 @@ from torch import Tensor
 from indm_core.metrics import Moments, frechet_distance, frechet_infinity
 from indm_core.sampling import Sampling
 from indm_core.training import step_seed
+from pipelines.config.weights import Weights
 from pipelines.evaluation import measure
 from pipelines.evaluation.estimates import Estimate, FrechetResult, ReferenceFeatures, frechet, gap
 from pipelines.evaluation.evaluator import Evaluator
@@ -229,7 +230,7 @@ class MeanSquare(Measurement[SquaresResult]):
 
 def test_a_new_measurement_needs_its_class_and_its_name_in_the_list(runs, local, monkeypatch):
     monkeypatch.setattr(measure, "MEASUREMENTS", (*MEASUREMENTS, MeanSquare))
-    document = measure.evaluate(runs, SETTINGS, runs[0].parent)
+    document = measure.evaluate([Weights(run=run) for run in runs], SETTINGS, runs[0].parent)
     for run in runs:
         read = Evaluation.read(run / "evaluation.json")
         assert repr(read) == repr(document)
@@ -243,7 +244,7 @@ def test_a_new_measurement_needs_its_class_and_its_name_in_the_list(runs, local,
 
 def test_what_is_not_asked_for_is_not_measured(runs, local):
     settings = replace(SETTINGS, samples=0, baselines=False, uncorrected=False, nll_replicates=1)
-    document = measure.evaluate(runs[:1], settings, runs[0].parent)
+    document = measure.evaluate([Weights(run=runs[0])], settings, runs[0].parent)
     (figures,) = document.runs.values()
     assert figures.of(DistancesResult) is None
     assert figures.of(PartnerResult) is None

@@ -16,7 +16,8 @@ from ray_session import TINY_2D, main_of, one_line, train
 
 from indm_core.likelihood import dequantise
 from indm_core.sampling import Sampling
-from pipelines.config.store import identity
+from pipelines.config.store import digest, identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.features import raw
@@ -142,7 +143,7 @@ def kill_after(monkeypatch, unchecked) -> Callable[[int], list[Task]]:
 
 
 def evaluated(runs: list[Path], settings: Settings = SETTINGS, **others: Any) -> Evaluation:
-    return measure.evaluate(runs, settings, runs[0].parent, **others)
+    return measure.evaluate([Weights(run=run) for run in runs], settings, runs[0].parent, **others)
 
 
 def shown(document: Evaluation) -> str:
@@ -180,7 +181,7 @@ def test_what_is_kept_is_of_these_very_weights_settings_and_data(runs, kill_afte
     def there(runs: list[Path], settings: Settings = SETTINGS, device: str = "cpu") -> int:
         plan = Plan.of(runs, settings, runs[0].parent)
         tasks = dict.fromkeys(t for kind in measure.MEASUREMENTS for m in kind.asked(plan) for t in m.tasks())
-        return len(Kept(plan, tuple(runs), device).read(list(tasks))[0])
+        return len(Kept(plan, tuple(Weights(run=run) for run in runs), device).read(list(tasks))[0])
 
     assert there(runs) == TASKS - 1
     assert there(runs[::-1]) >= TASKS - 2  # another order of the runs changes neither of them
@@ -188,7 +189,7 @@ def test_what_is_kept_is_of_these_very_weights_settings_and_data(runs, kill_afte
     assert there(runs, replace(SETTINGS, nelbo_draws=4)) == TASKS - 1 - 2 * 4
     assert there(runs, replace(SETTINGS, seed=1)) == 0
     assert there(runs, device="cuda") == 0
-    monkeypatch.setattr(kept, "identity", lambda run: "another" if run == runs[0] else identity(run))
+    monkeypatch.setattr(kept, "identity", lambda run: "another" if run.run == runs[0] else identity(run))
     assert 0 < there(runs) < TASKS / 2 + 2
     for run in runs:
         (run / "evaluation.journal").unlink()
@@ -301,3 +302,19 @@ def test_samples_are_kept_as_they_were():
     assert all(torch.equal(a, b) for a, b in zip(again[:3], batch[:3], strict=True))
     assert again.shown.dtype == torch.uint8
     assert (np.isnan(again.evaluations), again.seconds, again.diverged) == (True, 2.0, 1)
+
+
+def test_checkpoints_are_measured_like_runs_and_beside_them(runs, kill_after):
+    """The last checkpoint's averaged weights are the finished run's, its raw ones are others."""
+    kill_after(10 * TASKS)
+    averaged, raw_ones = chosen = [Weights.of(f"{runs[0]}@last{ending}") for ending in ("", ":raw")]
+    document = measure.evaluate(chosen, SETTINGS, runs[0].parent)
+    assert list(document.runs) == ["one@6", "one@6:raw"]
+    assert document.weights == {weights.name: digest(weights) for weights in chosen}
+    finished = evaluated(runs[:1]).runs["one"]
+    assert repr(document.runs["one@6"].results) == repr(finished.results)
+    assert repr(document.runs["one@6:raw"].results) != repr(finished.results)
+    for weights, folder in ((averaged, "@6"), (raw_ones, "@6-raw")):
+        assert Evaluation.read(runs[0] / folder / "evaluation.json").weights == document.weights
+        assert (weights / "samples.png").is_file()
+    assert {file.name for file in averaged.checkpoint.iterdir()} == {"state.json", "training.safetensors"}

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from ray_session import environment, main_of, one_line
+from ray_session import TINY_2D, environment, main_of, one_line, train
 from safetensors import safe_open
 
 import pipelines
@@ -248,3 +248,16 @@ def test_a_hub_and_then_its_cache_without_a_network(exported, tmp_path):
         server.server_close()
         thread.join()
     assert "torch.Size([1, 1, 8, 8])" in loaded("somebody/model").stdout
+
+
+def test_a_checkpoint_is_exported_as_it_is(tmp_path, capsys):
+    """Its card says the step, and by which command the whole run is trained."""
+    train("toy2d_spiral", *TINY_2D, out=tmp_path)
+    word, out = f"{tmp_path / 'toy2d_spiral'}@3:raw", tmp_path / "exported"
+    assert main_of("export")([word, "--to", str(out), *WORDS]) == 0
+    mine, theirs = (network_tensors(pipelines.load(place)) for place in (word, out))
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+    card = (out / "README.md").read_text()
+    assert "not averaged, step 3" in card
+    assert "--train.steps 6" in card
+    assert read_run(out / "config.json")[0].train.steps == 3

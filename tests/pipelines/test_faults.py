@@ -12,8 +12,8 @@ import torch
 from ray_session import SCHEDULE, TINY, TINY_2D, later_wins, main_of, one_line, run_script, train
 from safetensors.torch import load_file
 
-from pipelines.runs import checkpoint
 from pipelines.runs.job import read_metrics
+from pipelines.storage import checkpoint
 from pipelines.storage.outputs import only_one
 
 
@@ -62,7 +62,7 @@ FAULTS = {
     "no GPU": (["toy2d_spiral", *TINY_2D, "--device", "cuda"], ["device=cuda", "no GPU", "--device cpu"]),
     "nothing to start from": (
         ["toy2d_spiral", *TINY_2D, "--name", "n", "--start-from", "/nowhere"],
-        ["start_from=/nowhere", "no checkpoint there", "RUN/pretrained"],
+        ["/nowhere: no run here", "show.py runs"],
     ),
     "unknown baseline": (["toy2d_spiral", *TINY_2D, "--baseline", "digits"], ["unknown baseline 'digits'"]),
     "another recipe's run": (["toy2d_rings", *TINY_2D, "--name", "toy2d_spiral"], ["not toy2d_rings", "--name"]),

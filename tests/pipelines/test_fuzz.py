@@ -40,9 +40,9 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.recipes import RECIPES
-from pipelines.runs import checkpoint
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.record import Record, RecordReader
+from pipelines.storage import checkpoint
 from pipelines.storage.manifest import OWN
 
 NUM = int(os.environ.get("INDM_FUZZ", "20"))

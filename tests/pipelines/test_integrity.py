@@ -22,7 +22,7 @@ from pipelines.config import load, provenance
 from pipelines.config.store import read_weights_state
 from pipelines.data.card import load_card
 from pipelines.evaluation.classifier import SmallClassifier, cached_classifier
-from pipelines.runs import checkpoint
+from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError, read_manifest, write_manifest
 
 OLD = Path(__file__).parent / "old_runs"

@@ -31,9 +31,9 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
-from pipelines.runs import checkpoint
 from pipelines.runs.job import Job, Training, finished, read_metrics
 from pipelines.runs.record import Record, Unit
+from pipelines.storage import checkpoint
 from pipelines.training import halt, loop, stream
 from pipelines.training import jobs as module
 from pipelines.training.dataset import run_job

@@ -20,6 +20,7 @@ from indm_core.training import Trainer, network_tensors
 from pipelines.config import load
 from pipelines.config.networks import network_shape
 from pipelines.config.store import digest, read_run
+from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features import raw
@@ -39,6 +40,8 @@ COMMON = (
     "--checkpoint-every",
     "2",
     "--sample-every",
+    "0",
+    "--validate-every",
     "0",
     "--batch-size",
     "16",
@@ -115,7 +118,7 @@ def test_it_is_measured_and_sampled(trained):
 
 def test_it_is_reported(trained, tmp_path):
     run, images = trained[0], "dinof" in trained[0].name
-    page = report([run], ReportOptions(images=3, out=str(tmp_path)))
+    page = report([Weights(run=run)], ReportOptions(images=3, out=str(tmp_path)))
     text = (tmp_path / "report.md").read_text()
     assert page.is_file()
     assert f"| {run.name} |" in text
@@ -136,13 +139,13 @@ def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
     for weights, shown in ((digest(run), True), ("0" * 64, False)):
         document["weights"][run.name] = weights
         (run / "evaluation.json").write_text(json.dumps(document))
-        report([run], ReportOptions(images=0, out=str(tmp_path)))
+        report([Weights(run=run)], ReportOptions(images=0, out=str(tmp_path)))
         text = (tmp_path / "report.md").read_text()
         assert (f"1.0000 ± 0.1000 {unit}" in text) is shown
         assert ("not measured on these weights" in text) is not shown
     (run / "evaluation.json").write_text('{"runs": {}}')
     with pytest.raises(ValueError, match=r"evaluation.json: no measurement of runs"):
-        report([run], ReportOptions(images=0, out=str(tmp_path)))
+        report([Weights(run=run)], ReportOptions(images=0, out=str(tmp_path)))
     (run / "evaluation.json").unlink()
 
 

@@ -20,6 +20,7 @@ from indm_core.sampling import Sampling
 from pipelines.config import load
 from pipelines.config.cli import options, override
 from pipelines.config.store import read_run
+from pipelines.config.weights import Weights
 from pipelines.data import ingest
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
@@ -35,9 +36,9 @@ from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
-from pipelines.runs import checkpoint
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
+from pipelines.storage import checkpoint
 from pipelines.storage.signals import Stop
 from pipelines.training import stream
 from pipelines.training.launch import Launch
@@ -48,7 +49,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.filterwarnings("default")]
 MAIN = later_wins(
     [
         *("digits_vp_nll", *TINY, "--steps", "40", "--pretrain-steps", "15", "--log-every", "1"),
-        *("--checkpoint-every", "10", "--batch-size", "64", "--sample-every", "20"),
+        *("--checkpoint-every", "10", "--batch-size", "64", "--sample-every", "20", "--validate-every", "0"),
     ]
 )
 SETTINGS = Settings(
@@ -197,7 +198,7 @@ def measured(out):
     """The two runs measured together, an actor having been killed."""
     runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
     killer = kill_when(lambda: bool(processes("ray::Evaluator.", os.getpid())), "ray::Evaluator.")  # at work
-    document = evaluate(runs, SETTINGS, out)
+    document = evaluate([Weights(run=run) for run in runs], SETTINGS, out)
     killer.join(timeout=1)
     assert not killer.is_alive()
     return document
@@ -259,7 +260,7 @@ def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out,
     for name in ("config.json", "model.safetensors"):
         (twin / name).write_bytes((run / name).read_bytes())
     likelihoods = replace(SETTINGS, samples=0, actors=1)
-    document = evaluate([twin, run], likelihoods, out)
+    document = evaluate([Weights(run=twin), Weights(run=run)], likelihoods, out)
     for kind in LIKELIHOODS:
         mine, theirs = (of.runs[name].of(kind) for of, name in ((document, "twin"), (measured, "digits_vp_nll")))
         for part in ("after", "before"):
@@ -339,7 +340,7 @@ def test_compared_samplers_are_kept_and_gone_on_with(out, capsys):
 
 def test_a_report_is_one_page_with_everything_in_it(measured, out, tmp_path):
     runs = [out / name for name in ("digits_vp_nll", "digits_linear_nll")]
-    page = report(runs, ReportOptions(images=4, out=str(tmp_path)))
+    page = report([Weights(run=run) for run in runs], ReportOptions(images=4, out=str(tmp_path)))
     text = page.read_text()
     assert "src='data:image/png;base64," in text
     assert all(word not in text for word in ("http://", "https://", "<script", "src='/", "<link"))
@@ -359,7 +360,7 @@ def test_a_report_escapes_what_files_say(out, tmp_path):
     run.mkdir()
     text = (out / "digits_vp_nll" / "config.json").read_text()
     (run / "config.json").write_text(text.replace('"name": "digits"', '"name": "<script>alert(1)</script>"'))
-    page = report([run], ReportOptions(images=0, out=str(tmp_path / "out"))).read_text()
+    page = report([Weights(run=run)], ReportOptions(images=0, out=str(tmp_path / "out"))).read_text()
     assert "<script" not in page
     assert "<b>" not in page
 

@@ -21,8 +21,8 @@ from pipelines.config.models import INDMConfig
 from pipelines.config.networks import DDPMUNetConfig
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
-from pipelines.runs import checkpoint
 from pipelines.runs.pretrained import begin_with, find
+from pipelines.storage import checkpoint
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -131,3 +131,14 @@ def test_samples_of_an_earlier_version_are_refused(sample, tmp_path) -> None:
     assert status == 2
     one_line(shown, "sample-000100.png", "nothing says how they were drawn", "--overwrite true")
     assert files(out) == {"sample-000100.png": b"an earlier sample"}
+
+
+def test_a_checkpoint_has_folders_of_its_own(root: Path, sample) -> None:
+    words = ("--sampler", "em", "--seed", "5")
+    for name in ("points", "points@last", "points@last:raw"):
+        assert sample(name, *words)[0] == 0
+    finished, averaged, raw = (
+        np.load(root / "points" / place / "samples-em-steps4-seed5" / "samples.npy") for place in ("", "@6", "@6-raw")
+    )
+    assert np.array_equal(finished, averaged)
+    assert not np.array_equal(averaged, raw)

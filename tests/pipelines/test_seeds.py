@@ -21,8 +21,8 @@ from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.tables import Run, seed_tables
-from pipelines.runs.checkpoint import read
 from pipelines.runs.job import Job, read_metrics
+from pipelines.storage.checkpoint import read
 from pipelines.training.jobs import all_jobs
 from pipelines.training.launch import Launch
 

@@ -19,9 +19,8 @@ import torch
 from ray_session import ROOT, TINY_2D, command, environment, later_wins, main_of, one_line, processes, train
 from safetensors.torch import load_file
 
-from pipelines.runs import checkpoint
 from pipelines.runs.job import read_metrics
-from pipelines.storage import signals
+from pipelines.storage import checkpoint, signals
 from pipelines.storage.signals import Stop, until_signal
 from pipelines.training.halt import Halt
 from pipelines.training.session import Session

@@ -19,6 +19,7 @@ from ray_session import TINY_2D, one_line, train
 from sqlalchemy import make_url
 
 from pipelines.config.store import read_run
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.runs import shipping, store, tracking
 from pipelines.runs.catalogue import Kept, run_id
@@ -261,7 +262,7 @@ def test_what_a_command_made_waits_for_the_store(job, root, monkeypatch, capsys)
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", DEAD)
         for _ in range(2):  # the same command again makes the same
-            post(job.directory, made)
+            post(Weights(run=job.directory), made)
             deliver([job.directory], root)
     said = capsys.readouterr().out
     assert said.count(f"not logged to MLflow at {DEAD}: ") == 2
@@ -278,7 +279,7 @@ def test_what_a_command_made_waits_for_the_store(job, root, monkeypatch, capsys)
 
 
 def test_a_run_without_an_mlflow_run_is_left_alone(tmp_path):
-    post(tmp_path, Made(figures={"a": 1.0}))
+    post(Weights(run=tmp_path), Made(figures={"a": 1.0}))
     deliver([tmp_path], tmp_path)
     assert list(tmp_path.iterdir()) == []
 

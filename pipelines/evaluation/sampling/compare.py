@@ -20,6 +20,7 @@ import torch
 
 from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation.estimates import ReferenceFeatures
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.measurements.distances import (
@@ -70,7 +71,7 @@ class Entry:
 
 
 def compare(
-    runs: Sequence[Path],
+    runs: Sequence[Weights],
     wanted: CompareOptions,
     root: Path,
     show: Callable[[Comparison], None] = lambda document: None,
@@ -88,7 +89,7 @@ def compare(
             allow.
     """
     for run in runs:
-        check_writable(run)
+        check_writable(run.place)
     settings = Settings(samples=wanted.num_samples, inception_weights=wanted.inception_weights, actors=wanted.actors)
     plan = Plan.of(runs, settings, root)
     for run in runs:
@@ -116,7 +117,7 @@ def compare(
     return document
 
 
-def _draw(runs: Sequence[Path], entries: Sequence[Entry], first: range, plan: Plan) -> None:
+def _draw(runs: Sequence[Weights], entries: Sequence[Entry], first: range, plan: Plan) -> None:
     """The figure of each run, of its table of the most samples, and the first samples of each row."""
     for run in runs:
         Comparison.read(run / FILE).draw(run / "compare.png")
@@ -127,7 +128,7 @@ def _draw(runs: Sequence[Path], entries: Sequence[Entry], first: range, plan: Pl
             save_levels(shown, plan.subjects[entry.model].spec, entry.pieces.directory / "samples.png")
 
 
-def _entries(runs: Sequence[Path], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
+def _entries(runs: Sequence[Weights], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
     """The rows of every run, in the order of the table."""
     entries = []
     for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
@@ -167,7 +168,7 @@ def _results(
     return results
 
 
-def log(runs: Sequence[Path], root: Path) -> None:
+def log(runs: Sequence[Weights], root: Path) -> None:
     """Writes the rows, document and picture of each run's table of the most samples into its MLflow run."""
     for run in runs:
         figures = {
@@ -177,4 +178,4 @@ def log(runs: Sequence[Path], root: Path) -> None:
             if math.isfinite(value)
         }
         post(run, Made(figures=figures, files=(str(run / FILE), str(run / "compare.png"))))
-    deliver(runs, root)
+    deliver([run.run for run in runs], root)

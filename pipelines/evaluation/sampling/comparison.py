@@ -2,6 +2,8 @@
 
 RUN/comparisons/KEY.json   a table for each number of samples, reference, kind of device and weights
 RUN/compare.json           of those of the run's present weights the one of the most samples
+
+Those of a checkpoint lie in RUN/@STEP in place of RUN.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pipelines.config.codec import to_json
+from pipelines.config.weights import Weights
 from pipelines.evaluation import earlier
 from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -72,7 +75,7 @@ class Comparison:
     def write(self, file: Path) -> None:
         write_document(self, file)
 
-    def with_earlier(self, run: Path, model: str) -> Comparison:
+    def with_earlier(self, run: Weights, model: str) -> Comparison:
         """With the rows that the last table of a run has and this one has not, where they are comparable."""
         new, mine = self.runs[run.name], replace(self, weights=model)
         there = {row.row for row in new}
@@ -80,10 +83,10 @@ class Comparison:
         kept = [row for table in same[-1:] for row in table.runs.get(run.name, ()) if row.row not in there]
         return replace(mine, runs=self.runs | {run.name: (*kept, *new)})
 
-    def put(self, run: Path) -> None:
+    def put(self, run: Weights) -> None:
         """Keeps the table of a run, with its earlier rows, beside those that are there."""
         folder = run / FOLDER
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(parents=True, exist_ok=True)
         for there in tables(run, self.weights):  # one of an earlier version lies in compare.json alone
             if not (place := folder / f"{_key(there)}.json").is_file():
                 there.write(place)
@@ -111,7 +114,7 @@ def _key(comparison: Comparison) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:12]
 
 
-def tables(run: Path, model: str) -> list[Comparison]:
+def tables(run: Weights, model: str) -> list[Comparison]:
     """The tables of a run that are of some weights, the newest last; files that hold none are passed over."""
     files = sorted(
         filter(Path.is_file, [run / FILE, *(run / FOLDER).glob("*.json")]), key=lambda file: file.stat().st_mtime_ns

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from pipelines.config.store import identity
+from pipelines.config.weights import Weights
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.storage.files import write_text
 from pipelines.storage.outputs import output_root
@@ -60,8 +61,8 @@ def _part(name: str, equals: str, value: str) -> str:
     return re.sub(r"[^\w.+-]", "-", f"{name}{'' if value[:1].isdigit() or not equals else '-'}{value}")
 
 
-def claim(run: Path, wanted: SampleOptions, head: str, files: re.Pattern[str]) -> Path:
-    """The folder for a drawing of a run: --out, else RUN/HEAD-NAME; made where it is absent.
+def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str]) -> Path:
+    """The folder for a drawing of a run: --out, else HEAD-NAME where its results lie; made where it is absent.
 
     Args:
         files: Names of the files that the drawing makes.

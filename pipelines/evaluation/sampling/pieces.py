@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from indm_core.sampling import Sampling
+from pipelines.config.weights import Weights
 from pipelines.evaluation.measurements.distances import SampleBatch
 from pipelines.evaluation.sampling.rows import Row
 from pipelines.storage.files import write_tensors
@@ -36,7 +37,7 @@ class Pieces:
     directory: Path
 
     @staticmethod
-    def of(run: Path, model: str, row: Row, features: str) -> Pieces:
+    def of(run: Weights, model: str, row: Row, features: str) -> Pieces:
         """
         Args:
             model: Identity of the run's model.

@@ -16,7 +16,8 @@ from indm_core.draw import Drawn, check_sampling, draw_by
 from indm_core.sampling import Sampling
 from indm_core.training import network_tensors
 from pipelines.config.device import device_of
-from pipelines.config.store import check_data, load, read_run
+from pipelines.config.store import check_data, configuration, load
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
@@ -62,13 +63,13 @@ class Artist:
         return Drawn(drawn.x.cpu(), drawn.evaluations)
 
 
-def draw_run(run: Path, wanted: SampleOptions) -> Written:
+def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     """Draws samples of a run and writes them: images as sample-000000.png, ..., vectors as samples.npy, and grid.png of both.
 
     Raises:
         ValueError: a run without weights, a sampler that its model does not allow, or a folder with other samples.
     """
-    config, spec = read_run(run / "config.json")
+    config, spec = configuration(run)
     model = load(run)
     check_sampling(model, wanted.sampling)
     out = claim(run, wanted, "samples", SAMPLES)
@@ -90,7 +91,7 @@ def draw_run(run: Path, wanted: SampleOptions) -> Written:
     return Written(out=out, evaluations=evaluated / wanted.num_samples, diverged=diverged)
 
 
-def _batches(run: Path, subject: Subject, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
+def _batches(run: Weights, subject: Subject, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
     """(number of the first sample, samples and what they took) as they are done."""
     data = None
     if wanted.start == "data":

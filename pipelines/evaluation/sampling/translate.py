@@ -21,7 +21,8 @@ from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from indm_core.sampling import sampler_of
 from pipelines.config.run import RunConfig
-from pipelines.config.store import check_data, load, read_run
+from pipelines.config.store import check_data, configuration, load
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
@@ -91,14 +92,14 @@ class End:
         return End(place, load_card(place))
 
 
-def translate_run(run: Path, wanted: SampleOptions) -> Iterator[Translation]:
+def translate_run(run: Weights, wanted: SampleOptions) -> Iterator[Translation]:
     """Carries test images of a trained bridge, in the directions that are wanted, and writes the grids.
 
     Raises:
         ValueError: a run that is no bridge or has no weights, a sampler that its model does not allow, or a folder with other
             translations.
     """
-    config, spec = read_run(run / "config.json")
+    config, spec = configuration(run)
     if not config.data.partner:
         raise ValueError(
             f"{run}: no bridge, {config.recipe} was trained on one data set; train one with --partner PATH (recipe "

@@ -12,27 +12,32 @@ checkpoint is read by any number of workers. The directory must be visible to ev
 
 from __future__ import annotations
 
+import math
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor
+from safetensors import SafetensorError, safe_open
 
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 __all__ = [
     "checkpoints",
     "discard_after",
+    "held_out",
+    "kept",
     "latest",
     "newest_below",
     "newest_state",
     "prune",
     "read",
+    "read_part",
     "read_state",
     "step_of",
     "write",
@@ -66,6 +71,20 @@ def read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise ValueError(f"{directory}: no complete checkpoint ({error}); remove it, or start from another") from None
 
 
+def read_part(directory: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of a checkpoint whose names have a prefix, under their names without it; the others are not read.
+
+    Raises:
+        DamagedError: not a readable file.
+    """
+    try:
+        with safe_open(directory / TENSORS, framework="pt") as file:
+            names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 (it is no dict)
+            return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
+    except (SafetensorError, OSError) as error:
+        raise DamagedError(f"{directory / TENSORS}: {error}") from None
+
+
 def read_state(directory: Path) -> Manifest:
     """The state of a checkpoint; its tensors are not read.
 
@@ -88,6 +107,16 @@ def checkpoints(run: Path) -> list[Path]:
     """The complete checkpoints of a run, oldest first."""
     found = (path.parent for path in (run / "checkpoints").glob(f"step-*/{STATE}"))
     return sorted(filter(_is_numbered, found), key=step_of)
+
+
+def kept(run: Path) -> dict[int, Path]:
+    """All complete checkpoints of a run by step, the end of its pre-training among them."""
+    found = {step_of(path): path for path in checkpoints(run)}
+    pretrained = run / "pretrained"
+    try:
+        return {read_state(pretrained).content["step"]: pretrained} | found
+    except (OSError, ValueError):
+        return found
 
 
 def step_of(directory: Path) -> int:
@@ -128,20 +157,31 @@ def latest(run: Path) -> Path | None:
 
 
 def prune(run: Path, keep: int) -> None:
-    """Removes all but the last two checkpoints and the `keep` best by the NELBO in their state; of equal ones the newest."""
+    """Removes all but the last two checkpoints and the `keep` best; of equal ones the newest is kept.
+
+    The best have the lowest NELBO on held-out rows. Where none has one, they have the lowest on training rows.
+    """
     found = checkpoints(run)
-    order = {path: (_nelbo(path), -position) for position, path in enumerate(found)}
+    measured = {path: held_out(path) for path in found}
+    if not any(map(math.isfinite, measured.values())):
+        measured = {path: _figure(path, "nelbo") for path in found}
+    order = {path: (measured[path], -position) for position, path in enumerate(found)}
     kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-LAST:]}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
 
 
+def held_out(directory: Path) -> float:
+    """The NELBO of a checkpoint's averaged weights on held-out rows; infinity where it was not measured."""
+    return _figure(directory, "validation_nelbo")
+
+
 def newest_below(run: Path, nelbo: float) -> Path | None:
-    """The newest whole checkpoint whose NELBO is not above a value; of nan, the newest."""
+    """The newest whole checkpoint whose NELBO on training rows is not above a value; of nan, the newest."""
     for directory in _newest_first(run):
         try:
-            if not _nelbo(directory) > nelbo:
+            if not _figure(directory, "nelbo") > nelbo:
                 _read(directory)
                 return directory
         except DamagedError:
@@ -163,10 +203,7 @@ def discard_after(run: Path, step: int) -> None:
 def _read(directory: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     state = read_state(directory)
     state.verify()
-    try:
-        return load_file(directory / TENSORS), state.content
-    except (SafetensorError, FileNotFoundError) as error:
-        raise DamagedError(f"{directory / TENSORS}: {error}") from None
+    return read_part(directory, ""), state.content
 
 
 def _newest_first(run: Path) -> list[Path]:
@@ -179,8 +216,10 @@ def _is_numbered(directory: Path) -> bool:
     return directory.name.startswith("step-") and directory.name.removeprefix("step-").isdecimal()
 
 
-def _nelbo(directory: Path) -> float:
+def _figure(directory: Path, name: str) -> float:
+    """A figure in the state of a checkpoint; infinity where there is none."""
     try:
-        return float(read_state(directory).content["nelbo"])
+        figure = float(read_state(directory).content[name])
     except (OSError, ValueError, KeyError, TypeError):
-        return float("inf")
+        return math.inf
+    return math.inf if math.isnan(figure) else figure
