@@ -33,6 +33,7 @@ suppress_warnings = ["ref.python"]
 """A name that two modules have, as `sample`, the function and the module; no page links by one."""
 
 SECTIONS = ("Args:", "Returns:", "Raises:", "References:")
+BOLD = re.compile(r"\\\*\\\*([A-Z][^*]*\.)\\\*\\\*")
 COLUMNS = re.compile(r"\S {3,}\S")
 NAMES = re.compile(r"( {4}[\w, ]+: )(.*)")
 
@@ -75,4 +76,4 @@ def _quoted(text: str) -> str:
     parts = re.split(r"`([^`]+)`", text)
     for i, part in enumerate(parts):
         parts[i] = f"``{part}``" if i % 2 else re.sub(r"([\\*_|`])", r"\\\1", part)
-    return "".join(parts)
+    return BOLD.sub(r"**\1**", "".join(parts))
