@@ -3,12 +3,13 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+PAGES  := $(VENV)/.docs
 
 export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 export GIT_PYTHON_REFRESH = quiet
 
-.PHONY: train test test-all lint ui clean
+.PHONY: train test test-all lint docs ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
@@ -35,6 +36,14 @@ test-all: test  ## the slow checks too, one after the other
 
 lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright
+
+$(PAGES): $(STAMP)
+	@echo "installing what builds the pages ..."
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 --editable '.[docs]'
+	@touch $@
+
+docs: $(PAGES)  ## the pages of docs/ as HTML in build/docs; a link or anchor that leads nowhere is an error
+	@$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs && echo "build/docs/index.html"
 
 ui: $(STAMP)  ## browse the experiments at http://127.0.0.1:5000
 	@$(BIN)/python pipelines/ui.py
