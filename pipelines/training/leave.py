@@ -18,8 +18,8 @@ def draw_curves(runs: Sequence[Path]) -> None:
     """
     from pipelines.runs.pictures import learning_curve
 
-    series = {run.name: [r for r in read_metrics(run) if "nelbo" in r.terms] for run in runs}
-    unit = next((r.unit for records in series.values() for r in records), "")
+    series = {run.name: read_metrics(run) for run in runs}
+    unit = next((r.unit for records in series.values() for r in records if r.unit), "")
     for run in runs:
         learning_curve(series, unit, run / "learning_curve.png")
 

@@ -79,7 +79,7 @@ def _drawable(job: Job) -> Job:
     """The job; without sample pictures where the packages that draw them are not installed."""
     if job.run.train.sample_every:
         try:
-            import matplotlib.figure  # noqa: F401
+            import matplotlib  # noqa: F401
 
             import pipelines.runs.pictures  # noqa: F401
         except ModuleNotFoundError as error:

@@ -90,7 +90,7 @@ def carried_out_here(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, An
 def local(monkeypatch) -> None:
     """Evaluations without Ray."""
     monkeypatch.setattr(measure, "carry_out", carried_out_here)
-    monkeypatch.setattr(measure, "places", lambda actors: (1, "cpu"))
+    monkeypatch.setattr(measure, "places", lambda actors, device: (1, "cpu"))
 
 
 # Estimates.

@@ -18,6 +18,7 @@ from indm_core.likelihood import dequantise
 from indm_core.sampling import Sampling
 from pipelines.config.store import digest, identity
 from pipelines.config.weights import Weights
+from pipelines.data.spec import DataSpec
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.features import raw
@@ -138,7 +139,7 @@ def kill_after(monkeypatch, unchecked) -> Callable[[int], list[Task]]:
         monkeypatch.setattr(measure, "carry_out", carry_out)
         return done
 
-    monkeypatch.setattr(measure, "places", lambda actors: (1, "cpu"))
+    monkeypatch.setattr(measure, "places", lambda actors, device: (1, "cpu"))
     return limit
 
 
@@ -246,19 +247,12 @@ def test_rows_travel_as_they_are_stored_and_are_dequantised_to_the_same_values(d
     rows = (np.random.default_rng(0).random((6, 3, 4, 4)) * (levels or 1)).astype(dtype)
     bench = Evaluator([], raw, 1, "cpu")
 
-    class Spec:
-        low, high = -1.0, 1.0
-
-        @staticmethod
-        def in_unit(nats: torch.Tensor) -> torch.Tensor:
-            return nats
-
-    Spec.levels = levels
-    bench.models = {0: (torch.nn.Identity(), Spec)}
+    spec = DataSpec(name="", shape=(3, 4, 4), levels=levels, low=-1.0, high=1.0, num_classes=0)
+    bench.models = {0: (torch.nn.Identity(), spec)}
     rows.flags.writeable = False
     task = Likelihoods(estimator=Seen(), model=0, images=Span(of="test", first=0, stop=6), seed=7)
     x = dequantise(torch.tensor(rows.astype("float32")), levels, -1.0, 1.0, torch.Generator().manual_seed(7))
-    assert torch.equal(bench.run(task, rows), x.flatten(1).sum(1))
+    assert torch.equal(bench.run(task, rows), spec.in_unit(x.flatten(1).sum(1)))
     assert not bench.rows(task.images).is_floating_point() or not levels
 
 

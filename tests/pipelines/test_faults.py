@@ -62,7 +62,7 @@ FAULTS = {
     "no GPU": (["toy2d_spiral", *TINY_2D, "--device", "cuda"], ["device=cuda", "no GPU", "--device cpu"]),
     "nothing to start from": (
         ["toy2d_spiral", *TINY_2D, "--name", "n", "--start-from", "/nowhere"],
-        ["/nowhere: no run here", "show.py runs"],
+        ["/nowhere: no run here", "there are toy2d_spiral"],
     ),
     "unknown baseline": (["toy2d_spiral", *TINY_2D, "--baseline", "digits"], ["unknown baseline 'digits'"]),
     "another recipe's run": (["toy2d_rings", *TINY_2D, "--name", "toy2d_spiral"], ["not toy2d_rings", "--name"]),

@@ -312,7 +312,7 @@ def test_a_directory_of_another_run_is_refused_and_left_alone(case, spiral, caps
 def test_a_complete_run_says_so(spiral, capsys):
     train("toy2d_spiral", *TINY_2D, "--name", "r", out=spiral)
     shown = capsys.readouterr().out
-    one_line(shown, "r: complete, 6 steps", str(spiral / "r"))
+    one_line(shown.splitlines()[0], "r: complete, 6 steps", str(spiral / "r"))
 
 
 def test_more_steps_go_on_and_how_often_it_logs_may_change(spiral, tmp_path, capsys):
