@@ -90,13 +90,17 @@ def test_a_script_copied_alone_finds_the_package_and_its_clone(tmp_path):
     clone = copy_of_the_clone(home / "indm")
     shutil.copy(ROOT / "pipelines" / "train.py", home / "train.py")
     words = ["toy2d_spiral", *TINY_2D, "--local", "--threads", "1"]
-    done = start(home / "train.py", elsewhere, *words, HOME=str(home), PYTHONPATH=str(clone))
+    fonts = str(tmp_path / "fonts")  # which matplotlib lists below HOME otherwise
+    variables = {"HOME": str(home), "MPLCONFIGDIR": fonts, "PYTHONPATH": str(clone)}
+    done = start(home / "train.py", elsewhere, *words, **variables)
     assert done.returncode == 0, done.stderr
     assert (clone / "runs" / "toy2d_spiral" / "model.safetensors").is_file()
     assert list((clone / "runs" / "data").glob("toy2d-spiral*/card.json"))
     assert sorted(os.listdir(home)) == ["indm", "train.py"]
     assert not list(elsewhere.iterdir())
-    done = start(home / "train.py", elsewhere, *words, HOME=str(home), PYTHONPATH=str(clone))
+    fonts = str(tmp_path / "fonts")  # which matplotlib lists below HOME otherwise
+    variables = {"HOME": str(home), "MPLCONFIGDIR": fonts, "PYTHONPATH": str(clone)}
+    done = start(home / "train.py", elsewhere, *words, **variables)
     assert "complete, 6 steps" in done.stdout
 
 
