@@ -101,7 +101,9 @@ def test_commands_are_understood(page, line):
         return
     assert (ROOT / "pipelines" / f"{script}.py").is_file()
     names, given = split_arguments(words, ("local", "help"))
-    own = any(".py" in word for word in (*names, *given.values()))  # of a file that is not there
+    own = any(
+        part in word for word in (*names, *given.values()) for part in (".py", ".json")
+    )  # of a file that is not there
     status, options = told(script, *(words if script == "train" and not own else ()))  # its help depends on the options
     assert status == 0
     assert [option for option in given if meant(option, options) != 1] == []
@@ -111,7 +113,7 @@ def test_commands_are_understood(page, line):
 def test_options_that_are_named_exist(page):
     """In the prose: `--steps`, `--splits train,valid`."""
     scripts = [path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem not in ("__init__", "ui")]
-    kinds = ("toy2d_dinof", "digits_diffflow")  # whose models have options that the default recipe's has not
+    kinds = ("toy2d_dinof", "digits_diffflow", "images")  # whose models have options that the default recipe's has not
     every = frozenset().union(*(told(script)[1] for script in scripts), *(told("train", kind)[1] for kind in kinds))
     spans = re.findall(r"`--([\w.-]+)[^`]*`", prose(page))
     assert [option for option in spans if not meant(option, every)] == []

@@ -214,8 +214,8 @@ def test_the_command_line_takes_every_option(tmp_path: Path, capsys: pytest.Capt
     [
         (["digits"], ["--out DIR is missing"]),
         (["digits", "--max-skip", "2"], ["max_skip=2.0"]),
-        (["digits", "--max-skip", "some"], ["--max_skip: 'some' does not fit", "a number"]),
-        (["digits", "--max-skips", "0"], ["unknown option --max_skips", "did you mean max_skip"]),
+        (["digits", "--max-skip", "some"], ["--max-skip: 'some' does not fit", "a number"]),
+        (["digits", "--max-skips", "0"], ["unknown option --max-skips", "did you mean --max-skip"]),
         (["digits", "--splits", "train", "test"], ["digits test", "--splits train,test"]),
         (["digits", "--table", "gass"], ["table='gass'", "power, gas"]),
         (["digits", "--seed", "1", "--seed", "2"], ["--seed is given twice"]),
@@ -246,7 +246,7 @@ def test_help_names_every_option_and_format(words: list[str], status: int, capsy
     assert main_of("prepare")(words) == status
     shown = capsys.readouterr().out
     for option in [*fields(Options), "out", "traceback"]:
-        assert f"  --{getattr(option, 'name', option)} " in shown
+        assert f"  --{getattr(option, 'name', option).replace('_', '-')} " in shown
     for reader in READERS:
         assert reader.name in shown
 
