@@ -197,7 +197,7 @@ def _parse(option: Option, text: str) -> Any:
             return option.value if type(option.value) is chosen else chosen()
         return _parse_plain(annotation, text)
     except ValueError as error:
-        raise ValueError(f"--{option.path}: {text!r} does not fit ({error})") from None
+        raise ValueError(f"--{option.path.replace('_', '-')}: {text!r} does not fit ({error})") from None
 
 
 def _parse_plain(annotation: Any, text: str) -> Any:

@@ -188,7 +188,7 @@ def test_numbers():
         ("steps", "inf", ["--train.steps: 'inf'", "whole number"]),
         ("steps", "nan", ["whole number"]),
         ("steps", "true", ["--train.steps: 'true'", "whole number"]),
-        ("ema_decay", "nan", ["--train.ema_decay: 'nan' does not fit", "number"]),
+        ("ema_decay", "nan", ["--train.ema-decay: 'nan' does not fit", "number"]),
         ("ema_decay", "high", ["number"]),
         ("precision", "fp16", ["--train.precision: 'fp16' does not fit", "fp32, bf16"]),
         ("batch_size", "0", ["batch_size=0", "at least 1"]),
