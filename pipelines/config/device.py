@@ -22,11 +22,12 @@ def check_device(word: str) -> None:
 
 
 def check_device_of_workers(word: str) -> None:
-    """Refuses a GPU by its number where Ray gives the processes theirs.
+    """Refuses what is no device, and a GPU by its number where Ray gives the processes theirs.
 
     Raises:
-        ValueError: it has a number.
+        ValueError: it is none, or has a number.
     """
+    check_device(word)
     if ":" in word:
         number = word.partition(":")[2]
         raise ValueError(

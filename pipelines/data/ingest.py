@@ -96,6 +96,10 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
         routes = _routes(name, part, found, options)
         splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen, trained)
     notes = (*found.notes, *seen.notes(found))
+    if options.standardise and "train" not in splits:
+        raise ValueError(
+            f"standardise=true: the mean is that of train, which is not kept: splits={','.join(options.splits)}"
+        )
     mean, std = trained.standard() if options.standardise else ((), ())
     card = replace(
         card,

@@ -86,7 +86,6 @@ class EvaluateOptions:
     traceback: bool = False
 
     def __post_init__(self) -> None:
-        check_device(self.device)
         check_device_of_workers(self.device)
 
 

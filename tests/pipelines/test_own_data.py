@@ -122,6 +122,11 @@ def test_vectors_are_standardised_by_their_training_rows(tmp_path):
     assert rows["train"][:, 2].mean() > 60_000  # stored as they are
 
 
+def test_no_training_rows_no_standardisation(tmp_path):
+    with pytest.raises(ValueError, match=r"standardise=true: .*splits=test"):
+        prepare(table(tmp_path / "x.csv"), tmp_path / "out", Options(standardise=True, splits=("test",)))
+
+
 def test_the_jacobian_is_in_the_likelihood(tmp_path):
     """A Gaussian of the table in its own units has the same NLL whether it sees the rows as they are or standardised."""
     source = table(tmp_path / "x.csv")

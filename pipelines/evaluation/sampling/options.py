@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.config.device import check_device, check_device_of_workers
+from pipelines.config.device import check_device_of_workers
 from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
 from pipelines.evaluation.sampling.rows import parse_rows
 
@@ -34,7 +34,6 @@ class CompareOptions:
     traceback: bool = False
 
     def __post_init__(self) -> None:
-        check_device(self.device)
         check_device_of_workers(self.device)
         fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST
         if self.num_samples < fewest:
