@@ -1,7 +1,7 @@
 """Configurations and models in a directory. Nothing is unpickled: it holds
 
 config.json         {"version": 1, "run": RunConfig, "spec": DataSpec}; where extensions define classes of the run also what to
-                    import for them, "modules"
+                    import for them, "modules"; and how the run came about, "history"
 model.safetensors   the averaged (EMA) weights, one tensor per line of the model's networks
 model.json          the step of the weights, their SHA-256, and where they come from (`provenance`)
 """
@@ -23,6 +23,7 @@ from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
 from pipelines.config.cli import options, with_values
 from pipelines.config.codec import to_json, unsaid
+from pipelines.config.history import History
 from pipelines.config.modules import use
 from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
 from pipelines.config.run import RunConfig, Train
@@ -56,9 +57,10 @@ CONFIG, WEIGHTS, WEIGHTS_STATE = "config.json", "model.safetensors", "model.json
 REMEDY = "restore it, or give the training command again, which writes it from the last checkpoint"
 
 
-def write_run(file: Path, run: RunConfig, spec: DataSpec) -> None:
-    """Writes config.json."""
-    write_text(file, json.dumps(config_document(run, spec), indent=1) + "\n")
+def write_run(file: Path, run: RunConfig, spec: DataSpec, history: History | None = None) -> None:
+    """Writes config.json: the configuration and, where it is known, how the run came about."""
+    document = config_document(run, spec) | (history.to_document() if history else {})
+    write_text(file, json.dumps(document, indent=1) + "\n")
 
 
 def read_run(file: Path) -> tuple[RunConfig, DataSpec]:

@@ -199,6 +199,12 @@ class Card:
         """Bytes of one row, uncompressed."""
         return self.num_dims * self.dtype.itemsize
 
+    @property
+    def digest(self) -> str:
+        """Which data these are: of the bytes of all shards, 16 hexadecimal digits."""
+        shards = [shard.sha256 for _, split in sorted(self.splits.items()) for shard in split.shards]
+        return hashlib.sha256("".join(shards).encode()).hexdigest()[:16]
+
     def split(self, name: str) -> Split:
         """The split called `name`.
 

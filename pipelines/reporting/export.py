@@ -7,12 +7,12 @@ README.md           the model card (`model_card`);  samples.png  a grid of sampl
 
 from __future__ import annotations
 
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 
 from indm_core.draw import check_sampling
 from indm_core.training import network_tensors
+from pipelines.config.history import History
 from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG, WEIGHTS, load, read_run, weights_state, write_run, write_weights
@@ -54,6 +54,7 @@ def export(run: Weights, wanted: ExportOptions) -> Path:
     made = Provenance.read(state.content, str(state.file)) if state else None
     config, spec = without_paths(found.config), found.spec
     step = state.content["step"] if state else config.train.steps
+    history = History.read(run.run / CONFIG)
     document = (
         replace(made, run=config).to_document() if made else Provenance(run=config, spec=spec, data={}).to_document()
     )
@@ -65,12 +66,12 @@ def export(run: Weights, wanted: ExportOptions) -> Path:
         weights=f"{'not averaged' if run.raw else 'averaged over training'}, step {step:,}",
         grid=GRID,
         drawn=f"`{wanted.sampling}`, seeds {wanted.seed} to {wanted.seed + num - 1}",
-        commit=_commit(),
+        trained_with=history.codes,
         licence=wanted.licence,
     )
     write_text(out / CARD, card)  # first: by it a directory is known that a kill has left half written
     save_samples(x, spec, out / GRID)
-    write_run(out / CONFIG, config, spec)
+    write_run(out / CONFIG, config, spec, history.without_lines())
     write_weights(out, tensors, step, document)
     return out
 
@@ -97,13 +98,3 @@ def _refuse_others(out: Path, run: Path) -> None:
         raise ValueError(
             f"--to {out}: holds other things ({foreign[0]}), which are left as they are; give a new directory"
         )
-
-
-def _commit() -> str:
-    """Of the clone that this code lies in; '' where it is none."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return found.stdout.strip() if found.returncode == 0 else ""

@@ -25,7 +25,7 @@ from pipelines.reporting.tables import Run
 __all__ = ["model_card", "trained_by"]
 
 
-def model_card(run: Run, *, weights: str, grid: str, drawn: str, commit: str, licence: str) -> str:
+def model_card(run: Run, *, weights: str, grid: str, drawn: str, trained_with: Sequence[str], licence: str) -> str:
     """The text of README.md.
 
     Args:
@@ -33,7 +33,7 @@ def model_card(run: Run, *, weights: str, grid: str, drawn: str, commit: str, li
         weights: Which they are, such as "averaged, step 1200".
         grid: File of the sample grid.
         drawn: How its samples were drawn.
-        commit: Of the code that exports; '' where it is unknown.
+        trained_with: The commits of the code that trained it; none where they are unknown.
         licence: Of the weights, as the hub names it.
     """
     spec, model, images = run.spec, run.config.model, len(run.spec.shape) == 3
@@ -43,7 +43,11 @@ def model_card(run: Run, *, weights: str, grid: str, drawn: str, commit: str, li
         ("data", f"{spec.name}, events {spec.shape}, {_levels(run)}"),
         ("weights", weights),
         ("trained by", f"`{trained_by(run.config)}`"),
-        *([("code", f"commit {commit}, at the export")] if commit else []),
+        *(
+            [("code of the training", ", then ".join(f"commit {code}" for code in trained_with))]
+            if trained_with
+            else []
+        ),
     ]
     own = [Path(module.file).name for module in defining(run.config)]
     load = f"from_pretrained(DIR, module={own[0]!r})" if own else "from_pretrained(DIR)"

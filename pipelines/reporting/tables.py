@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import os
 import platform
@@ -14,6 +13,7 @@ from typing import TypeVar
 
 import torch
 
+from pipelines.config.history import installed
 from pipelines.config.run import RunConfig
 from pipelines.config.store import configuration, digest, identity, trained
 from pipelines.config.weights import Weights
@@ -215,12 +215,8 @@ def sampler_tables(runs: Sequence[Run]) -> list[Table]:
 
 def environment() -> Sequence[Row]:
     packages = ("torch", "ray", "numpy", "pyarrow", "mlflow", "torch-fidelity")
-    versions = []
-    for name in packages:
-        try:
-            versions.append((name, importlib.metadata.version(name)))
-        except importlib.metadata.PackageNotFoundError:
-            versions.append((name, "not installed"))
+    there = installed(*packages)
+    versions = [(name, there.get(name, "not installed")) for name in packages]
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
     return [
         ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),

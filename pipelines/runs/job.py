@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from indm_core.training import step_seed
+from pipelines.config.history import Command, History
 from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig, Train
-from pipelines.config.store import WEIGHTS, read_weights_state
-from pipelines.data.card import load_card
+from pipelines.config.store import CONFIG, WEIGHTS, read_weights_state, write_run
+from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
 from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
@@ -51,6 +52,7 @@ class Job:
         data: Of the prepared data set.
         partner: Of the second one of a bridge.
         start_from: A checkpoint of another run whose networks of the same name start this one; None starts afresh.
+        command: That trains it.
     """
 
     run: RunConfig
@@ -59,6 +61,7 @@ class Job:
     data: Path
     partner: Path | None = None
     start_from: Path | None = None
+    command: Command = field(default_factory=Command)
 
     @property
     def training(self) -> Training:
@@ -66,10 +69,19 @@ class Job:
         train, recipe = self.run.train, self.run.recipe
         return Training(recipe=recipe, directory=self.directory, train=train, start_from=self.start_from)
 
+    @property
+    def cards(self) -> list[Card]:
+        """Of its data sets."""
+        return [load_card(path) for path in (self.data, self.partner) if path]
+
     def provenance(self) -> Provenance:
         """What its weights are made of."""
-        partner = load_card(self.partner) if self.partner else None
-        return Provenance.of(self.run, self.spec, load_card(self.data), partner)
+        return Provenance.of(self.run, self.spec, *self.cards)
+
+    def write_config(self) -> None:
+        """Writes config.json, in which this command is the last of the run's history."""
+        file = self.directory / CONFIG
+        write_run(file, self.run, self.spec, History.read(file).with_command(self.command, self.cards))
 
     def of_partner(self) -> Job:
         """The same run on the second data set, in an order of its own."""

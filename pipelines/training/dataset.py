@@ -24,7 +24,6 @@ from indm_core.draw import draw, start_times
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
 from indm_core.sample import sample_ode
-from pipelines.config.store import write_run
 from pipelines.data.spec import DataSpec
 from pipelines.runs.job import Job
 from pipelines.runs.record import Unit
@@ -53,7 +52,7 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         build=partial(job.run.model.build, job.spec),
         batches=partial(_batches, job, rows, session),
         unit=Unit(job.spec.unit, partial(_in_unit, job.spec)),
-        write_config=partial(write_run, job.directory / "config.json", job.run, job.spec),
+        write_config=job.write_config,
         draw=partial(_draw_samples, job.spec, session.device),
         validate=held_out_rows(job, session.device) if job.run.train.validate_every and session.rank == 0 else None,
         shared_steps=job.run.model.shared_steps,

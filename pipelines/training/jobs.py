@@ -7,6 +7,7 @@ from pathlib import Path
 
 from indm_core.training import check_frozen
 from pipelines.config.cli import options, with_values
+from pipelines.config.history import Command
 from pipelines.config.provenance import Provenance, difference, say_unverified
 from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import CONFIG, as_begun, read_run, read_weights_state
@@ -75,7 +76,8 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     directory = root / name
     if (directory / "config.json").is_file():
         run = as_begun(run, directory / "config.json")
-    jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start)]
+    command = Command.of_this_process()
+    jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start, command=command)]
     shared = run.model.shared_steps
     if launch.baseline and shared >= train.steps:
         raise ValueError(
@@ -86,7 +88,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         other = _baseline(launch.baseline, run)
         after = directory / "pretrained" if shared else start
         beside = root / ((f"{launch.name}-{other.recipe}" if launch.name else other.recipe) + ending)
-        jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after))
+        jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after, command=command))
     for job in jobs:
         _refuse_another_run(job)
     return jobs
