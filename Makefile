@@ -45,8 +45,8 @@ $(PAGES): $(STAMP)
 docs: $(PAGES)  ## the pages of docs/ as HTML in build/docs; a link or anchor that leads nowhere is an error
 	@$(BIN)/python -m sphinx -E -W --keep-going -q docs build/docs && echo "build/docs/index.html"
 
-ui: $(STAMP)  ## browse the experiments at http://127.0.0.1:5000
-	@$(BIN)/python pipelines/ui.py
+ui: $(STAMP)  ## browse the experiments of runs/, or of OUT=DIR, at http://127.0.0.1:5000, or at PORT=N
+	@$(BIN)/python pipelines/ui.py $(if $(OUT),--out "$(OUT)") $(if $(PORT),--port "$(PORT)") $(ARGS)
 
 clean:  ## remove the environment (runs/ stays)
 	rm -rf $(VENV)

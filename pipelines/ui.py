@@ -1,4 +1,8 @@
-"""Serves the experiments of the output directory on localhost: `python pipelines/ui.py`, or `make ui`."""
+"""Browse the experiments in MLflow: `python pipelines/ui.py [--out DIR] [--port N]`, or `make ui OUT=DIR PORT=N`.
+
+MLflow is served on this machine alone, until Ctrl-C, from the store of the output directory: DIR/mlflow.db. The address that is
+printed opens the table of the runs. Where MLFLOW_TRACKING_URI names a server, its address is printed, and nothing is served.
+"""
 
 from __future__ import annotations
 
@@ -16,58 +20,118 @@ import os
 import signal
 import socket
 import subprocess
+import time
+import urllib.request
+from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 
-from pipelines.runs.catalogue import experiment_address
-from pipelines.runs.store import reach, tracking_uri
-from pipelines.runs.tracking import EXPERIMENT
-from pipelines.storage.outputs import output_root
+from pipelines.config.cli import override
+from pipelines.config.command import carry_out
+from pipelines.config.help import describe, page
+from pipelines.storage.outputs import RULE, output_root
+from pipelines.storage.paths import local_path
 from pipelines.storage.signals import until_signal
 
-END_SECONDS = 5.0
-"""How long the server may take to end, before it is killed."""
+START_SECONDS, END_SECONDS = 120.0, 5.0
+"""How long the server may take to answer, and to end before it is killed."""
 
 
-def main(port: int = 5000) -> int:
-    """Serves the experiments of the output directory on localhost.
+@dataclass(frozen=True, kw_only=True)
+class UiOptions:
+    """What is served, and where.
 
-    Returns:
-        The exit status; 2 where the port is taken or there is nothing to show.
+    Args:
+        out: Output directory; else $INDM_RUNS, else runs/ in the clone.
+        port: Of this machine.
+        traceback: Show where an error came from.
     """
-    return until_signal(lambda stop: _serve(port), "the page is closed; `make ui` opens it again")
+
+    out: str = ""
+    port: int = 5000
+    traceback: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.port <= 65535:
+            raise ValueError(f"port={self.port} must be 1 to 65535")
 
 
-def _serve(port: int) -> int:
-    try:
-        root, port = output_root(None), int(os.environ.get("PORT") or port)
-    except ValueError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    if not (root / "mlflow.db").is_file() and not os.environ.get("MLFLOW_TRACKING_URI"):
-        print(f"{root}: no runs yet; `make train` makes the first", file=sys.stderr)
-        return 2
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except (OSError, OverflowError):
-            print(f"port {port} is in use; choose another: make ui PORT={port + 1}", file=sys.stderr)
-            return 2
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status, 2 where the port is taken or there is nothing to show."""
+    return until_signal(
+        lambda stop: carry_out(argv, _page, _show, stop, words_needed=False),
+        "the page is closed; the same command opens it again",
+    )
+
+
+def _page(words: list[str], given: dict[str, str]) -> str:
+    return page(__doc__ or "", [("options", describe(UiOptions()))], [f"{RULE}."])
+
+
+def _show(words: list[str], given: dict[str, str]) -> int:
+    if words:
+        raise ValueError(f"{words[0]}: no run is named here, the page has all of them; give --out DIR for others")
+    wanted = override(UiOptions(), given)
+    if wanted.out and not local_path(wanted.out, "--out").is_dir():
+        raise ValueError(f"--out {wanted.out}: no such directory; give the one that runs were trained into")
+    root, elsewhere = output_root(wanted.out), os.environ.get("MLFLOW_TRACKING_URI", "").strip()
+    if not (root / "mlflow.db").is_file() and not elsewhere:
+        raise ValueError(
+            f"{root}: no runs in MLflow yet; `make train` makes the first, --out DIR (make ui OUT=DIR) shows another place"
+        )
+    if not elsewhere.startswith(("http://", "https://")):
+        _refuse_taken(wanted.port)
+    from pipelines.runs.catalogue import experiment_address
+    from pipelines.runs.store import named, reach, tracking_uri
+    from pipelines.runs.tracking import EXPERIMENT, close_lost_runs
+
     try:
         uri = tracking_uri(root)
         reach(uri)
     except ValueError as error:
-        print(f"error: the tracking store: {error}; mend it, or set MLFLOW_TRACKING_URI", file=sys.stderr)
-        return 2
-    address = experiment_address(uri, EXPERIMENT, f"http://127.0.0.1:{port}")
-    print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    store = ["--backend-store-uri", uri, "--default-artifact-root", str(root / "mlartifacts")]
-    with subprocess.Popen(command + store, start_new_session=True) as server:  # signals come to it through this process
+        raise ValueError(f"the tracking store: {error}; mend it, or set MLFLOW_TRACKING_URI") from None
+    close_lost_runs(root)
+    if uri.startswith(("http://", "https://")):
+        print(f"experiments at {experiment_address(uri, EXPERIMENT, named(uri).rstrip('/'))}")
+        return 0
+    print(f"starting MLflow on {named(uri)} ...", flush=True)
+    with _server(uri, root / "mlartifacts", wanted.port) as server:
         try:
+            if _answers(server, wanted.port):
+                address = experiment_address(uri, EXPERIMENT, f"http://127.0.0.1:{wanted.port}")
+                print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
             return server.wait()
         finally:
             _end(server)
+
+
+def _refuse_taken(port: int) -> None:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            other = port + 1 if 1024 <= port < 65535 else 5001
+            raise ValueError(
+                f"port {port} cannot be had ({error.strerror}); choose another: --port {other} (make ui PORT={other})"
+            ) from None
+
+
+def _server(uri: str, artifacts: Path, port: int) -> subprocess.Popen[bytes]:
+    """The server, in a session of its own: signals come to it through this process."""
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    store = ["--backend-store-uri", uri, "--default-artifact-root", str(artifacts)]
+    return subprocess.Popen([*command, *store, "--uvicorn-opts", "--log-level warning"], start_new_session=True)
+
+
+def _answers(server: subprocess.Popen[bytes], port: int) -> bool:
+    """Waits until the server answers; returns whether it does."""
+    deadline = time.monotonic() + START_SECONDS
+    while server.poll() is None and time.monotonic() < deadline:
+        with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+            return True
+        time.sleep(0.2)
+    return False
 
 
 def _end(server: subprocess.Popen[bytes]) -> None:

@@ -39,6 +39,7 @@ from pipelines.storage.reading import read_json
 __all__ = [
     "CONFIG",
     "WEIGHTS",
+    "WEIGHTS_STATE",
     "as_begun",
     "check_data",
     "configuration",

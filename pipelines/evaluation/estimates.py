@@ -54,8 +54,8 @@ class Estimate:
         return replace(self, se=self.se_images)
 
     def metrics(self, name: str) -> dict[str, float]:
-        """Its numbers as they are logged."""
-        return {name: self.mean, f"{name}/se": self.se, f"{name}/se_images": self.se_images}
+        """Its numbers as they are logged; NAME_se is the error that is printed beside it."""
+        return {name: self.mean, f"{name}_se": self.error, f"{name}_se_images": self.se_images}
 
     def __str__(self) -> str:
         return with_error(self.mean, self.error, "+.4f", ".4f")

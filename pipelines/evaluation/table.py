@@ -78,16 +78,18 @@ def log(document: Evaluation, runs: Sequence[Weights], root: Path) -> None:
     data = ensure(config.data.source, root / "data", config.data.options)
     for run in runs:
         figures = replace(document.runs[run.name], results=best_figures(run.name, present(run)))
-        found = _metrics(figures).items()
-        figures = {f"test/{name}": value for name, value in found if math.isfinite(value)}
+        measured = {f"test/{'raw/' if run.raw else ''}{name}": value for name, value in _measured(figures).items()}
+        found = {name: value for name, value in (measured | _cost(figures)).items() if math.isfinite(value)}
         files = tuple(str(run / file) for file in (BEST, "samples.png"))
-        post(run, Made(figures=figures, files=files, data=str(data)))
+        post(run, Made(figures=found, files=files, data=str(data)))
     deliver([run.run for run in runs], root)
 
 
-def _metrics(figures: Figures) -> dict[str, float]:
-    found: dict[str, float] = {"parameters": figures.parameters}
-    found |= {f"evaluations/{network}": num for network, num in figures.evaluations.items()}
-    for result in figures.results:
-        found |= result.metrics()
-    return found
+def _measured(figures: Figures) -> dict[str, float]:
+    return {name: value for result in figures.results for name, value in result.metrics().items()}
+
+
+def _cost(figures: Figures) -> dict[str, float]:
+    """What a training step takes."""
+    cost = {f"train/evaluations_{network}": float(num) for network, num in figures.evaluations.items()}
+    return {"train/parameters": float(figures.parameters)} | cost

@@ -7,13 +7,10 @@ checkpoint is logged once, and what commands made of the run until the store has
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import re
 import shutil
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -24,23 +21,29 @@ from typing import Any
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, Metric
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_GIT_DIRTY, MLFLOW_SOURCE_NAME, MLFLOW_SOURCE_TYPE
 from torch import Tensor
 
+from pipelines.config.codec import from_json
+from pipelines.config.history import Command
 from pipelines.config.provenance import MADE_OF
-from pipelines.config.store import CONFIG, write_weights
+from pipelines.config.store import CONFIG, WEIGHTS_STATE, write_weights
 from pipelines.data.card import CARD, Card, load_card
-from pipelines.runs.record import VALIDATION
 from pipelines.storage import checkpoint
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import read_json
 
 __all__ = [
+    "Ended",
     "Kept",
     "Made",
+    "began",
     "data_set",
+    "end",
     "experiment_address",
+    "finished_at",
     "inputs",
+    "log_end",
     "log_figures",
     "log_made",
     "log_models",
@@ -49,7 +52,10 @@ __all__ = [
 ]
 
 FILE = "mlflow.json"
-CLONE = Path(__file__).resolve().parents[2]
+REASON = "reason"
+"""The tag that says why a run has failed."""
+LONGEST = 5000
+"""Characters of a tag."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +66,6 @@ class Made:
         figures: By name, finite numbers.
         files: Tables and pictures; those that are absent are left out.
         data: Directory of the prepared data set that the figures are of; '' where there is none.
-        finished: Whether the run is finished by this.
         step: Of the checkpoint that it is of; 0: of the run's last weights.
         folder: Among the run's artifacts, where the files go.
     """
@@ -68,7 +73,6 @@ class Made:
     figures: dict[str, float] = field(default_factory=dict)
     files: tuple[str, ...] = ()
     data: str = ""
-    finished: bool = False
     step: int = 0
     folder: str = ""
 
@@ -78,9 +82,22 @@ class Made:
         figures = {str(name): float(value) for name, value in dict(document["figures"]).items()}
         files, data = tuple(map(str, document["files"])), str(document["data"])
         step, folder = int(document.get("step", 0)), str(document.get("folder", ""))
-        return Made(
-            figures=figures, files=files, data=data, finished=bool(document["finished"]), step=step, folder=folder
-        )
+        return Made(figures=figures, files=files, data=data, step=step, folder=folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ended:
+    """How the training of a run has ended before its last step, on its way to the store.
+
+    Args:
+        status: FAILED or KILLED.
+        time: When, in milliseconds since 1970.
+        reason: Why, in one line.
+    """
+
+    status: str
+    time: int
+    reason: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,11 +108,13 @@ class Kept:
         run_id: Of its run; '' where it has none.
         models: Ids of the models that its checkpoints are, by step.
         waiting: What commands made of the run and the store does not have yet, oldest first.
+        ended: How its training has ended, where the store does not know it yet.
     """
 
     run_id: str = ""
     models: dict[int, str] = field(default_factory=dict)
     waiting: tuple[Made, ...] = ()
+    ended: Ended | None = None
 
     @staticmethod
     def read(directory: Path) -> Kept:
@@ -104,30 +123,27 @@ class Kept:
             document = read_json(directory / FILE)
             models = {int(step): str(model) for step, model in document.get("models", {}).items()}
             waiting = tuple(map(Made.of, document.get("waiting", [])))
-            return Kept(run_id=str(document["run_id"]), models=models, waiting=waiting)
+            ended = from_json(Ended, document["ended"]) if "ended" in document else None
+            return Kept(run_id=str(document["run_id"]), models=models, waiting=waiting, ended=ended)
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError):
             return Kept()
 
     def write(self, directory: Path) -> None:
         waiting = {"waiting": [asdict(made) for made in self.waiting]} if self.waiting else {}
+        waiting |= {"ended": asdict(self.ended)} if self.ended else {}
         write_text(directory / FILE, json.dumps({"run_id": self.run_id, "models": self.models} | waiting) + "\n")
 
 
-def source_tags() -> dict[str, str]:
-    """The tags under which MLflow shows what started a run: the command, and the commit of the clone if it is one."""
-    words = [Path(sys.argv[0]).name, *sys.argv[1:]]
-    tags = {MLFLOW_SOURCE_NAME: " ".join(words)[:500], MLFLOW_SOURCE_TYPE: "LOCAL"}
-    command = ["git", "-C", str(CLONE), "rev-parse", "HEAD"]
-    try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=False)
-    except (OSError, subprocess.TimeoutExpired):
-        return tags
-    return tags | ({MLFLOW_GIT_COMMIT: found.stdout.strip()} if found.returncode == 0 else {})
+def source_tags(command: Command) -> dict[str, str]:
+    """The tags of a command that trains a run; those that MLflow has names for, its pages show."""
+    tags = {MLFLOW_SOURCE_NAME: command.line[:500], MLFLOW_SOURCE_TYPE: "LOCAL", "command": command.line[:LONGEST]}
+    if command.commit:
+        tags |= {MLFLOW_GIT_COMMIT: command.commit, MLFLOW_GIT_DIRTY: str(bool(command.changed)).lower()}
+    return tags | {f"version.{name}": version for name, version in command.versions.items()}
 
 
 def data_set(card: Card) -> Dataset:
-    """A prepared data set as MLflow knows one; its digest is of the bytes of all shards."""
-    shards = [shard.sha256 for _, split in sorted(card.splits.items()) for shard in split.shards]
+    """A prepared data set as MLflow knows one."""
     profile = {
         "shape": list(card.shape),
         "levels": card.levels,
@@ -136,7 +152,7 @@ def data_set(card: Card) -> Dataset:
     }
     return Dataset(
         name=card.name,
-        digest=hashlib.sha256("".join(shards).encode()).hexdigest()[:16],
+        digest=card.digest,
         source_type="local",
         source=json.dumps({"uri": card.source}),
         profile=json.dumps(profile),
@@ -175,7 +191,7 @@ def log_models(directory: Path, uri: str) -> None:
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, "READY")
         client.log_outputs(own, [LoggedModelOutput(model.model_id, step)])
-        for name, key in (("nelbo", "nelbo"), (VALIDATION[0], "validation_nelbo")):
+        for name, key in (("train/nelbo", "nelbo"), ("validation/nelbo", "validation_nelbo")):
             if math.isfinite(figure := float(numbers.get(key, math.nan))):
                 client.log_metric(own, name, figure, step=step, model_id=model.model_id)
         models[step] = model.model_id
@@ -238,9 +254,51 @@ def log_made(directory: Path, uri: str) -> None:
         made, *later = kept.waiting
         card = load_card(made.data) if made.data and (Path(made.data) / CARD).is_file() else None
         log_figures(directory, uri, made, card)
-        if made.finished:
-            MlflowClient(uri).set_terminated(kept.run_id, "FINISHED")
         replace(kept, waiting=tuple(later)).write(directory)
+
+
+def began(directory: Path) -> int:
+    """When the training in a directory last began, in milliseconds since 1970: it writes config.json then. 0: never."""
+    return _modified(directory / CONFIG)
+
+
+def finished_at(directory: Path) -> int:
+    """When the last weights of a run were written, if that was after its training last began; else 0."""
+    written = _modified(directory / WEIGHTS_STATE)
+    return written if written >= began(directory) else 0
+
+
+def end(directory: Path, status: str, reason: str) -> None:
+    """Keeps how the training of a run has ended before its last step; `log_end` logs it."""
+    kept = Kept.read(directory)
+    if kept.run_id:
+        ended = Ended(status=status, time=int(time.time() * 1000), reason=reason)
+        replace(kept, ended=ended).write(directory)
+
+
+def log_end(directory: Path, uri: str) -> None:
+    """Logs that a run has ended, and how, where the store has it as running. A run that has its last weights is finished.
+
+    Raises:
+        MlflowException: the store refuses.
+    """
+    kept, client = Kept.read(directory), MlflowClient(uri)
+    finished = finished_at(directory)
+    ended = Ended(status="FINISHED", time=finished, reason="") if finished else kept.ended
+    status = client.get_run(kept.run_id).info.status if ended else ""
+    if ended and status != ended.status and (finished or status == "RUNNING"):
+        if ended.reason:
+            client.set_tag(kept.run_id, REASON, ended.reason[:LONGEST])
+        client.set_terminated(kept.run_id, ended.status, ended.time)
+    if kept.ended:
+        replace(kept, ended=None).write(directory)
+
+
+def _modified(file: Path) -> int:
+    try:
+        return file.stat().st_mtime_ns // 1_000_000
+    except OSError:
+        return 0
 
 
 def experiment_address(uri: str, name: str, server: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import queue
 import threading
+import time
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +13,8 @@ from typing import Any
 from pipelines.runs.catalogue import run_id
 
 __all__ = ["Machine"]
+
+POLL_SECONDS = 0.5
 
 
 class Machine:
@@ -50,8 +53,14 @@ class Machine:
                     SystemMetricsMonitor,
                 )  # needs psutil, as Ray does
 
-                monitor = SystemMetricsMonitor(run_id(directory), resume_logging=True, tracking_uri=self.uri)
+                monitor = SystemMetricsMonitor(self._opened(directory), resume_logging=True, tracking_uri=self.uri)
                 monitor.start()
         if monitor:
             with suppress(Exception):
                 monitor.finish()
+
+    def _opened(self, directory: Path) -> str:
+        """The MLflow run of a training: the command opens it soon after the training has begun."""
+        while not (known := run_id(directory)) and self.directories.empty():
+            time.sleep(POLL_SECONDS)
+        return known

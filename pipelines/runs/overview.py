@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
-from pipelines.storage.locks import held
+from pipelines.storage.locks import is_held
 from pipelines.storage.manifest import DamagedError, read_manifest
 from pipelines.storage.reading import read_json
 
@@ -148,7 +148,7 @@ def _configured(directory: Path) -> tuple[int, str]:
 
 
 def _state(directory: Path, steps: int, kept: int) -> State:
-    if _is_written(directory / ".writing"):
+    if is_held(directory / ".writing"):
         return "training"
     if not steps or (not kept and any((directory / "checkpoints").glob("step-*"))):
         return "damaged"
@@ -160,19 +160,6 @@ def _state(directory: Path, steps: int, kept: int) -> State:
         return "finished" if read_manifest(directory / "model.json").content.get("step") == steps else "stopped"
     except (DamagedError, ValueError, OSError):
         return "damaged"
-
-
-def _is_written(lock: Path) -> bool:
-    """Whether a process holds the lock of those that write a run."""
-    if not lock.is_file():
-        return False
-    try:
-        with held(lock):
-            return False
-    except BlockingIOError:
-        return True
-    except OSError:  # no lock of ours
-        return False
 
 
 def _content(place: Path) -> dict[str, Any]:

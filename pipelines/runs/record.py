@@ -34,6 +34,8 @@ __all__ = ["VALIDATION", "HeldOut", "Meter", "Record", "RecordReader", "Unit"]
 
 WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "eta_s", "skipped")
 NORM, VALIDATION = "gradient_norm/", ("validation/nelbo", "validation/se")
+VALIDATION_IN_MLFLOW = dict(zip(VALIDATION, ("validation/nelbo", "validation/nelbo_se"), strict=True))
+"""There the errors of figures end in _se."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +85,19 @@ class Record:
         norms = {NORM + name: norm for name, norm in self.gradient_norms.items()}
         held_out = dict(zip(VALIDATION, (self.held_out.nelbo, self.held_out.se), strict=True)) if self.held_out else {}
         return {**self.terms, **numbers, **norms, **held_out}
+
+    @property
+    def rows(self) -> str:
+        """What a second's work is counted in: images are in bits/dim, vectors in nats/dim, draws from a density in nats."""
+        return {"bits/dim": "images", "nats/dim": "rows"}.get(self.unit, "draws" if self.unit else "rows")
+
+    def metrics(self) -> dict[str, float]:
+        """Every number but the step, under its name in MLflow: train/nelbo, train/rows_per_s, ..., validation/nelbo."""
+        speed = {"images_per_s": f"{self.rows}_per_s"}
+        return {
+            VALIDATION_IN_MLFLOW.get(name) or f"train/{speed.get(name, name)}": number
+            for name, number in self.figures().items()
+        }
 
     def to_json(self) -> str:
         """The record as a line of metrics.jsonl, without the end of the line."""

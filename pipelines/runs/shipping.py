@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from pipelines.runs.catalogue import run_id
+from pipelines.runs.catalogue import began, finished_at, log_end, run_id
 from pipelines.runs.job import METRICS
-from pipelines.runs.record import VALIDATION, Record, RecordReader
+from pipelines.runs.record import Record, RecordReader
 from pipelines.runs.store import named, reach
 
 __all__ = ["Feed", "Shipper"]
@@ -30,32 +30,39 @@ LONGEST_PAUSE = 60.0
 END_SECONDS = 10.0
 METRICS_PER_CALL = 1000
 PICTURES = "samples"
+EVERY_RECORD = ("_per_s", "validation/nelbo")
+"""How the names of two figures end of which each record has one, also as earlier versions logged them (images_per_s)."""
 
 
 class Feed:
-    """The records and pictures of one run, each logged once.
+    """The records and pictures of one run, each logged once, and its end.
 
     Args:
         directory: Of the run, whose mlflow.json names the MLflow run.
         uri: Of the store.
+        opens: opens(milliseconds since 1970) opens the MLflow run of a training that began then. Nothing is logged of a
+            training before it begins, for which it is waited. None: the run is open.
     """
 
-    def __init__(self, directory: Path, uri: str) -> None:
-        self.directory, self.uri = directory, uri
+    def __init__(self, directory: Path, uri: str, opens: Callable[[int], object] | None = None) -> None:
+        self.directory, self.uri, self.opens = directory, uri, opens
+        self.before = began(directory)
         self.begin()
 
     def begin(self) -> None:
         """Forgets how far the store is: it is asked again."""
         self.reader, self.client, self.run_id = RecordReader(self.directory / METRICS), None, ""
-        self.step, self.pictures = -1, set[str]()
+        self.step, self.pictures, self.ended = -1, set[str](), False
 
     def gained(self) -> bool:
         """Whether the directory may hold what the store lacks."""
+        if self.opens:
+            return began(self.directory) != self.before
         try:
             longer = self.reader.file.stat().st_size != self.reader.offset
         except OSError:
             longer = False
-        return longer or bool(self._new_pictures())
+        return longer or bool(self._new_pictures()) or (not self.ended and finished_at(self.directory) > 0)
 
     def ship(self, *, whole: bool) -> None:
         """Logs what the store lacks.
@@ -67,6 +74,9 @@ class Feed:
         Raises:
             Exception: whatever MLflow raises where the store refuses; `begin` before the next attempt.
         """
+        if self.opens:
+            self.opens(began(self.directory))
+            self.opens = None
         if self.client is None:
             self.client = self._open()
         records = [record for record in self.reader.read() if record.step > self.step]
@@ -77,12 +87,14 @@ class Feed:
             if whole or file.name < f"step-{self.reader.last_step:08d}":
                 self.client.log_artifact(self.run_id, str(file), PICTURES)
                 self.pictures.add(file.name)
+        log_end(self.directory, self.uri)
+        self.ended = finished_at(self.directory) > 0
 
     def _open(self) -> MlflowClient:
         """A client, and what the run has by now."""
         client, self.run_id = MlflowClient(self.uri), run_id(self.directory)
         last = client.get_run(self.run_id).to_proto().data.metrics
-        self.step = max((metric.step for metric in last if metric.key in ("images_per_s", VALIDATION[0])), default=-1)
+        self.step = max((metric.step for metric in last if metric.key.endswith(EVERY_RECORD)), default=-1)
         self.pictures = {Path(file.path).name for file in client.list_artifacts(self.run_id, PICTURES)}
         return client
 
@@ -94,7 +106,7 @@ class Feed:
 def _metrics(record: Record) -> list[Metric]:
     """Every number of a record."""
     now = int(time.time() * 1000)
-    return [Metric(name, float(value), now, record.step) for name, value in record.figures().items()]
+    return [Metric(name, float(value), now, record.step) for name, value in record.metrics().items()]
 
 
 def _batches(records: Sequence[Record]) -> list[Sequence[Record]]:
@@ -111,12 +123,12 @@ class Shipper:
     `END_SECONDS` to finish; what is left then, the next command on the run logs.
 
     Args:
-        directories: Of the runs.
+        feeds: Of the runs, in the order in which they are trained.
         uri: Of the store.
     """
 
-    def __init__(self, directories: Sequence[Path], uri: str) -> None:
-        self.feeds, self.uri = [Feed(directory, uri) for directory in directories], uri
+    def __init__(self, feeds: Sequence[Feed], uri: str) -> None:
+        self.feeds, self.uri = feeds, uri
         self.pause, self.said, self.stopping = POLL_SECONDS, False, threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True, name="mlflow")
 

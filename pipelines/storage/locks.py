@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["held", "open_lock", "take"]
+__all__ = ["held", "is_held", "open_lock", "take"]
 
 
 def open_lock(file: Path) -> int:
@@ -59,3 +59,16 @@ def held(file: Path, wait: float = 0.0) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
+
+
+def is_held(file: Path) -> bool:
+    """Whether a process holds a lock; not where there is no such file, or no lock of ours."""
+    if not file.is_file():
+        return False
+    try:
+        with held(file):
+            return False
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False

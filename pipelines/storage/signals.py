@@ -81,10 +81,14 @@ class Stop:
         if self.requested:
             self._raise()
 
+    @property
+    def word(self) -> str:
+        """What the signal does."""
+        return WORDS[signal.Signals(self.number or signal.SIGINT)]
+
     def line(self) -> str:
         """What the user is told: what was sent, what is saved, and how to go on."""
-        word = WORDS[signal.Signals(self.number or signal.SIGINT)]
-        return f"{word}: {self.remark if isinstance(self.remark, str) else self.remark()}"
+        return f"{self.word}: {self.remark if isinstance(self.remark, str) else self.remark()}"
 
     @contextmanager
     def listening(self) -> Iterator[None]:

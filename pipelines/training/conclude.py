@@ -9,6 +9,7 @@ from pathlib import Path
 from indm_core.sampling import Sampling
 from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
+from pipelines.config.store import CONFIG
 from pipelines.config.weights import Weights
 from pipelines.data.card import load_card
 from pipelines.evaluation.archive import measured_so
@@ -21,7 +22,7 @@ from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import log, table
 from pipelines.runs.job import Job
 from pipelines.runs.store import named, tracking_uri
-from pipelines.runs.tracking import Made, deliver, post
+from pipelines.runs.tracking import Made, deliver, open_missed, post
 from pipelines.training.leave import draw_curves, what_next
 
 __all__ = ["BRIEF_SETTINGS", "conclude", "measurement"]
@@ -62,8 +63,9 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
     configs = {job.directory.name: job.run for job in jobs}
     document = _measured(runs, settings, root, partial(_print, configs)) if settings else None
     draw_curves([job.directory for job in jobs])
+    open_missed(jobs, root)
     for run in runs:
-        post(run, Made(files=(str(run / "learning_curve.png"),), finished=True))
+        post(run, Made(files=tuple(str(run / file) for file in ("learning_curve.png", CONFIG))))
     if document:
         log(document, runs, root)
     else:

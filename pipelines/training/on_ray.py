@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -22,9 +23,10 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.session import check_cores, check_resources, connect
 from pipelines.runs.job import Job, finished
-from pipelines.runs.shipping import Shipper
+from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import environment, tracking_uri
-from pipelines.runs.tracking import open_run
+from pipelines.runs.tracking import close_runs, open_run
+from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
 from pipelines.training.divergence import DivergedError
 from pipelines.training.launch import Launch
@@ -52,8 +54,22 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
     check_cores(launch.workers, launch.cpus_per_worker)
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
+    try:
+        _train(jobs, launch, root, stop)
+    except BaseException as error:
+        killed = stop.requested or isinstance(error, KeyboardInterrupt)
+        reason = stop.word if killed else one_line(error)
+        close_runs([job.directory for job in jobs], root, "KILLED" if killed else "FAILED", reason)
+        raise
+
+
+def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
+    """Trains them, each with its MLflow run: that of the first is opened here, which finds out whether the store answers, those
+    of the others when their training begins."""
+    first = next(job for job in jobs if not finished(job.training))
+    feeds = [Feed(job.directory, tracking_uri(root), partial(open_run, job, root)) for job in jobs]
     with ThreadPoolExecutor(1) as aside:
-        opened = aside.submit(lambda: [open_run(job, root) for job in jobs])
+        opened = aside.submit(open_run, first, root)
         print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
     for job in jobs:
@@ -63,11 +79,10 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         )
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
-    directories = [job.directory for job in jobs]
     with (
         stop.at_boundary(),
         Ticker([job.training for job in jobs]),
-        Shipper(directories, tracking_uri(root)),
+        Shipper(feeds, tracking_uri(root)),
     ):
         outcome = fit(trainer, stop)
     if outcome.refusal and launch.traceback:
@@ -87,7 +102,7 @@ def build_trainer(
     """A group of workers that trains the jobs one after the other, in the Ray session that is there.
 
     Args:
-        jobs: Checked by `jobs_for`; each has its MLflow run (`tracking.open_run`).
+        jobs: Checked by `jobs_for`; the MLflow run of each is opened (`tracking.open_run`).
         launch: How many workers, and what each is given.
         root: The output directory; what Ray keeps of the group lies in root/ray.
         callbacks: Of Ray Train: what is told of the group's start, its reports and its end.

@@ -28,13 +28,8 @@ def line(training: Training, record: Record) -> str:
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
-    speed = f"{record.images_per_s:.0f} {_rows(record)}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
+    speed = f"{record.images_per_s:.0f} {record.rows}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
     return "  ".join(filter(None, [where, _loss(record), held_out, speed]))
-
-
-def _rows(record: Record) -> str:
-    """What a second's work is counted in: the unit of images is bits/dim, that of vectors nats/dim, that of a density nats."""
-    return {"bits/dim": "images", "nats/dim": "rows"}.get(record.unit, "draws" if record.unit else "rows")
 
 
 def _loss(record: Record) -> str:

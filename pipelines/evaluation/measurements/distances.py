@@ -216,10 +216,10 @@ class DistancesResult(Result):
 
     def metrics(self) -> dict[str, float]:
         f, kernel, score = self.distances.frechet, self.distances.kernel, self.distances.inception_score
-        found = {"frechet": f.value, "frechet/se": f.se, "frechet/samples": f.n}
-        found |= {"frechet/at_infinity": f.at_infinity, "frechet/at_infinity/se": f.at_infinity_se}
-        found |= {"kernel": kernel.value, "kernel/se": kernel.se, "kernel/samples": kernel.n}
-        found |= {} if score is None else {"inception_score": score.value, "inception_score/se": score.se}
+        found = {"frechet": f.value, "frechet_se": f.se, "frechet_samples": f.n}
+        found |= {"frechet_at_infinity": f.at_infinity, "frechet_at_infinity_se": f.at_infinity_se}
+        found |= {"kernel": kernel.value, "kernel_se": kernel.se, "kernel_samples": kernel.n}
+        found |= {} if score is None else {"inception_score": score.value, "inception_score_se": score.se}
         return found | {"reference_samples": self.reference.size, "diverged": self.diverged}
 
 
