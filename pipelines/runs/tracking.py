@@ -136,13 +136,25 @@ def close_runs(directories: Sequence[Path], root: Path, status: str, reason: str
 def close_lost_runs(root: Path) -> None:
     """Closes the runs below an output directory that the store has as running and no process trains: a kill -9 ends a command
     before it can tell. A store that does not answer is left as it is."""
-    lost = [file.parent for file in sorted(root.glob("*/mlflow.json")) if run_id(file.parent)]
-    lost = [run for run in lost if not any(is_held(run / lock) for lock in (".lock", ".writing"))]
+    running = _running(root)
+    runs = [file.parent for file in sorted(root.glob("*/mlflow.json")) if run_id(file.parent) in running]
+    lost = [run for run in runs if not any(is_held(run / lock) for lock in (".lock", ".writing"))]
     for directory in lost:
         if not finished_at(directory) and not Kept.read(directory).ended:
             with suppress(OSError):  # of another user
                 end(directory, "KILLED", LOST)
     _log_ends(lost, root)
+
+
+def _running(root: Path) -> set[str]:
+    """The ids of the runs that the store has as running; none where it does not answer."""
+    try:
+        client = MlflowClient(tracking_uri(root))
+        found = client.get_experiment_by_name(EXPERIMENT)
+        runs = client.search_runs([found.experiment_id], "attributes.status = 'RUNNING'") if found else []
+        return {run.info.run_id for run in runs}
+    except Exception:  # whatever a store's driver raises
+        return set()
 
 
 def _log_ends(directories: Sequence[Path], root: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,6 @@ from pipelines.evaluation.seeds import seed_lines
 from pipelines.evaluation.settings import Settings
 from pipelines.evaluation.table import log, table
 from pipelines.runs.job import Job
-from pipelines.runs.store import named, tracking_uri
 from pipelines.runs.tracking import Made, deliver, open_missed, post
 from pipelines.training.leave import draw_curves, what_next
 
@@ -72,7 +72,7 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
         deliver([run.run for run in runs], root)
     for run in runs:
         print(f"{run}: model.safetensors, {'samples.png, ' if document else ''}learning_curve.png, metrics.jsonl")
-    print(f"{what_next([job.directory for job in jobs])}\nexperiments: make ui   ({named(tracking_uri(root))})")
+    print(f"{what_next([job.directory for job in jobs])}\nexperiments: make ui OUT={shlex.quote(str(root))}")
 
 
 def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import http.server
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +144,44 @@ def test_make_ui_on_an_occupied_port(tmp_path):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = make("ui", f"PORT={port}", INDM_RUNS=str(tmp_path))
+        done = make("ui", f"PORT={port}", f"OUT={tmp_path}")
     assert done.returncode != 0
     ours = [line for line in done.stderr.splitlines() if not line.startswith("make")]
     assert len(ours) == 1
-    one_line(ours[0], f"port {port} is in use", f"make ui PORT={port + 1}")
+    one_line(ours[0], f"port {port} cannot be had (Address already in use)", f"make ui PORT={port + 1}")
 
 
 @pytest.mark.parametrize(
-    ("variables", "parts"),
-    [({"PORT": "http"}, ["error: ", "'http'"]), ({}, ["no runs yet", "make train"])],
-    ids=["a port that is no number", "nothing to show"],
+    ("words", "parts"),
+    [
+        (["--port", "http"], ["--port: 'http' does not fit (a whole number)"]),
+        (["--port", "0"], ["port=0 must be 1 to 65535"]),
+        (["--prot", "5001"], ["unknown option --prot", "did you mean --port"]),
+        (["--out", "/no/such/place"], ["--out /no/such/place: no such directory"]),
+        (["a_run"], ["a_run: no run is named here", "--out DIR"]),
+        ([], ["no runs in MLflow yet", "make train", "make ui OUT=DIR"]),
+    ],
 )
-def test_the_page_says_why_it_does_not_open(variables, parts, tmp_path, monkeypatch, capsys):
+def test_the_page_says_why_it_does_not_open(words, parts, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("INDM_RUNS", str(tmp_path))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    for name, value in variables.items():
-        monkeypatch.setenv(name, value)
-    assert main_of("ui")() == 2
-    one_line(capsys.readouterr().err, *parts)
+    assert main_of("ui")(words) == 2
+    one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_the_page_of_a_server_is_named_and_not_served(tmp_path, monkeypatch, capsys):
+    class Health(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/health" else 404)
+            self.end_headers()
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    with http.server.HTTPServer(("127.0.0.1", 0), Health) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", address)
+        assert main_of("ui")(["--out", str(tmp_path)]) == 0
+        server.shutdown()
+    assert capsys.readouterr().out == f"experiments at {address}\n"

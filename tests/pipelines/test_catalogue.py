@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from ray_session import TINY_2D, train
 
 from indm_core.training import network_tensors
 from pipelines.config import load
+from pipelines.config.history import Command, installed
 from pipelines.config.store import read_run
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
@@ -28,6 +30,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, str]:
     directory = root / "toy2d_spiral"
     run, spec = read_run(directory / "config.json")
     job = Job(run=run, spec=spec, directory=directory, data=ensure(run.data.source, root / "data", run.data.options))
+    job = replace(job, command=Command.of_this_process())
     tracking.open_run(job, root)
     uri = tracking.tracking_uri(root)
     catalogue.log_models(directory, uri)
@@ -37,8 +40,13 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, str]:
 def test_a_run_names_its_source_and_its_data(logged):
     job, _, uri = logged
     run = MlflowClient(uri).get_run(catalogue.run_id(job.directory))
-    assert run.data.tags["mlflow.source.name"]
-    assert len(run.data.tags["mlflow.source.git.commit"]) == 40
+    tags, command = run.data.tags, job.command
+    assert (tags["mlflow.source.name"], tags["command"]) == (command.line, command.line)
+    assert len(tags["mlflow.source.git.commit"]) == 40
+    assert tags["mlflow.source.git.dirty"] in ("true", "false")
+    assert {tags[f"version.{name}"] for name in ("torch", "ray", "mlflow")} == set(
+        installed("torch", "ray", "mlflow").values()
+    )
     (used,) = run.inputs.dataset_inputs
     card = load_card(job.data)
     assert (used.dataset.name, used.dataset.digest) == (card.name, catalogue.data_set(card).digest)
@@ -70,7 +78,7 @@ def test_kept_checkpoints_are_models_that_load_reads(logged, tmp_path):
         model = client.get_logged_model(kept.models[step])
         assert (model.status.value, model.tags["step"], model.source_run_id) == ("READY", str(step), kept.run_id)
         tensors, numbers = checkpoint.read(place)
-        (metric,) = [metric for metric in model.metrics if metric.key == "nelbo"]
+        (metric,) = [metric for metric in model.metrics if metric.key == "train/nelbo"]
         assert (metric.step, metric.value) == (step, pytest.approx(numbers["nelbo"]))
         folder = Path(model.artifact_location.removeprefix("file://"))
         loaded = network_tensors(load(folder))

@@ -331,7 +331,7 @@ WITH_TORCH = ("train", "evaluate", "sample", "compare")
 """Commands with options that are classes of models and samplers."""
 
 
-@pytest.mark.parametrize("script", [*WITH_TORCH, "report", "diagnose", "prepare"])
+@pytest.mark.parametrize("script", [*WITH_TORCH, "report", "diagnose", "prepare", "ui"])
 @pytest.mark.parametrize("words", [["--help"], ["no_such_thing"]], ids=["help", "a wrong name"])
 def test_help_and_a_wrong_name_import_nothing_that_takes_long(script, words, tmp_path):
     """Of what a command imports PyTorch alone takes a second."""

@@ -151,9 +151,12 @@ def test_mlflow_holds_the_run(out):
         assert run.info.status == "FINISHED"
         assert run.info.run_name == name
         assert run.data.params == {option.path: str(option.value)[:500] for option in options(config)}
-        assert {"nelbo", "denoising", "prior", "images_per_s", "data_wait", "skipped"} <= run.data.metrics.keys()
-        assert {"test/nll", "test/nelbo", "test/gap", "test/frechet", "test/nelbo/se"} <= run.data.metrics.keys()
-        steps = {metric.step for metric in client(out).get_metric_history(run_id, "nelbo")}
+        trained = ("nelbo", "denoising", "prior", "images_per_s", "data_wait", "skipped", "parameters")
+        assert {f"train/{metric}" for metric in trained} <= run.data.metrics.keys()
+        measured = ("nll", "nll_se", "nelbo", "nelbo_se", "gap", "gap_se", "frechet", "frechet_se")
+        assert {f"test/{metric}" for metric in measured} <= run.data.metrics.keys()
+        assert {metric.partition("/")[0] for metric in run.data.metrics} <= {"train", "validation", "test", "system"}
+        steps = {metric.step for metric in client(out).get_metric_history(run_id, "train/nelbo")}
         assert steps == {record.step for record in read_metrics(out / name)}
         files = {file.path for file in client(out).list_artifacts(run_id)}
         assert {"learning_curve.png", "evaluation.json", "samples.png", "samples"} <= files
@@ -162,6 +165,10 @@ def test_mlflow_holds_the_run(out):
         assert {client(out).get_logged_model(model).source_run_id for model in kept.values()} == {run_id}
     first = json.loads((out / "digits_vp_nll" / "mlflow.json").read_text())["run_id"]
     assert {"system/cpu_utilization_percentage"} <= client(out).get_run(first).data.metrics.keys()
+    second = json.loads((out / "digits_linear_nll" / "mlflow.json").read_text())["run_id"]
+    ended, started = client(out).get_run(first).info.end_time, client(out).get_run(second).info.start_time
+    assert ended is not None
+    assert ended <= started  # it is trained after the first
     assert len(client(out).search_runs(["1"])) == 2  # a restarted worker goes on in the same run
 
 

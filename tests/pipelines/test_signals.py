@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 import weakref
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -350,8 +351,8 @@ def test_the_page_ends_with_its_server(number, tmp_path):
     (tmp_path / "mlflow.db").touch()
     mark = f"PAGE_OF_TEST={tmp_path}"
     with subprocess.Popen(
-        command("ui"),
-        env=environment(INDM_RUNS=str(tmp_path), PORT="5963", PAGE_OF_TEST=str(tmp_path)),
+        command("ui", "--out", str(tmp_path), "--port", "5963"),
+        env=environment(PAGE_OF_TEST=str(tmp_path)),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -359,8 +360,10 @@ def test_the_page_ends_with_its_server(number, tmp_path):
     ) as process:
         try:
             assert process.stdout is not None
-            assert "experiments at" in process.stdout.readline()
-            time.sleep(10)
+            assert "starting MLflow on sqlite:///" in process.stdout.readline()
+            assert "experiments at http://127.0.0.1:5963" in process.stdout.readline()  # it answers by now
+            with urllib.request.urlopen("http://127.0.0.1:5963/", timeout=60) as page:
+                assert b"MLflow" in page.read()
             process.send_signal(number)
             _, shown = process.communicate(timeout=60)
         finally:

@@ -5,12 +5,15 @@ The store of these tests lies in a directory whose name has the characters that 
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -18,16 +21,18 @@ from mlflow.tracking import MlflowClient
 from ray_session import TINY_2D, one_line, train
 from sqlalchemy import make_url
 
-from pipelines.config.store import read_run
+from pipelines.config.history import Command, History
+from pipelines.config.store import CONFIG, read_run, write_weights
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.runs import shipping, store, tracking
-from pipelines.runs.catalogue import Kept, run_id
+from pipelines.runs.catalogue import Ended, Kept, began, run_id
 from pipelines.runs.job import METRICS, Job, read_metrics
 from pipelines.runs.record import Record
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import reach, tracking_uri
-from pipelines.runs.tracking import Made, deliver, open_run, post
+from pipelines.runs.tracking import Made, close_lost_runs, close_runs, deliver, open_missed, open_run, post
+from pipelines.storage.locks import held
 
 DEAD = "http://127.0.0.1:9"
 
@@ -58,7 +63,7 @@ def job(root: Path, request: pytest.FixtureRequest) -> Job:
 
 def steps_of(root: Path, job: Job) -> list[int]:
     """The steps of the figures that the store has, in the order in which they were logged."""
-    history = MlflowClient(tracking_uri(root)).get_metric_history(run_id(job.directory), "nelbo")
+    history = MlflowClient(tracking_uri(root)).get_metric_history(run_id(job.directory), "train/nelbo")
     return [metric.step for metric in history]
 
 
@@ -174,7 +179,7 @@ def test_a_store_that_is_locked_while_a_run_trains_is_said_once_and_gets_everyth
     monkeypatch.setattr(shipping, "LONGEST_PAUSE", 0.2)
     open_run(job, root)
     uri, said = tracking_uri(root), []
-    with Shipper([job.directory], uri):
+    with Shipper([Feed(job.directory, uri)], uri):
         until(lambda: steps_of(root, job) == [1, 2, 3, 4, 5, 6])
         with locked(root):
             append(job, 7, 8)
@@ -231,7 +236,7 @@ def test_a_hung_store_holds_nobody_up(job, root, monkeypatch, capsys):
     open_run(job, root)
     with hung() as uri:
         began = time.monotonic()
-        with Shipper([job.directory], uri) as shipper:
+        with Shipper([Feed(job.directory, uri)], uri) as shipper:
             time.sleep(0.3)
             append(job, 7)
         assert time.monotonic() - began < 2
@@ -247,7 +252,7 @@ def test_an_interrupt_does_not_wait_for_the_store(job, root, monkeypatch):
     open_run(job, root)
     began = time.monotonic()
     with hung() as uri:
-        shipper = Shipper([job.directory], uri).__enter__()
+        shipper = Shipper([Feed(job.directory, uri)], uri).__enter__()
         time.sleep(0.3)
         shipper.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
         assert time.monotonic() - began < 2
@@ -258,7 +263,7 @@ def test_what_a_command_made_waits_for_the_store(job, root, monkeypatch, capsys)
     open_run(job, root)
     curve = job.directory / "learning_curve.png"
     curve.write_bytes(b"picture")
-    made = Made(figures={"test/nll": 1.5}, files=(str(curve), str(root / "absent")), data=str(job.data), finished=True)
+    made = Made(figures={"test/nll": 1.5}, files=(str(curve), str(root / "absent")), data=str(job.data))
     with monkeypatch.context() as patch:
         patch.setenv("MLFLOW_TRACKING_URI", DEAD)
         for _ in range(2):  # the same command again makes the same
@@ -271,11 +276,120 @@ def test_what_a_command_made_waits_for_the_store(job, root, monkeypatch, capsys)
     assert Kept.read(job.directory).waiting == ()
     client = MlflowClient(tracking_uri(root))
     run = client.get_run(run_id(job.directory))
-    assert (run.data.metrics["test/nll"], run.info.status) == (1.5, "FINISHED")
+    assert run.data.metrics["test/nll"] == 1.5
     assert [file.path for file in client.list_artifacts(run.info.run_id)] == ["learning_curve.png"]
     assert steps_of(root, job) == [1, 2, 3, 4, 5, 6]
-    open_run(job, root)  # more steps
-    assert client.get_run(run.info.run_id).info.status == "RUNNING"
+
+
+def status_of(root: Path, job: Job) -> str:
+    return MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).info.status
+
+
+def tags_of(root: Path, job: Job) -> dict[str, str]:
+    return MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).data.tags
+
+
+def begin(job: Job, seconds: int = 0) -> None:
+    """As a worker does, some seconds ago."""
+    job.write_config()
+    then = time.time() - seconds
+    os.utime(job.directory / CONFIG, (then, then))
+
+
+def test_a_training_that_ends_before_its_last_step_has_failed_or_was_killed(job, root):
+    open_run(job, root)
+    begin(job)
+    close_runs([job.directory], root, "FAILED", "it has diverged at step 6")
+    assert (status_of(root, job), tags_of(root, job)["reason"]) == ("FAILED", "it has diverged at step 6")
+    assert steps_of(root, job) == [1, 2, 3, 4, 5, 6]
+    close_runs([job.directory], root, "KILLED", "interrupted")  # a command in which it did not begin
+    assert (status_of(root, job), tags_of(root, job)["reason"]) == ("FAILED", "it has diverged at step 6")
+    open_run(job, root)  # it goes on
+    assert status_of(root, job) == "RUNNING"
+    assert "reason" not in tags_of(root, job)
+    close_runs([job.directory], root, "KILLED", "terminated")
+    assert (status_of(root, job), tags_of(root, job)["reason"]) == ("KILLED", "terminated")
+
+
+def test_a_run_is_finished_when_its_last_weights_are_written(job, root):
+    open_run(job, root)
+    begin(job, seconds=60)
+    write_weights(job.directory, {}, 6, {})
+    then = time.time() - 30
+    os.utime(job.directory / "model.json", (then, then))
+    close_runs([job.directory], root, "FAILED", "of the training after it")
+    info = MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).info
+    assert (info.status, info.end_time) == ("FINISHED", int(then * 1000))
+    assert "reason" not in tags_of(root, job)
+    begin(job)  # more steps: the weights are older than that
+    open_run(job, root)
+    deliver([job.directory], root)
+    assert status_of(root, job) == "RUNNING"
+
+
+def test_the_end_of_a_training_waits_for_the_store(job, root, monkeypatch):
+    open_run(job, root)
+    begin(job)
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", DEAD)
+        close_runs([job.directory], root, "FAILED", "why")
+    assert status_of(root, job) == "RUNNING"
+    deliver([job.directory], root)
+    assert (status_of(root, job), tags_of(root, job)["reason"]) == ("FAILED", "why")
+    assert Kept.read(job.directory).ended is None
+
+
+def test_a_command_that_could_not_tell_its_end_is_found(job, root):
+    """By the page; not while a process trains."""
+    open_run(job, root)
+    begin(job)
+    with held(job.directory / ".lock"):
+        close_lost_runs(root)
+        assert status_of(root, job) == "RUNNING"
+    close_lost_runs(root)
+    assert (status_of(root, job), tags_of(root, job)["reason"]) == ("KILLED", tracking.LOST)
+
+
+def test_a_second_run_is_opened_when_its_training_begins(job, root, monkeypatch):
+    monkeypatch.setattr(shipping, "POLL_SECONDS", 0.05)
+    uri, opens = tracking_uri(root), partial(open_run, job, root)
+    with Shipper([Feed(job.directory, uri, opens)], uri):
+        time.sleep(0.5)
+        assert run_id(job.directory) == ""
+        begin(job, seconds=20)
+        until(lambda: run_id(job.directory) and steps_of(root, job) == [1, 2, 3, 4, 5, 6])
+    assert MlflowClient(uri).get_run(run_id(job.directory)).info.start_time == began(job.directory)
+
+
+def test_a_training_that_began_and_ended_without_the_store_is_logged_later(job, root, monkeypatch, capsys):
+    job = replace(job, command=Command(line="train.py it", commit="a" * 40, changed=True))
+    begin(job, seconds=20)
+    write_weights(job.directory, {}, 6, {})
+    with monkeypatch.context() as patch:
+        patch.setenv("MLFLOW_TRACKING_URI", DEAD)
+        open_missed([job], root)
+        one_line(capsys.readouterr().out, job.directory.name, "is not in MLflow", "the same command puts it there")
+    again = replace(job, command=Command(line="train.py again"))
+    open_missed([again], root)
+    deliver([job.directory], root)
+    assert status_of(root, job) == "FINISHED"
+    tags = tags_of(root, job)
+    assert (tags["command"], tags["mlflow.source.git.commit"], tags["mlflow.source.git.dirty"]) == (
+        "train.py it",
+        "a" * 40,
+        "true",
+    )
+    assert len(History.read(job.directory / CONFIG).commands) == 1
+
+
+def test_a_run_that_an_earlier_version_logged_goes_on(job, root):
+    """Its figures had no prefix."""
+    client, own = MlflowClient(tracking_uri(root)), open_run(job, root)
+    for step in (1, 2, 3):
+        client.log_metric(own, "nelbo", 1.0, step=step)
+        client.log_metric(own, "images_per_s", 1.0, step=step)
+    deliver([job.directory], root)
+    assert steps_of(root, job) == [4, 5, 6]
 
 
 def test_a_run_without_an_mlflow_run_is_left_alone(tmp_path):
@@ -328,9 +442,12 @@ def test_a_file_of_earlier_versions_is_read(tmp_path):
     (tmp_path / "mlflow.json").write_text('{"run_id": "a", "models": {"4": "m"}}\n')
     kept = Kept.read(tmp_path)
     assert kept == Kept(run_id="a", models={4: "m"})
-    made = Made(figures={"x": 0.1}, files=("f",), data="d", finished=True)
-    replace(kept, waiting=(made,)).write(tmp_path)
-    assert Kept.read(tmp_path) == replace(kept, waiting=(made,))
+    made = Made(figures={"x": 0.1}, files=("f",), data="d")
+    replace(kept, waiting=(made,), ended=Ended(status="FAILED", time=5, reason="why")).write(tmp_path)
+    document = json.loads((tmp_path / "mlflow.json").read_text())
+    document["waiting"][0]["finished"] = True  # as it was
+    (tmp_path / "mlflow.json").write_text(json.dumps(document))
+    assert Kept.read(tmp_path) == replace(kept, waiting=(made,), ended=Ended(status="FAILED", time=5, reason="why"))
 
 
 def test_the_store_lies_in_the_output_directory(root):
@@ -343,4 +460,4 @@ def test_every_figure_of_a_record_is_logged(job, root):
     open_run(job, root)
     deliver([job.directory], root)
     last = read_metrics(job.directory)[-1]
-    assert MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).data.metrics == pytest.approx(last.figures())
+    assert MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).data.metrics == pytest.approx(last.metrics())
