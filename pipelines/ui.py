@@ -20,15 +20,18 @@ import os
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from typing import IO
 
 from pipelines.config.cli import override
 from pipelines.config.command import carry_out
 from pipelines.config.help import describe, page
+from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import RULE, output_root
 from pipelines.storage.paths import local_path
 from pipelines.storage.signals import until_signal
@@ -95,14 +98,17 @@ def _show(words: list[str], given: dict[str, str]) -> int:
         print(f"experiments at {experiment_address(uri, EXPERIMENT, named(uri).rstrip('/'))}")
         return 0
     print(f"starting MLflow on {named(uri)} ...", flush=True)
-    with _server(uri, root / "mlartifacts", wanted.port) as server:
+    with tempfile.TemporaryFile() as said, _server(uri, root / "mlartifacts", wanted.port, said) as server:
         try:
             if _answers(server, wanted.port):
                 address = experiment_address(uri, EXPERIMENT, f"http://127.0.0.1:{wanted.port}")
                 print(f"experiments at {address} (Ctrl-C ends it)", flush=True)
-            return server.wait()
+            status = server.wait()
         finally:
             _end(server)
+        said.seek(0)
+        last = said.read().decode(errors="replace").strip().rpartition("\n")[2]
+    raise FailedError(f"MLflow's server has ended with status {status}: {last}")
 
 
 def _refuse_taken(port: int) -> None:
@@ -117,11 +123,13 @@ def _refuse_taken(port: int) -> None:
             ) from None
 
 
-def _server(uri: str, artifacts: Path, port: int) -> subprocess.Popen[bytes]:
-    """The server, in a session of its own: signals come to it through this process."""
+def _server(uri: str, artifacts: Path, port: int, said: IO[bytes]) -> subprocess.Popen[bytes]:
+    """The server, in a session of its own: signals come to it through this process. What it says goes to a file. It needs none
+    of the processes that carry out jobs, which are of language models."""
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
     store = ["--backend-store-uri", uri, "--default-artifact-root", str(artifacts)]
-    return subprocess.Popen([*command, *store, "--uvicorn-opts", "--log-level warning"], start_new_session=True)
+    variables = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    return subprocess.Popen([*command, *store], env=variables, stdout=said, stderr=said, start_new_session=True)
 
 
 def _answers(server: subprocess.Popen[bytes], port: int) -> bool:

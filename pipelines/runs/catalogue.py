@@ -136,9 +136,11 @@ class Kept:
 
 def source_tags(command: Command) -> dict[str, str]:
     """The tags of a command that trains a run; those that MLflow has names for, its pages show."""
-    tags = {MLFLOW_SOURCE_NAME: command.line[:500], MLFLOW_SOURCE_TYPE: "LOCAL", "command": command.line[:LONGEST]}
+    program = command.line.partition(" ")[0]  # its page shows what stands behind the last / of a whole command
+    tags = {MLFLOW_SOURCE_NAME: program, MLFLOW_SOURCE_TYPE: "LOCAL", "command": command.line[:LONGEST]}
     if command.commit:
         tags |= {MLFLOW_GIT_COMMIT: command.commit, MLFLOW_GIT_DIRTY: str(bool(command.changed)).lower()}
+        tags["code"] = command.code  # its page has no place for changes
     return tags | {f"version.{name}": version for name, version in command.versions.items()}
 
 
