@@ -112,7 +112,7 @@ def test_commands_are_understood(page, line):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_that_are_named_exist(page):
     """In the prose: `--steps`, `--splits train,valid`."""
-    scripts = [path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem not in ("__init__", "ui")]
+    scripts = [path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__"]
     kinds = ("toy2d_dinof", "digits_diffflow", "images")  # whose models have options that the default recipe's has not
     every = frozenset().union(*(told(script)[1] for script in scripts), *(told("train", kind)[1] for kind in kinds))
     spans = re.findall(r"`--([\w.-]+)[^`]*`", prose(page))
