@@ -90,7 +90,7 @@ def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None) -> 
     run = client.create_run(_experiment(client, root), start, tags, job.directory.name)
     for card, context in zip(job.cards, ("training", "training, second set"), strict=False):
         client.log_inputs(run.info.run_id, inputs(card, context))
-    parameters = [Param(o.path, str(o.value)[:500]) for o in options(job.run)]
+    parameters = [Param(o.path, o.shown[:500]) for o in options(job.run)]
     client.log_batch(run.info.run_id, params=parameters, tags=[RunTag("directory", str(job.directory))])
     Kept(run_id=run.info.run_id, waiting=Kept.read(job.directory).waiting).write(job.directory)
     return run.info.run_id
