@@ -106,6 +106,7 @@ def _vectors(run: Run, model: GenerativeModel | None, data: TestRows, out: Path,
     outside = draw_pairs(rows.numpy(), finite.numpy(), shown, file)
     said = [f"{len(rows):,} test rows, and over them as many samples: {sampling}"]
     said += [f"the first {len(shown)} of {len(names)} columns"] if len(shown) < len(names) else []
+    said += data.card.notes
     said += [f"{outside:,} samples lie outside of the axes"] if outside else []
     said += [f"{len(samples) - len(finite):,} samples diverged and are not drawn"] if len(finite) < len(samples) else []
     return Drawing(file, f"Samples of {run.name} over data", f"{'; '.join(said)}.")

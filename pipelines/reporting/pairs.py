@@ -39,7 +39,7 @@ def draw_pairs(data: np.ndarray, samples: np.ndarray, names: Sequence[str], file
     low, high = data.min(0), data.max(0)
     margin = np.where(high > low, 0.12 * (high - low), 1.0)
     low, high = low - margin, high + margin
-    side = {1: 3.6, 2: 2.3, 3: 1.7, 4: 1.45}.get(num, 1.3)
+    side = {1: 3.6, 2: 2.3, 3: 1.7, 4: 1.45}.get(num, 1.1)
     figure = figure_of(side * num + 0.6, side * num + 0.3)
     grid = figure.subplots(num, num, squeeze=False)
     for i, row in enumerate(grid):
@@ -76,11 +76,11 @@ def _cloud(axes: Any, data: np.ndarray, samples: np.ndarray) -> None:
 
 def _label(axes: Any, names: Sequence[str], i: int, j: int) -> None:
     """Names along the left and the lower edge, numbers at few ticks."""
-    size = 10 if len(names) <= 4 else 8
+    size, most = (10, 20) if len(names) <= 4 else (8, 17)
     axes.tick_params(labelsize=size - 2)
     axes.locator_params(nbins=3, axis="x")
     if i == len(names) - 1:
-        axes.set_xlabel(_brief(names[j]), fontsize=size)
+        axes.set_xlabel(_brief(names[j], most), fontsize=size)
     else:
         axes.set_xticklabels([])
     if i != j:
@@ -88,12 +88,12 @@ def _label(axes: Any, names: Sequence[str], i: int, j: int) -> None:
         if j:
             axes.set_yticklabels([])
     if j == 0:
-        axes.set_ylabel(_brief(names[i]) if i else "density" if len(names) == 1 else _brief(names[0]), fontsize=size)
+        axes.set_ylabel("density" if len(names) == 1 else _brief(names[i], most), fontsize=size)
 
 
-def _brief(name: str) -> str:
+def _brief(name: str, most: int) -> str:
     """A name that fits a panel, without the signs that matplotlib takes for formulas."""
-    shown = name if len(name) <= 20 else f"{name[:19]}…"
+    shown = name if len(name) <= most else f"{name[: most - 1]}…"
     return shown.replace("$", r"\$")
 
 

@@ -111,10 +111,12 @@ def published_section(spec: DataSpec, table: str) -> Section:
     Args:
         table: Which published table the data are; '' where they are none.
     """
-    images = len(spec.shape) == 3
-    rows = [row for row in PUBLISHED if images or row.data.lower() == table]
-    near = [row for row in rows if row.kind == "vector" or _on(row, spec)]
-    far = [row for row in rows if row not in near and row.kind == "image"]
+    if len(spec.shape) == 3:
+        rows = [row for row in PUBLISHED if row.kind == "image"]
+        near = [row for row in rows if _on(row, spec)]
+    else:
+        near = rows = [row for row in PUBLISHED if row.kind == "vector" and row.data.lower() == table]
+    far = [row for row in rows if row not in near]
     parts: list[Table | Folded | Note] = []
     if near:
         said = "Of longer trainings of larger networks; FID: a Frechet distance in Inception's features, of 50,000 samples."

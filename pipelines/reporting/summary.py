@@ -55,7 +55,7 @@ def report(chosen: Sequence[Weights], wanted: ReportOptions) -> Path:
         Section(title="Hardware", parts=[hardware_table(runs)]),
         Section(title="Settings", parts=[*measurements(runs), *configurations(runs)]),
     ]
-    page = Page(title=_title(runs), said=[_compared(runs), trained_on(runs), made_here()], sections=sections)
+    page = Page(title=_title(runs), said=[_compared(runs), f"{trained_on(runs)} {made_here()}"], sections=sections)
     stages.say("the page")
     return write_page("report", page, out)
 

@@ -77,11 +77,11 @@ class Run:
 def own_table(runs: Sequence[Run]) -> Table:
     """The models' figures, the most precise of each, and those of the laws that a model of vectors has to beat."""
     unit = runs[0].spec.unit
-    head = ("model", "parameters", "cost", "steps", f"NLL, {unit}", f"NELBO, {unit}", f"gap, {unit}", "FD")
+    head = ("model", f"NLL, {unit}", f"NELBO, {unit}", f"gap, {unit}", "FD", "steps", "parameters", "cost")
     rows: list[Row] = [_measured_row(run) for run in runs]
     if baselines := runs[0].of(BaselinesResult):
         for law in baselines.result.laws:
-            rows.append((f"{law.name}\nfitted", "", "", "", _figure(law.nll, runs[0].spec), "", "", ""))
+            rows.append((f"{law.name}\nfitted", _figure(law.nll, runs[0].spec), *[""] * 6))
     return Table(head=head, rows=rows, note=f"Lower is better. The errors: {LEFT_OUT}.")
 
 
@@ -89,16 +89,8 @@ def _measured_row(run: Run) -> Row:
     """One of our models."""
     steps = f"{run.config.train.steps:,}"
     if not run.measured:
-        return (
-            run.name,
-            "",
-            "",
-            steps,
-            f"not measured on these weights\npython pipelines/evaluate.py {run.name}",
-            "",
-            "",
-            "",
-        )
+        why = f"not measured on these weights\npython pipelines/evaluate.py {run.name}"
+        return (run.name, why, "", "", "", steps, "", "")
     cells = []
     for kind in (NllResult, NelboResult, GapResult):
         found = run.of(kind)
@@ -107,7 +99,7 @@ def _measured_row(run: Run) -> Row:
     figures, distances = run.measured[-1].runs[run.name], run.of(DistancesResult)
     cost = " + ".join(f"{num} {network}" for network, num in figures.evaluations.items())
     params, distance = f"{figures.parameters / 1e6:.2f}M", _distance(distances.result) if distances else ""
-    return (run.name, params, cost, steps, *cells, distance)
+    return (run.name, *cells, distance, steps, params, cost)
 
 
 def _how(kind: type[Result], document: Evaluation) -> str:

@@ -12,6 +12,8 @@ import torch
 from PIL import Image
 from ray_session import TINY, TINY_2D, main_of, one_line, train
 
+from indm_core.sampling import Sampling
+from pipelines.config.store import load, read_run
 from pipelines.config.weights import Weights
 from pipelines.data.card import load_card
 from pipelines.data.ingest import prepare
@@ -97,7 +99,9 @@ def test_vectors_are_pair_plots_with_their_names_and_units(table, tmp_path, monk
     assert names == ["age", "height", "weight"]
     assert data.shape == (12, 3)
     assert abs(data.mean(0) - (40, 170, 70)).max() < 15  # as in the file, whatever the model sees
-    assert np.abs(np.median(samples, 0) - (40, 170, 70)).max() < 60
+    _, spec = read_run(table / "config.json")
+    x = load(table).sample(12, sampler=Sampling(rtol=1e-3, atol=1e-3), batch_size=256).double().numpy()
+    np.testing.assert_allclose(samples, x * spec.std + spec.mean, rtol=1e-4, atol=1e-2)
     assert "12 test rows, and over them as many samples" in page.read_text()
     with Image.open(tmp_path / "pairs-vectors.png") as image:
         assert min(image.size) > 300
@@ -108,12 +112,12 @@ def test_a_table_without_names_has_numbers(tmp_path):
     assert load_card(tmp_path / "a").columns == card.columns == ("age", "height", "weight")
     assert prepare(people(tmp_path / "b.csv", ""), tmp_path / "b", Options()).columns == ("0", "1", "2")
     assert prepare("digits", tmp_path / "c", Options()).columns == ()
-    assert prepare("sklearn:iris", tmp_path / "d", Options()).columns[0] == "sepal length (cm), standardised"
+    assert prepare("sklearn:iris", tmp_path / "d", Options()).columns[0] == "sepal length (cm)"
     with pytest.raises(ValueError, match=r"2 columns have names"):
         replace(card, columns=("a", "b"))
 
 
-@pytest.mark.parametrize("num", [1, 2, 3, 8, 13])
+@pytest.mark.parametrize("num", [1, 3, 13])
 def test_a_pair_plot_of_any_number_of_columns(num, tmp_path):
     names = [f"column ${i}_x^ of a long name" for i in range(num)]
     assert len(shown_columns(names)) == (num if num <= MOST else ONLY)
@@ -165,15 +169,16 @@ def test_tables_have_their_own_papers_alone():
 def test_checkpoints_are_reported_and_diagnosed(script, tmp_path, monkeypatch, capsys):
     train("toy2d_spiral", *TINY_2D, "--name", "r", out=tmp_path)
     monkeypatch.setenv("INDM_RUNS", str(tmp_path))
-    main, quick = main_of(script), ["--images", "0" if script == "report" else "2"]
-    quick += [] if script == "report" else ["--errors.rows", "0"]
+    for what in ("diagnose", "draw_integration"):  # which take a minute and more
+        monkeypatch.setattr(f"pipelines.reporting.diagnostics.page.{what}", lambda *arguments: [])
+    main, quick = main_of(script), ["--images", "0"] if script == "report" else ["--images", "2", "--errors.rows", "0"]
+    capsys.readouterr()
     assert main(["r@4", "r@last:raw", "r", *quick]) == 0
-    said = capsys.readouterr().out
+    first, *_, last = capsys.readouterr().out.splitlines()
     page = tmp_path / "r" / "@4" / script / f"{script}.html"
-    assert said.splitlines()[0].endswith(f"{'report' if script == 'report' else 'diagnostics'} of r@4, r@6:raw, r")
-    assert said.splitlines()[-1] == str(page)
-    for name in ("r@4", "r@6:raw"):
-        assert name in page.read_text()
+    assert first == f"{'report' if script == 'report' else 'diagnostics'} of r@4, r@6:raw, r"
+    assert last == str(page)
+    assert all(f"Configuration of {name}" in page.read_text() for name in ("r@4", "r@6:raw", "r"))
     assert all(":" not in file.name for file in page.parent.iterdir())
     assert main(["r@5", *quick]) == 2
     one_line(capsys.readouterr().err, "error: ", "no checkpoint of step 5", "r@4", "r@6")

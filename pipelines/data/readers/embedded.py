@@ -76,8 +76,9 @@ def read_sklearn(source: str, options: Options) -> Source | None:
     splits = {
         split: in_memory(x[rows], source, None if classes is None else classes[rows]) for split, rows in parts.items()
     }
-    columns = tuple(f"{column}, standardised" for column in bunch.feature_names)
-    return Source(kind="vector", shape=(x.shape[1],), levels=0, splits=splits, columns=columns)
+    notes = ("the columns are dequantised, and standardised by their training rows",)
+    shape, columns = (x.shape[1],), tuple(bunch.feature_names)
+    return Source(kind="vector", shape=shape, levels=0, splits=splits, columns=columns, notes=notes)
 
 
 def _resolution(x: np.ndarray) -> np.ndarray:

@@ -30,7 +30,7 @@ from pipelines.storage.files import write_text
 __all__ = ["is_picture", "write_page"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
-GRID, WIDE = 520, 800
+GRID, WIDE = 440, 800
 """Pixels: a grid of images is no wider; above the second a picture scrolls on a narrow screen, where it would be too small."""
 
 
@@ -64,10 +64,13 @@ p { margin: .1rem 0; max-width: 76rem; overflow-wrap: anywhere } header p, .note
 table { border-collapse: collapse; margin: .3rem 0; font-size: 13.5px; font-variant-numeric: tabular-nums }
 th, td { border-bottom: 1px solid #ddd; padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top; min-width: 3.5rem }
 th { border-bottom-color: #888; white-space: nowrap } td { max-width: 20rem; overflow-wrap: break-word }
-small { color: #666; font-size: 11.5px; line-height: 1.3; display: block }
+small { color: #666; font-size: 11.5px; line-height: 1.3; display: block; min-width: 7rem }
+td b { font-weight: 400; white-space: nowrap }
 .gallery { display: flex; flex-wrap: wrap; gap: .6rem 1.6rem } img { max-width: 100%; height: auto; display: block }
 figure { margin: 0; max-width: min(100%, 37rem) } figure.wide { max-width: 100% } .top figure { max-width: min(100%, 24rem) }
-.top figure.large { max-width: min(100%, 37rem) } .top figure.wide { max-width: 100% } .top h2 { margin-top: .7rem }
+.top img { width: 23rem }
+.top figure.large { max-width: min(100%, 37rem) } .top .large img { width: auto }
+.top figure.wide { max-width: 100% } .top h2 { margin-top: .7rem }
 figcaption { color: #555; font-size: 12.5px; max-width: 38rem; overflow-wrap: anywhere }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .15rem 1rem; margin: .3rem 0; font-size: 13.5px }
 dt { font-weight: 600 } dd { margin: 0 } summary { cursor: pointer; color: #336; margin: .3rem 0; overflow-wrap: anywhere }
@@ -146,4 +149,4 @@ def _table(head: Row, rows: Sequence[Row]) -> str:
 def _cell(text: str) -> str:
     """A figure, and below it in small letters how it came about."""
     figure, _, how = text.partition("\n")
-    return escape(figure) + (f"<small>{escape(how)}</small>" if how else "")
+    return f"<b>{escape(figure)}</b><small>{escape(how)}</small>" if how else escape(figure)
