@@ -61,7 +61,8 @@ def draw_pairs(data: np.ndarray, samples: np.ndarray, names: Sequence[str], file
 
 
 def _histogram(axes: Any, data: np.ndarray, samples: np.ndarray) -> None:
-    bins = np.linspace(*axes.get_xlim(), 31)
+    low, high = axes.get_xlim()
+    bins = np.linspace(low, high, 31)
     axes.hist(data, bins, density=True, color=DATA, alpha=0.75)
     axes.hist(
         samples, bins, density=bool(np.histogram(samples, bins)[0].sum()), histtype="step", color=SAMPLES, linewidth=1.3
