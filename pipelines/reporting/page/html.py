@@ -65,7 +65,7 @@ table { border-collapse: collapse; margin: .3rem 0; font-size: 13.5px; font-vari
 th, td { border-bottom: 1px solid #ddd; padding: .3rem 1rem .3rem 0; text-align: left; vertical-align: top; min-width: 3.5rem }
 th { border-bottom-color: #888; white-space: nowrap } td { max-width: 20rem; overflow-wrap: break-word }
 small { color: #666; font-size: 11.5px; line-height: 1.3; display: block; min-width: 7rem }
-td b { font-weight: 400; white-space: nowrap }
+td span { white-space: nowrap }
 .gallery { display: flex; flex-wrap: wrap; gap: .6rem 1.6rem } img { max-width: 100%; height: auto; display: block }
 figure { margin: 0; max-width: min(100%, 37rem) } figure.wide { max-width: 100% } .top figure { max-width: min(100%, 24rem) }
 .top img { width: 23rem }
@@ -149,4 +149,4 @@ def _table(head: Row, rows: Sequence[Row]) -> str:
 def _cell(text: str) -> str:
     """A figure, and below it in small letters how it came about."""
     figure, _, how = text.partition("\n")
-    return f"<b>{escape(figure)}</b><small>{escape(how)}</small>" if how else escape(figure)
+    return f"<span>{escape(figure)}</span><small>{escape(how)}</small>" if how else escape(figure)
