@@ -40,7 +40,8 @@ def _page(words: list[str], given: dict[str, str]) -> str:
 
 def _diagnose(words: list[str], given: dict[str, str]) -> None:
     runs, wanted = [Weights.named(word) for word in words], override(DiagnoseOptions(), given)
-    from pipelines.reporting.diagnosis import diagnose_runs
+    print(f"diagnostics of {', '.join(run.name for run in runs)}", flush=True)  # PyTorch takes seconds to come
+    from pipelines.reporting.diagnostics.page import diagnose_runs
 
     written = diagnose_runs(runs, wanted)
     log_files(runs, [written, written.with_suffix(".md")])

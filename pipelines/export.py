@@ -23,7 +23,7 @@ from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
 from pipelines.config.weights import HELP, Weights
-from pipelines.reporting.export_options import ExportOptions
+from pipelines.reporting.hub.options import ExportOptions
 from pipelines.storage.outputs import RULE
 
 
@@ -40,7 +40,7 @@ def _export(words: list[str], given: dict[str, str]) -> None:
     if len(words) > 1:
         raise ValueError(f"one run at a time, got {' '.join(words)}; options need --")
     run, wanted = Weights.named(words[0]), override(ExportOptions(), given)
-    from pipelines.reporting.export import export
+    from pipelines.reporting.hub.export import export
 
     out = export(run, wanted)
     print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir() if path.is_file()))}")

@@ -39,6 +39,7 @@ def _page(words: list[str], given: dict[str, str]) -> str:
 
 def _report(words: list[str], given: dict[str, str]) -> None:
     runs, wanted = [Weights.named(word) for word in words], override(ReportOptions(), given)
+    print(f"report of {', '.join(run.name for run in runs)}", flush=True)  # PyTorch takes seconds to come
     from pipelines.reporting.summary import report
 
     written = report(runs, wanted)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from indm_core.training import AdamW
+from pipelines.config import sized  # noqa: F401  (a reader of a run's file knows the classes that are imported)
 from pipelines.config.codec import UnknownClassError, from_json, to_json
 from pipelines.config.models import INDMConfig, ModelConfig
 from pipelines.config.modules import VARIABLE, Defined, defining, how_to_import, say_changed, used

@@ -121,6 +121,7 @@ class Card:
         low, high: the interval that the model sees when L > 0.
         num_classes: labels are 0, ..., num_classes - 1; 0: there are none (stored as -1).
         classes: their names; () where they are numbers.
+        columns: the names of a vector's coordinates, as the source has them; () where it has none.
         mean, std: of the columns of the training rows, where the model sees vectors standardised; else ().
         group_rows: g, rows in a Parquet row group.
         options: how it was prepared, canonical JSON.
@@ -140,6 +141,7 @@ class Card:
     high: float = 1.0
     num_classes: int = 0
     classes: tuple[str, ...] = ()
+    columns: tuple[str, ...] = ()
     mean: tuple[float, ...] = ()
     std: tuple[float, ...] = ()
     group_rows: int = 1024
@@ -153,7 +155,8 @@ class Card:
 
     def __post_init__(self) -> None:
         _check_text(name=self.name, source=self.source, options=self.options, fingerprint=self.fingerprint)
-        _check_text(**dict(zip(self._numbered("classes"), self.classes, strict=True)))
+        for name in ("classes", "columns"):
+            _check_text(**dict(zip(self._numbered(name), getattr(self, name), strict=True)))
         _check_text(notes="".join(self.notes))
         _check_whole(rules=self.rules, levels=self.levels, num_classes=self.num_classes, group_rows=self.group_rows)
         _check_whole(**dict(zip(self._numbered("shape"), self.shape, strict=True)))
@@ -178,6 +181,8 @@ class Card:
             known = all(type(number) is float and math.isfinite(number) for number in numbers) and min(self.std) > 0
             if self.kind != "vector" or not known or len(self.mean) != self.num_dims or len(self.std) != self.num_dims:
                 raise ValueError(f"mean and std: not those of {self.num_dims} columns of vectors")
+        if self.columns and (self.kind != "vector" or len(self.columns) != self.num_dims):
+            raise ValueError(f"shape={self.shape}: {len(self.columns)} columns have names")
         if self.classes and len(self.classes) != self.num_classes:
             raise ValueError(f"num_classes={self.num_classes}: {len(self.classes)} classes have names")
 
@@ -315,6 +320,7 @@ def _parse(document: Any, file: Path) -> Card:
         lists = {
             "shape": tuple(document["shape"]),
             "classes": tuple(document.get("classes", ())),
+            "columns": tuple(document.get("columns", ())),
             "mean": tuple(document.get("mean", ())),
             "std": tuple(document.get("std", ())),
             "left_out": tuple(LeftOut(**entry) for entry in document.get("left_out", ())),

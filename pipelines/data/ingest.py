@@ -106,6 +106,7 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
         splits=splits,
         num_classes=classes.num,
         classes=classes.names,
+        columns=found.columns if found.kind == "vector" else (),
         mean=mean,
         std=std,
         left_out=found.left_out,

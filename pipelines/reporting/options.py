@@ -12,16 +12,21 @@ class ReportOptions:
     """What is reported.
 
     Args:
-        images: Test images that the diagnostics are taken on; 0 leaves them out.
+        images: Test images (or rows) that the diagnostics are taken on; 0 leaves them out, which makes the report fast.
+        samples: Images that are drawn of a run of which `evaluate.py` left none, beside as many of the data; 0 draws none, and
+            no pair plots of vectors either.
         out: Directory of the report; RUN/report of the first run where it is empty.
         traceback: Show where an error came from.
     """
 
     images: int = 64
+    samples: int = 64
     out: str = ""
     traceback: bool = False
 
     def __post_init__(self) -> None:
+        if self.samples < 0:
+            raise ValueError(f"samples={self.samples} must not be negative; 0 draws none")
         if self.images < 0 or self.images == 1:
             raise ValueError(f"images={self.images} must be 0 or at least 2")
 

@@ -4,9 +4,13 @@ thesis), Tables 3.1 to 3.3."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-__all__ = ["PUBLISHED", "Published"]
+from pipelines.data.spec import DataSpec
+from pipelines.reporting.page.parts import Folded, Note, Row, Section, Table
+
+__all__ = ["PUBLISHED", "Published", "published_section"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,3 +94,55 @@ PUBLISHED = (
     *_tabular("FFJORD", -0.46, -8.59, 14.92, 10.43, -157.40),
     *_tabular("NAF", -0.62, -11.96, 15.09, 8.86, -157.73),
 )
+
+
+KNOWN = {
+    "CIFAR-10": ((3, 32, 32), ("cifar10", "cifar10batchespy", "cifar10batchesbin", "cifar10python", "cifar10binary")),
+    "CelebA 64": ((3, 64, 64), ("celeba64", "celeba", "imgalignceleba")),
+    "CelebA-HQ 256": ((3, 256, 256), ("celebahq256", "celebahq")),
+    "MNIST": ((1, 28, 28), ("mnist",)),
+}
+"""By data set of the images above: their shape, and the names that its folders have, letters and digits alone."""
+
+
+def published_section(spec: DataSpec, table: str) -> Section:
+    """The rows of papers on the data set of a specification; those on other images are folded.
+
+    Args:
+        table: Which published table the data are; '' where they are none.
+    """
+    if len(spec.shape) == 3:
+        rows = [row for row in PUBLISHED if row.kind == "image"]
+        near = [row for row in rows if _on(row, spec)]
+    else:
+        near = rows = [row for row in PUBLISHED if row.kind == "vector" and row.data.lower() == table]
+    far = [row for row in rows if row not in near]
+    parts: list[Table | Folded | Note] = []
+    if near:
+        said = "Of longer trainings of larger networks; FID: a Frechet distance in Inception's features, of 50,000 samples."
+        parts.append(Table(head=HEAD, rows=[_cells(row) for row in near], note=said))
+    if far:
+        parts += [] if near else [Note(text=f"No paper that is known here has figures on {spec.name}.")]
+        parts.append(Folded(title=f"{len(far)} rows of papers on other data", parts=[_far(far)]))
+    return Section(title="In papers, on the same data" if near else "In papers", parts=parts)
+
+
+HEAD = ("model", "data", "source", "parameters", "NLL", "NELBO", "gap", "FID")
+
+
+def _far(rows: Sequence[Published]) -> Table:
+    return Table(
+        head=HEAD, rows=[_cells(row) for row in rows], note="Figures on other data can be looked up, not compared."
+    )
+
+
+def _cells(row: Published) -> Row:
+    figures = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
+    fids = [f"{value:.2f} ({name})" for name, value in (("ODE", row.fid_ode), ("PC", row.fid_pc)) if value]
+    return (row.model, row.data, row.source, row.params, *figures, ", ".join(fids))
+
+
+def _on(row: Published, spec: DataSpec) -> bool:
+    """Whether a paper's row is on a data set, by its name and its shape."""
+    shape, names = KNOWN[row.data]
+    return spec.shape == shape and "".join(filter(str.isalnum, spec.name)).lower() in names

@@ -1,19 +1,13 @@
-"""The tables of a report: figures of `evaluate.py` and `compare.py` beside those of the papers."""
+"""The runs of a report and their tables: the figures of `evaluate.py` and `compare.py`."""
 
 from __future__ import annotations
 
 import math
-import os
-import platform
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from typing import TypeVar
 
-import torch
-
-from pipelines.config.history import installed
 from pipelines.config.run import RunConfig
 from pipelines.config.store import configuration, digest, identity, trained
 from pipelines.config.weights import Weights
@@ -27,32 +21,19 @@ from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult,
 from pipelines.evaluation.results import Evaluation
 from pipelines.evaluation.sampling.comparison import FILE as COMPARED
 from pipelines.evaluation.sampling.comparison import Comparison
-from pipelines.evaluation.seeds import HEAD, spreads
-from pipelines.reporting.published import PUBLISHED
+from pipelines.evaluation.seeds import HEAD, LEFT_OUT, spreads
+from pipelines.reporting.page.parts import Row, Table
 
 __all__ = [
-    "Printed",
-    "Row",
     "Run",
-    "Table",
     "difference_tables",
-    "environment",
-    "main_table",
+    "own_table",
     "sampler_tables",
     "seed_tables",
 ]
 
 
 R = TypeVar("R", bound=Result)
-Row = Sequence[str]
-
-
-class Printed(tuple[str, ...]):
-    """A row of a paper's table."""
-
-
-Table = tuple[str, Row, Sequence[Row]]
-"""Title, head and rows."""
 
 
 @dataclass(frozen=True)
@@ -93,67 +74,60 @@ class Run:
         return best(self.name, self.measured, kind)
 
 
-def main_table(runs: Sequence[Run]) -> tuple[Row, Sequence[Row]]:
-    """Rows laid out as Table 4 of INDM's paper: ours, then the papers'; cost: evaluations of networks per training step."""
-    head = ("model", "data, source", "params", "cost", "steps", "NLL", "NELBO", "gap", "distance")
+def own_table(runs: Sequence[Run]) -> Table:
+    """The models' figures, the most precise of each, and those of the laws that a model of vectors has to beat."""
+    unit = runs[0].spec.unit
+    head = ("model", f"NLL, {unit}", f"NELBO, {unit}", f"gap, {unit}", "FD", "steps", "parameters", "cost")
     rows: list[Row] = [_measured_row(run) for run in runs]
     if baselines := runs[0].of(BaselinesResult):
         for law in baselines.result.laws:
-            shown = _figure(law.nll, baselines.document.unit, runs[0].spec)
-            rows.append((law.name, _source(runs[0]), "", "", "", shown, "", "", ""))
-    images, table = len(runs[0].spec.shape) == 3, runs[0].config.data.options.table
-    for row in (row for row in PUBLISHED if (images if row.kind == "image" else table == row.data.lower())):
-        cells = ["" if value is None else f"{value:.2f} {row.unit}" for value in (row.nll, row.nelbo, row.gap)]
-        fids = [f"FID {value:.2f} ({name})" for name, value in (("ODE", row.fid_ode), ("PC", row.fid_pc)) if value]
-        rows.append(Printed((row.model, f"{row.data}, {row.source}", row.params, "", "", *cells, ", ".join(fids))))
-    return head, rows
+            rows.append((f"{law.name}\nfitted", _figure(law.nll, runs[0].spec), *[""] * 6))
+    return Table(head=head, rows=rows, note=f"Lower is better. The errors: {LEFT_OUT}.")
 
 
 def _measured_row(run: Run) -> Row:
     """One of our models."""
     steps = f"{run.config.train.steps:,}"
     if not run.measured:
-        why = "not measured on these weights: pipelines/evaluate.py"
-        return (run.name, _source(run), "", "", steps, why, "", "", "")
+        why = f"not measured on these weights\npython pipelines/evaluate.py {run.name}"
+        return (run.name, why, "", "", "", steps, "", "")
     cells = []
     for kind in (NllResult, NelboResult, GapResult):
         found = run.of(kind)
-        shown = _figure(found.result.after, found.document.unit, run.spec) if found else ""
-        cells.append(f"{shown}; {_how(kind, found.document)}" if found and found.document.images else shown)
+        how = _how(kind, found.document) if found and found.document.images else ""
+        cells.append(_figure(found.result.after, run.spec, how) if found else "")
     figures, distances = run.measured[-1].runs[run.name], run.of(DistancesResult)
     cost = " + ".join(f"{num} {network}" for network, num in figures.evaluations.items())
     params, distance = f"{figures.parameters / 1e6:.2f}M", _distance(distances.result) if distances else ""
-    return (run.name, _source(run), params, cost, steps, *cells, distance)
+    return (run.name, *cells, distance, steps, params, cost)
 
 
 def _how(kind: type[Result], document: Evaluation) -> str:
     """By which settings a likelihood was measured, of those that there are."""
-    s, images = (
-        document.settings,
-        f"{document.images:,} test {'images' if document.unit.startswith('bits') else 'rows'}",
-    )
+    s, rows = document.settings, "images" if document.unit.startswith("bits") else "rows"
+    images = f"{document.images:,} test {rows}"
     if kind is NllResult:
         return f"{images} x {s.nll_replicates}, rtol {s.rtol:g}"
     return f"{images} x {s.nelbo_replicates} x {s.nelbo_draws} draws" if kind is NelboResult else images
 
 
-def _source(run: Run) -> str:
-    return f"{run.spec.name}, this machine"
-
-
-def _figure(estimate: Estimate, unit: str, spec: DataSpec) -> str:
-    """Mean, error and unit; of vectors, whose papers print totals, the total too."""
-    text = f"{_with_error(estimate.mean, estimate.error)} {unit}"
-    if len(spec.shape) == 3 or math.isnan(estimate.mean):
-        return text
-    return f"{text} (total {spec.num_dims * estimate.mean:.2f})"
+def _figure(estimate: Estimate, spec: DataSpec, how: str = "") -> str:
+    """Mean and error; below them the error over images where that is another one, of vectors, whose papers print totals, the
+    total in nats, and how it was measured."""
+    text = _with_error(estimate.mean, estimate.error)
+    below: list[str] = []
+    if math.isfinite(estimate.se) and math.isfinite(estimate.se_images):
+        below.append(f"± {estimate.se_images:.4f} over {'images' if spec.levels else 'rows'}")
+    if not spec.levels and math.isfinite(estimate.mean):
+        below.append(f"total {spec.num_dims * estimate.mean:.2f} nats")
+    return "\n".join(filter(None, [text, "; ".join([*below, *([how] if how else [])])]))
 
 
 def _distance(result: DistancesResult) -> str:
     """The Frechet distance and all that it depends on."""
     f, cost = result.distances.frechet, "" if math.isnan(result.evaluations) else f" ({result.evaluations:.1f} NFE)"
     return (
-        f"FD {_with_error(f.value, f.se)}, n = {f.n:,}; {_with_error(f.at_infinity, f.at_infinity_se)} at infinite n; "
+        f"{_with_error(f.value, f.se)}\nn = {f.n:,}; {_with_error(f.at_infinity, f.at_infinity_se)} at infinite n; "
         f"{result.sampling}{cost}, {result.weights} weights; {result.reference}"
     )
 
@@ -178,8 +152,10 @@ def difference_tables(runs: Sequence[Run]) -> list[Table]:
     for pair in pairs:
         both = (_with_error(d.mean, d.se_images) for d in (pair.result.nll.after, pair.result.nelbo.after))
         rows.append((f"{pair.result.first} - {pair.result.second}", *both, f"{pair.document.images:,}"))
-    head = ("models", *(f"{name} ({documents[0].unit})" for name in ("NLL", "NELBO")), "images")
-    return [("Differences, paired per image on the same draws", head, rows)]
+    rows_are, unit = "image" if runs[0].spec.levels else "row", documents[0].unit
+    head = ("models", f"NLL, {unit}", f"NELBO, {unit}", f"{rows_are}s")
+    note = f"Paired by {rows_are} on the same draws; below 0 the first is better; ± over {rows_are}s."
+    return [Table(title="Differences", head=head, rows=rows, note=note)]
 
 
 def seed_tables(runs: Sequence[Run]) -> list[Table]:
@@ -187,9 +163,9 @@ def seed_tables(runs: Sequence[Run]) -> list[Table]:
     configs = {run.name: run.config for run in runs}
     together = (d for d in by_precision(runs[0].measured) if d.runs.keys() <= configs.keys())
     found = next(filter(None, ([spread.cells() for spread in spreads(d, configs)] for d in together)), [])
-    title = "Over training seeds: mean ± spread/sqrt(trainings); spread: standard deviation over trainings"
+    note = "Mean ± spread/sqrt(trainings); spread: standard deviation over trainings."
     rows = [tuple(cell.replace("+-", "±") for cell in row) for row in found]
-    return [(title, HEAD, rows)] if rows else []
+    return [Table(title="Over training seeds", head=HEAD, rows=rows, note=note)] if rows else []
 
 
 def sampler_tables(runs: Sequence[Run]) -> list[Table]:
@@ -208,20 +184,6 @@ def sampler_tables(runs: Sequence[Run]) -> list[Table]:
             lost = f", {result.diverged} diverged" if result.diverged else ""
             at_infinity, kernel = _with_error(f.at_infinity, f.at_infinity_se), _with_error(k.value, k.se)
             shown.append((row.row, cost, f"{row.seconds:.1f}", _with_error(f.value, f.se) + lost, at_infinity, kernel))
-        title = f"Samplers of {run.name}, {run.compared.num_samples:,} samples per row of the averaged weights"
-        found.append((f"{title}, compared with {run.compared.reference}", head, shown))
+        note = f"{run.compared.num_samples:,} samples per row of the averaged weights, compared with {run.compared.reference}."
+        found.append(Table(title=f"Samplers of {run.name}", head=head, rows=shown, note=note))
     return found
-
-
-def environment() -> Sequence[Row]:
-    packages = ("torch", "ray", "numpy", "pyarrow", "mlflow", "torch-fidelity")
-    there = installed(*packages)
-    versions = [(name, there.get(name, "not installed")) for name in packages]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return [
-        ("date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"),
-        ("machine", f"{platform.machine()}, {os.cpu_count()} cores, GPU: {gpu}"),
-        ("system", platform.platform()),
-        ("python", platform.python_version()),
-        *versions,
-    ]

@@ -4,7 +4,7 @@ data and for a sampler that learns from a density.
 `Work` is what is trained; `Session` is what the surroundings give: the rank, the device, the mean over ranks, and where figures
 go. The loop begins at the newest checkpoint in the run's directory, trains to the last step, and leaves there
 
-    config.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
+    config.json  hardware.json  metrics.jsonl  checkpoints/  pretrained/  samples/step-*.png  model.safetensors
 
 metrics.jsonl has a record (`runs.record`) for every `log_every` steps, and one where a phase ends, the training was left or the
 averaged weights were measured on held-out rows. Rank 0 measures them; the others wait for it where figures are averaged. The
@@ -29,6 +29,7 @@ from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
 from pipelines.config.run import Train
 from pipelines.config.store import write_weights
+from pipelines.runs.hardware import Hardware, keep_hardware
 from pipelines.runs.job import METRICS, Training, finished, read_metrics
 from pipelines.runs.record import HeldOut, Meter, Record
 from pipelines.storage import checkpoint
@@ -76,6 +77,8 @@ def _train(work: Work[Any], session: Session) -> None:
                 flush=True,
             )
         work.write_config()
+        hardware = Hardware.here(session.device, session.world, trainer.step_count)
+        keep_hardware(training.directory, hardware)
         checkpoint.discard_after(training.directory, trainer.step_count)
         _truncate_metrics(training.directory, trainer.step_count)
     meter = Meter(

@@ -88,7 +88,7 @@ def kept(*documents: Evaluation, runs: list[Weights]) -> None:
 
 
 def shown(runs: list[Weights], out: Path) -> str:
-    report(runs, ReportOptions(images=0, out=str(out)))
+    report(runs, ReportOptions(images=0, samples=0, out=str(out)))
     return (out / "report.md").read_text()
 
 
@@ -100,9 +100,9 @@ def test_a_smaller_measurement_does_not_take_the_place_of_a_full_one(runs, tmp_p
         assert repr(Evaluation.read(a / "evaluation.json")) == repr(full)
         assert {file.stem for file in (a / "evaluations").iterdir()} == {key(full), key(four)}
         text = shown([a], tmp_path)
-        assert "1.0000 ± 0.1000 nats/dim (total 2.00); 40 test rows x 8, rtol 1e-05" in text
-        assert "1.0000 ± 0.1000 nats/dim (total 2.00); 40 test rows x 8 x 64 draws" in text
-        assert "FD 1.0000 ± 0.1000, n = 5,000" in text
+        assert "1.0000 ± 0.1000; ± 0.2000 over rows; total 2.00 nats; 40 test rows x 8, rtol 1e-05 |" in text
+        assert "1.0000 ± 0.1000; ± 0.2000 over rows; total 2.00 nats; 40 test rows x 8 x 64 draws |" in text
+        assert "1.0000 ± 0.1000; n = 5,000" in text
         assert "4.0000" not in text
 
 

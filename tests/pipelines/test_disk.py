@@ -17,9 +17,8 @@ import torch
 from ray_session import ROOT, TINY_2D, environment, later_wins, main_of, one_line, train
 from safetensors import SafetensorError
 
-from pipelines.config.weights import Weights
-from pipelines.reporting.page import is_picture, write_pages
-from pipelines.reporting.tables import Run
+from pipelines.reporting.page.html import is_picture, write_page
+from pipelines.reporting.page.parts import Page, Section, Table
 from pipelines.runs import pictures
 from pipelines.runs.pictures import put
 from pipelines.storage import checkpoint, files
@@ -241,12 +240,14 @@ def test_a_report_embeds_nothing_from_outside_and_escapes_what_it_prints(tmp_pat
     outside, before = tmp_path / "outside.png", (run / "config.json").read_bytes()
     shutil.copy(ROOT / "tests" / "pipelines" / "old_runs" / "figures.json", outside)
     put(outside, lambda path: pictures.figure_of(1, 1).savefig(path))
-    (run / "samples.png").symlink_to(outside)
+    words = [str(run), "--images", "0", "--samples", "0", "--out", str(tmp_path / "made")]
+    (run / "compare.png").symlink_to(outside)
+    assert main_of("report")(words) == 0
+    assert f"{run / 'compare.png'}: left out, it is a link to {outside}" in capsys.readouterr().out
+    (run / "compare.png").unlink()
     (run / "compare.png").write_text("no picture")
-    assert main_of("report")([str(run), "--images", "0", "--out", str(tmp_path / "made")]) == 0
-    shown = capsys.readouterr().out
-    assert f"{run / 'samples.png'}: left out, it is a link to {outside}" in shown
-    assert f"{run / 'compare.png'}: left out, it is no PNG picture" in shown
+    assert main_of("report")(words) == 0
+    assert f"{run / 'compare.png'}: left out, it is no PNG picture" in capsys.readouterr().out
     page, text = ((tmp_path / "made" / f"report.{kind}").read_text() for kind in ("html", "md"))
     assert page.count("data:image/png") == 1  # the learning curve
     for made in (page, text):
@@ -258,12 +259,13 @@ def test_a_report_embeds_nothing_from_outside_and_escapes_what_it_prints(tmp_pat
 
 
 def test_cells_of_markdown_stay_in_their_cell(tmp_path):
-    train(*WORDS, out=tmp_path)
-    run = Run.read(Weights(run=tmp_path / "r"))
-    write_pages("p", [("<i>", ("a", "b"), [("<script>x</script>", "c\nd|e")])], [], [run], tmp_path)
+    table = Table(title="<b>", head=("a", "b"), rows=[("<script>x</script>", "c\nd|e")])
+    write_page("p", Page(title="t", sections=[Section(title="<i>", parts=[table])]), tmp_path)
     lines = (tmp_path / "p.md").read_text().splitlines()
-    assert lines[2] == "## &lt;i&gt;"
-    assert lines[-1] == r"| &lt;script&gt;x&lt;/script&gt; | c d\|e |"
+    assert lines[2:5:2] == ["## &lt;i&gt;", "### &lt;b&gt;"]
+    assert lines[-1] == r"| &lt;script&gt;x&lt;/script&gt; | c; d\|e |"
+    cells = "<td>&lt;script&gt;x&lt;/script&gt;</td><td><span>c</span><small>d|e</small></td>"
+    assert cells in (tmp_path / "p.html").read_text()
 
 
 HOLD = """

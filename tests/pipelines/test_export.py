@@ -22,7 +22,7 @@ from indm_core.training import network_tensors
 from pipelines.config import hub
 from pipelines.config.store import digest, read_run
 from pipelines.recipes import RECIPES
-from pipelines.reporting.export import without_paths
+from pipelines.reporting.hub.export import without_paths
 from pipelines.reporting.model_card import trained_by
 
 OLD = Path(__file__).parent / "old_runs"

@@ -141,7 +141,7 @@ def test_a_report_shows_no_figures_of_earlier_weights(trained, tmp_path):
         (run / "evaluation.json").write_text(json.dumps(document))
         report([Weights(run=run)], ReportOptions(images=0, out=str(tmp_path)))
         text = (tmp_path / "report.md").read_text()
-        assert (f"1.0000 ± 0.1000 {unit}" in text) is shown
+        assert (("| 1.0000 ± 0.1000" in text) and (f"NLL, {unit}" in text)) is shown
         assert ("not measured on these weights" in text) is not shown
     (run / "evaluation.json").write_text('{"runs": {}}')
     with pytest.raises(ValueError, match=r"evaluation.json: no measurement of runs"):

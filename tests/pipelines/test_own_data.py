@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from ray_session import main_of, one_line, train
+from ray_session import environment, main_of, one_line, train
 
 from indm_core.likelihood import nll
 from pipelines.config.flows import ResFlowConfig
@@ -161,6 +163,16 @@ def test_a_table_trains_and_its_samples_have_its_units(tmp_path):
     shift = sum(map(math.log, spec.std)) / 3
     bits = nll(model, x, rtol=1e-2, atol=1e-2, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(spec.in_unit(bits), bits / 3 + shift)
+
+
+def test_a_run_of_own_data_is_loaded_where_nothing_else_is_imported(tmp_path):
+    """As in a script of the user's: no recipe has been imported there, which defines the model's class."""
+    train("vectors", "--source", str(table(tmp_path / "x.csv")), *QUICK, out=tmp_path)
+    script = f"from pipelines import load; print(load({str(tmp_path / 'vectors')!r}).shape)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment(), capture_output=True, text=True, timeout=120
+    )
+    assert (done.stdout, done.returncode) == ("(3,)\n", 0), done.stderr
 
 
 def test_images_train_with_no_other_option_than_the_source(tmp_path):

@@ -171,9 +171,10 @@ def test_a_report_has_the_same_table(tmp_path):
     document, configs = evaluation()
     _, spec = read_run(root_of(tmp_path) / "config.json")
     runs = [Run(tmp_path / name, configs[name], spec, [document], None) for name in document.runs]
-    ((title, head, rows),) = seed_tables(runs)
-    assert "standard deviation over trainings" in title
-    assert len(head) == len(rows[0])
+    (table,) = seed_tables(runs)
+    rows = table.rows
+    assert "standard deviation over trainings" in table.note
+    assert len(table.head) == len(rows[0])
     assert [row[0] for row in rows] == ["a", "a", "b", "b", "a - b", "a - b"]
     assert rows[0][3] == "+3.0000 ± 1.5275"
     assert seed_tables(runs[:1]) == []

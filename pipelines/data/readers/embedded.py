@@ -63,7 +63,8 @@ def read_sklearn(source: str, options: Options) -> Source | None:
         )
     from sklearn import datasets
 
-    x, label = getattr(datasets, f"load_{name}")(return_X_y=True)
+    bunch = getattr(datasets, f"load_{name}")()
+    x, label = bunch.data, bunch.target
     classes = np.asarray(label, np.int64) if name != "diabetes" else None  # its targets are measurements
     held = permutation(options.seed, 0, 0, len(x))[: round(len(x) * options.test_fraction)]
     test = np.zeros(len(x), bool)
@@ -75,7 +76,9 @@ def read_sklearn(source: str, options: Options) -> Source | None:
     splits = {
         split: in_memory(x[rows], source, None if classes is None else classes[rows]) for split, rows in parts.items()
     }
-    return Source(kind="vector", shape=(x.shape[1],), levels=0, splits=splits)
+    notes = ("the columns are dequantised, and standardised by their training rows",)
+    shape, columns = (x.shape[1],), tuple(bunch.feature_names)
+    return Source(kind="vector", shape=shape, levels=0, splits=splits, columns=columns, notes=notes)
 
 
 def _resolution(x: np.ndarray) -> np.ndarray:

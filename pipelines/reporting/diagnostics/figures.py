@@ -4,7 +4,6 @@ and the norms of Table 2. A run is a (name, model) pair; all are drawn into one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,40 +28,41 @@ from indm_core.model import GenerativeModel
 from indm_core.sample import power_times, sample_ode
 from indm_core.sde import LinearSDE
 from pipelines.data.spec import DataSpec
+from pipelines.reporting.page.parts import Drawing
+from pipelines.reporting.stages import Stages
 from pipelines.runs.pictures import figure_of, image_grid, pixels, put
 
-__all__ = ["Drawing", "Model", "diagnose", "ladder", "norms"]
+__all__ = ["Model", "diagnose", "ladder", "norms"]
 
 Model = tuple[str, GenerativeModel]
 RUNGS = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """A picture and what it shows."""
-
-    file: Path
-    title: str
-    caption: str
-
-
-def diagnose(models: Sequence[Model], x: Tensor, spec: DataSpec, out: Path, seed: int = 0) -> list[Drawing]:
+def diagnose(
+    models: Sequence[Model], x: Tensor, spec: DataSpec, out: Path, stages: Stages, seed: int = 0
+) -> list[Drawing]:
     """Draws every figure that the data allow (the induced SDE needs two dimensions) into a directory.
 
     Args:
         models: Names and models, on the same data.
         x: Data (b, *shape), dequantised; 32 to 128 of them are enough for the curves.
+        stages: Told of each figure and model as work at it begins.
     """
     out.mkdir(parents=True, exist_ok=True)
-    drawings = [_smoothness(models, x, out, seed), _cosine(models, x, out, seed)]
+    drawings = [_smoothness(models, x, out, stages, seed), _cosine(models, x, out, stages, seed)]
     linear = [sde for _, model in models if (sde := model.sde.linear) is not None]
     if linear:
+        stages.say("sensitivity to discretisation")
         drawings.append(_discretisation(linear[0], x, out))
     if spec.shape == (2,) and len(linear) == len(models):
+        stages.say("induced diffusion of the data, nonlinearity of the drift")
         drawings.append(_induced(models, x, out))
         if all(sde.prior_cov().shape[-1] == 1 for sde in linear):  # else noise does not reach x directly
             drawings.append(_ratio(models, x, out, seed))
-    return drawings + [ladder(name, model, x[:12], spec, out, seed) for name, model in models]
+    for name, model in models:
+        stages.say(f"path of {name}")
+        drawings.append(ladder(name, model, x[:12] if len(spec.shape) == 3 else x, spec, out, seed))
+    return drawings
 
 
 def norms(models: Sequence[Model], x: Tensor, seed: int = 0) -> dict[str, dict[str, tuple[float, float]]]:
@@ -90,14 +90,14 @@ def _finish(figure: Any, file: Path, title: str, caption: str) -> Drawing:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
-    print(f"{title}: {file.name} is drawn", flush=True)
     return Drawing(file, title, caption)
 
 
-def _smoothness(models: Sequence[Model], x: Tensor, out: Path, seed: int) -> Drawing:
+def _smoothness(models: Sequence[Model], x: Tensor, out: Path, stages: Stages, seed: int) -> Drawing:
     figure = figure_of(9, 3.4)
     left, right = figure.subplots(1, 2)
     for name, model in models:
+        stages.say(f"smoothness of the score, {name}")
         ts = _times(model, 12)
         probes = torch.Generator().manual_seed(seed + 1)
         for axes, measure in ((left, partial(hessian_norm, num_probes=2, generator=probes)), (right, score_rate)):
@@ -113,10 +113,11 @@ def _smoothness(models: Sequence[Model], x: Tensor, out: Path, seed: int) -> Dra
     return _finish(figure, out / "smoothness.png", "Smoothness of the score", caption)
 
 
-def _cosine(models: Sequence[Model], x: Tensor, out: Path, seed: int) -> Drawing:
+def _cosine(models: Sequence[Model], x: Tensor, out: Path, stages: Stages, seed: int) -> Drawing:
     figure = figure_of(6, 3.4)
     axes = figure.subplots()
     for name, model in models:
+        stages.say(f"straightness of trajectories, {name}")
         first = max(1e-3 * model.t_start, model.sde.t_min)
         ts = torch.linspace(first, model.t_start, 21, dtype=torch.float64)
         generator = torch.Generator().manual_seed(seed)
@@ -210,22 +211,29 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
         return sample_ode(sde, score, u, ts, rtol=1e-3, atol=1e-3)
 
     backward = generative_path(model, sampler, u, ts, len(RUNGS))
-    file = out / f"ladder-{name}.png"
+    file = out / f"ladder-{name.replace(':', '-')}.png"
     if len(spec.shape) == 3:
         rows = torch.cat([forward, backward]).transpose(0, 1).flatten(0, 1)
         shown = pixels(spec.from_model(rows), spec)
         put(file, image_grid(shown, columns=2 * len(RUNGS)).save)
     else:
-        figure = figure_of(2.2 * len(RUNGS), 4.6)
-        grid = figure.subplots(2, len(RUNGS))
-        for axes, points in zip(grid.flatten(), torch.cat([forward, backward]), strict=True):
-            axes.scatter(points[:, 0], points[:, -1], s=3, linewidths=0)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
+        put(file, partial(_points(forward, backward, end).savefig, dpi=100, bbox_inches="tight"))
     caption = (
         f"h^-1(z_t) for t = {', '.join(f'{end * r:g}' for r in RUNGS)}: data that diffuse, then as many times of the quadratic "
         "grid back from the law at the end."
     )
-    print(f"path of {name}: {file.name} is drawn", flush=True)
     return Drawing(file, f"Path of {name}", caption)
+
+
+def _points(forward: Tensor, backward: Tensor, end: float) -> Any:
+    """Both ways of vectors, the first column against the last one, in one frame."""
+    figure = figure_of(1.9 * len(RUNGS), 4.1)
+    grid = figure.subplots(2, len(RUNGS), sharex=True, sharey=True)
+    for row, path, rungs in zip(grid, (forward, backward), (RUNGS, RUNGS[::-1]), strict=True):
+        for axes, points, rung in zip(row, path, rungs, strict=True):
+            axes.scatter(points[:, 0], points[:, -1], s=4, linewidths=0)
+            axes.set_title(f"t = {end * rung:g}" if path is forward else "", fontsize=9)
+            axes.tick_params(labelsize=7)
+    grid[0, 0].set_ylabel("data", fontsize=9)
+    grid[1, 0].set_ylabel("samples", fontsize=9)
+    return figure

@@ -32,7 +32,8 @@ from indm_core.sample import sample_em
 from indm_core.sde import LinearSDE
 from indm_core.times import power_times, uniform_times
 from pipelines.data.spec import DataSpec
-from pipelines.reporting.diagnose import Drawing
+from pipelines.reporting.page.parts import Drawing
+from pipelines.reporting.stages import Stages
 from pipelines.runs.pictures import figure_of, put
 
 __all__ = ["draw_integration"]
@@ -59,12 +60,13 @@ class Subject:
 
 
 def draw_integration(
-    name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Path, seed: int = 0
+    name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Path, stages: Stages, seed: int = 0
 ) -> list[Drawing]:
     """Draws every figure that the model allows into a directory; [] where its drift is learned.
 
     Args:
         x: Data (b, *shape), dequantised: as many solutions are drawn, and they are the points of Figure 7.2.
+        stages: Told of each figure as work at it begins.
     """
     sde = model.sde.linear
     if sde is None:
@@ -72,12 +74,20 @@ def draw_integration(
     out.mkdir(parents=True, exist_ok=True)
     start = model.sample_start(model.state_like(len(x), x), torch.Generator().manual_seed(seed))
     subject = Subject(name, model, sde, start)
-    drawings = [_difference(subject, out), _held(subject, out), _extrapolated(subject, out)]
+    figures: list[tuple[str, Callable[[], Drawing]]] = [
+        ("error of N steps", partial(_difference, subject, out)),
+        ("error of holding the score or eps", partial(_held, subject, out)),
+        ("error of extrapolating eps", partial(_extrapolated, subject, out)),
+    ]
     if start.shape[-1] == 2:
-        drawings.append(_trajectories(subject, out))
-    drawings.append(_points(subject, x, out))
+        figures.append(("trajectories of position and velocity", partial(_trajectories, subject, out)))
+    figures.append(("scores at points of the data", partial(_points, subject, x, out)))
     if spec.shape == (2,):
-        drawings.append(_fitting(subject, x, out, seed))
+        figures.append(("fitting error", partial(_fitting, subject, x, out, seed)))
+    drawings = []
+    for what, draw in figures:
+        stages.say(f"{what}, {name}")
+        drawings.append(draw())
     return drawings
 
 
@@ -240,6 +250,6 @@ def _logarithmic(axes: Any, across: str, up: str) -> None:
 def _finish(figure: Any, out: Path, subject: Subject, stem: str, title: str, caption: str) -> Drawing:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
-    file = out / f"{stem}-{subject.name}.png"
+    file = out / f"{stem}-{subject.name.replace(':', '-')}.png"
     put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
     return Drawing(file, f"{title} of {subject.name}", caption)

@@ -22,33 +22,39 @@ from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from indm_core.times import power_times
 from pipelines.reporting.options import ErrorOptions
-from pipelines.reporting.tables import Row, Table
+from pipelines.reporting.page.parts import Row, Table
+from pipelines.reporting.stages import Stages
 
 __all__ = ["error_tables"]
 
 
 def error_tables(
-    models: Sequence[tuple[str, LinearModel]], x: Tensor, options: ErrorOptions, seed: int = 0
+    models: Sequence[tuple[str, LinearModel]], x: Tensor, options: ErrorOptions, stages: Stages, seed: int = 0
 ) -> list[Table]:
     """Distances across each contrast, and the theorem's terms where they can be had.
 
     Args:
         models: Names and models whose diffusion is linear, on the same data.
         x: Data (n, *shape) that the models have not seen, dequantised.
+        stages: Told of each model as work at it begins.
     """
     distances: list[Row] = []
     terms: list[Row] = []
     for name, model in models:
+        stages.say(f"Theorem 4, {name}")
         found = sampling_errors(_sets(model, x, options, seed), sample_frechet_distance)
         distances.append((name, *(_with_error(part) for part in _parts(found))))
         terms.append((name, *_terms(model, x, options, seed)))
     head = ("model", "prior", "discretisation", "score", "stop at t_min", "in all")
-    title = (
-        f"Sampling error in its parts: squared Wasserstein distance of Gaussians with the sets' moments, data units squared; "
-        f"{len(x)} rows, Euler-Maruyama, N = {options.steps} against {options.fine_steps}"
+    note = (
+        f"Squared Wasserstein distance of Gaussians with the sets' moments, data units squared; {len(x)} rows, "
+        f"Euler-Maruyama, N = {options.steps} against {options.fine_steps}"
     )
     bounds = ("model", "sqrt(2 KL(p_T || pi)), at most", "K", "L", "alpha", "E[|z|^4]^(1/4)", "discretisation term")
-    return [(title, head, distances), ("Terms of Theorem 4 (bounds of a total variation in [0, 2])", bounds, terms)]
+    return [
+        Table(title="Sampling error in its parts", head=head, rows=distances, note=note),
+        Table(title="Terms of Theorem 4 (bounds of a total variation in [0, 2])", head=bounds, rows=terms),
+    ]
 
 
 def _sets(model: LinearModel, x: Tensor, options: ErrorOptions, seed: int) -> SampleSets:
