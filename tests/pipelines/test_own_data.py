@@ -202,7 +202,7 @@ def test_folders_that_are_no_classes_are_no_hindrance(tmp_path):
     pictures(tmp_path / "in", [(8, 8)] * 12)
     pictures(tmp_path / "in" / "a", [(8, 8)] * 8)
     pictures(tmp_path / "in" / "a" / "b", [(8, 8)] * 6)
-    with pytest.raises(ValueError, match="both beside and inside folders such as 'a'; .*--labels ignore"):
+    with pytest.raises(ValueError, match=r"both beside and inside folders such as .a.; .*--labels ignore"):
         prepare(tmp_path / "in", tmp_path / "out", Options())
     for number in range(12):
         pictures(tmp_path / "each" / f"{number}", [(8, 8)])
