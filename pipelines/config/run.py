@@ -10,6 +10,7 @@ import json
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+import pipelines.config.sized  # noqa: F401  (a document names its class)
 from indm_core.training import AdamW
 from pipelines.config import sized  # noqa: F401  (a reader of a run's file knows the classes that are imported)
 from pipelines.config.codec import UnknownClassError, from_json, to_json

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from pipelines.data.card import CARD, Card, load_card
-from pipelines.data.ingest import prepare
+from pipelines.data.ingest import check_kind, prepare
 from pipelines.data.origin import canonical, fingerprint, label
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.source import Options
@@ -69,6 +69,12 @@ def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
     except (ValueError, RecursionError):
         made = {}
     default = Options()
+    check_kind(card.kind, str(source), options)
+    if options.standardise and not card.mean:
+        raise ValueError(
+            f"standardise=true: {source} was prepared as it is; prepare it again with --standardise true, or "
+            "give --standardise false"
+        )
     for name in ("table", "crop", "size", "levels", "low", "high", "channels", "background", "orient"):
         wanted, there = getattr(options, name), made.get(name, getattr(default, name))
         if wanted not in (getattr(default, name), there):

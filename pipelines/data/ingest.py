@@ -35,7 +35,7 @@ from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
 from pipelines.storage.paths import local_path
 
-__all__ = ["prepare"]
+__all__ = ["check_kind", "prepare"]
 
 IMAGE_OPTIONS = ("size", "crop", "channels", "background", "orient")
 """Options that hold for encoded images only."""
@@ -91,11 +91,11 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     )
     card = replace(card, group_rows=chunk_rows(card.row_bytes))
     splits: dict[str, Split] = {}
-    classes, seen, trained = _classes(found, options), _Seen(), _Columns(found.shape)
+    (classes, why_none), seen, trained = _classes(found, options), _Seen(), _Columns(found.shape)
     for name, part in found.splits.items():
         routes = _routes(name, part, found, options)
         splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen, trained)
-    notes = (*found.notes, *seen.notes(found))
+    notes = (*found.notes, *why_none, *seen.notes(found))
     if options.standardise and "train" not in splits:
         raise ValueError(
             f"standardise=true: the mean is that of train, which is not kept: splits={','.join(options.splits)}"
@@ -116,12 +116,17 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     return card
 
 
-def _classes(found: Source, options: Options) -> Classes:
-    """What the labels of the splits stand for."""
+def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]:
+    """What the labels of the splits stand for, and, where that may be nothing, a note on why."""
     if options.labels == "ignore":
-        return Classes()
-    labels = {name: part.labels() if part.labels else NONE for name, part in found.splits.items()}
-    return classes_of(labels, lambda name, row: found.splits[name].locate(row), found.num_classes)
+        return Classes(), ()
+    try:
+        labels = {name: part.labels() if part.labels else NONE for name, part in found.splits.items()}
+        return classes_of(labels, lambda name, row: found.splits[name].locate(row), found.num_classes), ()
+    except ValueError as error:
+        if options.labels == "classes":
+            raise
+        return Classes(), (f"prepared without labels: {str(error).rpartition('; ')[0]}",)  # less the remedy
 
 
 def _open_source(origin: str, options: Options) -> Source:
@@ -141,11 +146,23 @@ def _open_source(origin: str, options: Options) -> Source:
     if given and not found.images:
         said = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"{said}: only image files are prepared so, not {origin}")
-    if options.standardise and found.kind != "vector":
-        raise ValueError(f"standardise=true: {origin} has images; vectors are standardised")
+    check_kind(found.kind, origin, options)
     if options.split and not found.parts:
         raise ValueError(f"split={','.join(options.split)}: {origin} has no parts with names; it is one set")
     return found
+
+
+def check_kind(kind: str, origin: str, options: Options) -> None:
+    """Refuses vectors where images are brought to one size, and images where vectors are standardised.
+
+    Args:
+        kind: Of the rows, image or vector.
+        origin: The source, for messages.
+    """
+    if options.standardise and kind != "vector":
+        raise ValueError(f"{origin} has images, and standardise=true is for tables; the recipe images takes images")
+    if options.fit == "common" and kind == "vector":
+        raise ValueError(f"{origin} has vectors, and fit=common is for images; the recipe vectors takes vectors")
 
 
 def _clear(directory: Path, building: Path) -> None:
@@ -327,7 +344,7 @@ def _write(
         splits = {
             name: replace(
                 writer.close(int(bad.counts[index])),
-                source=part.source + (f", {HELD_OUT[index]}" if len(routes.names) > 1 else ""),
+                source=", ".join(filter(None, (part.source, *([HELD_OUT[index]] if len(routes.names) > 1 else [])))),
                 classes=len(labels[name]),
                 reasons=bad.reasons(index),
             )

@@ -58,7 +58,8 @@ class Options:
         splits: Which splits to keep; () keeps all.
         rows: Training rows of a generated set; it gets rows // 5 test rows.
         table: Which published table the source is (power, gas, hepmass, miniboone, bsds300), cleaned and split as published.
-        labels: classes: of the rows, where the source has them; ignore prepares the rows without.
+        labels: classes: of the rows, where the source has them; ignore prepares the rows without; optional does so where they
+            are no classes, and says why.
         separator: What divides the columns of a .csv file; those of a .tsv file are divided by tabs.
         decimal: How its numbers are written, 1.5 or 1,5.
         header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
@@ -85,7 +86,7 @@ class Options:
     splits: tuple[str, ...] = ()
     rows: int = 50_000
     table: str = ""
-    labels: Literal["classes", "ignore"] = "classes"
+    labels: Literal["classes", "ignore", "optional"] = "classes"
     separator: Literal["comma", "semicolon", "tab"] = "comma"
     decimal: Literal["point", "comma"] = "point"
     header: Literal["auto", "yes", "no"] = "auto"

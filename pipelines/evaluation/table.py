@@ -54,11 +54,12 @@ def _row(name: str, figures: Figures) -> str:
 def _settings(document: Evaluation) -> str:
     """How exactly it was measured."""
     s = document.settings
-    one = " (of NLL and gap: over images)" if s.nll_replicates == 1 else ""
+    rows = "images" if document.unit.startswith("bits") else "rows"
+    one = f" (of NLL and gap: over {rows})" if s.nll_replicates == 1 else ""
     return (
-        f"{document.images} test {'images' if document.unit.startswith('bits') else 'rows'} of {document.data}; "
+        f"{document.images} test {rows} of {document.data}; "
         f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, {_divergence(document)}, x{s.nll_replicates}; "
-        f"NELBO: {s.nelbo_draws} draws, x{s.nelbo_replicates}; +- is the estimator's standard error on these images{one}; "
+        f"NELBO: {s.nelbo_draws} draws, x{s.nelbo_replicates}; +- is the estimator's standard error on these {rows}{one}; "
         f"cost: evaluations of networks per training step; FD: its error over sets of as many samples; {document.seconds:.0f} s"
     )
 

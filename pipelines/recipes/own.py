@@ -17,7 +17,7 @@ def images() -> RunConfig:
     """INDM on your images: --source is a folder or file of them; --size-of-model small, medium or large."""
     return RunConfig(
         recipe="images",
-        data=Data(source="", options=Options(fit="common")),
+        data=Data(source="", options=Options(fit="common", labels="optional")),
         model=SizedINDMConfig(objective=Objective(pretrain_steps=200)),
         train=Train(
             steps=5000,
@@ -42,7 +42,7 @@ def vectors() -> RunConfig:
     return replace(
         base,
         recipe="vectors",
-        data=Data(source="", options=Options(standardise=True)),
+        data=Data(source="", options=Options(standardise=True, labels="optional")),
         model=SizedINDMConfig(objective=Objective(pretrain_steps=0)),
         train=replace(
             base.train, steps=3000, optimisers=adamw(1e-3, "score", "flow", decay="cosine"), sample_every=1000

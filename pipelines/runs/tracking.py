@@ -192,11 +192,18 @@ def post(weights: Weights, made: Made) -> None:
 
 def deliver(directories: Sequence[Path], root: Path) -> None:
     """Logs all that the MLflow runs of some directories lack: figures and pictures of their training, their kept checkpoints,
-    and what commands made of them. A store that does not answer is told, and no error."""
-    known = [directory for directory in directories if run_id(directory)]
-    if not known:
-        return
-    uri = tracking_uri(root)
+    and what commands made of them. The store is the one beside a run, where there is one, else that of the output directory. A
+    store that does not answer is told, and no error."""
+    lacking: dict[str, list[Path]] = {}
+    for directory in filter(run_id, directories):
+        beside = directory.resolve().parent
+        uri = tracking_uri(beside if (beside / "mlflow.db").is_file() else root)
+        lacking.setdefault(uri, []).append(directory)
+    for uri, known in lacking.items():
+        _deliver(known, uri)
+
+
+def _deliver(known: Sequence[Path], uri: str) -> None:
     try:
         reach(uri)
         for directory in known:

@@ -44,6 +44,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: stop.requested,
+        begins=lambda model: None,
         wrap=lambda model: model,
         publish=show,
         checkpointed=lambda training, place, record: None,
@@ -52,7 +53,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         for job in jobs:
             if finished(job.training):
                 print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-            run_job(_drawable(job), local_rows, replace(session, wrap=partial(_announced, job, device)))
+            run_job(_drawable(job), local_rows, replace(session, begins=partial(_announce, job, device)))
     runs = [job.directory for job in jobs]
     try:
         draw_curves(runs)
@@ -63,8 +64,8 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
     print(what_next(runs), flush=True)
 
 
-def _announced(job: Job, device: torch.device, model: Trainable) -> Trainable:
-    """The model as it is, after a line that says what is trained where."""
+def _announce(job: Job, device: torch.device, model: Trainable) -> None:
+    """A line that says what is trained where."""
     num, threads = sum(weights.numel() for weights in model.parameters()), torch.get_num_threads()
     on = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     with_threads = f" ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else f" ({device})"
@@ -72,7 +73,6 @@ def _announced(job: Job, device: torch.device, model: Trainable) -> Trainable:
         f"{job.directory.name}: {num / 1e6:.2f}M parameters on {on}{with_threads}; outputs in {job.directory}",
         flush=True,
     )
-    return model
 
 
 def _drawable(job: Job) -> Job:

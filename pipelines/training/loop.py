@@ -67,6 +67,7 @@ def _train(work: Work[Any], session: Session) -> None:
             f"batch_size={train.batch_size} is not divisible by {session.world} workers x accumulate={train.accumulate}"
         )
     trainer = _trainer(work, session)
+    session.begins(trainer.model)
     newest = session.agree(checkpoint.latest(training.directory))
     numbers = _restore(training, trainer, newest)
     watch = Watch(numbers.get(FIRST, ()), newest is not None, session)

@@ -124,6 +124,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
             stopping=lambda: ray.get(notices.stopping.remote()),
+            begins=lambda model: None,
             wrap=lambda model: _wrapped(model, device, world),
             publish=lambda training, record: machine.follow(training.directory),
             checkpointed=_report,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
+import sys
 from copy import deepcopy
 from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
-from ray_session import TINY, one_line, train
+from ray_session import ROOT, TINY, environment, one_line, train
 
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
@@ -19,7 +21,7 @@ from pipelines.config.codec import form, from_json, moved, subclasses, to_json
 from pipelines.config.flows import FlowConfig, IdentityConfig
 from pipelines.config.models import BridgeConfig, INDMConfig, ModelConfig
 from pipelines.config.networks import network_shape
-from pipelines.config.run import RunConfig
+from pipelines.config.run import RunConfig, to_document
 from pipelines.config.store import read_run, write_run
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import BASELINES, DEFAULT, RECIPES
@@ -256,6 +258,20 @@ def test_a_run_travels_as_its_document():
         run = RECIPES[name]()
         assert pickle.loads(pickle.dumps(run)) == run  # noqa: S301
         assert deepcopy(run) == run
+
+
+READS_RUNS = """
+import json, sys
+from pipelines.config.run import from_document
+for document in json.load(sys.stdin):
+    from_document(document)
+"""
+
+
+def test_a_process_that_knows_no_recipes_reads_the_run_of_each():
+    documents = json.dumps([to_document(recipe()) for recipe in RECIPES.values()])
+    words = [sys.executable, "-c", READS_RUNS]
+    subprocess.run(words, cwd=ROOT, env=environment(), input=documents, text=True, check=True, timeout=60)
 
 
 def test_a_bridge_alone_needs_a_partner():

@@ -79,6 +79,7 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: False,
+        begins=lambda model: None,
         wrap=lambda model: model,
         publish=publish,
         checkpointed=lambda training, place, record: None,

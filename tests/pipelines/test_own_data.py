@@ -35,7 +35,7 @@ def sizes_of(config: INDMConfig) -> tuple[UNetConfig, ResFlowConfig]:
 
 
 def pictures(folder: Path, sizes: list[tuple[int, int]], mode: str = "RGB") -> Path:
-    folder.mkdir()
+    folder.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for number, (width, height) in enumerate(sizes):
         shape = (height, width) if mode == "L" else (height, width, 3)
@@ -186,9 +186,43 @@ def test_images_train_with_no_other_option_than_the_source(tmp_path):
 
 @pytest.mark.parametrize(
     ("recipe", "remedy"),
-    [("digits_vp_nll", "recipe vectors"), ("toy2d_spiral", "recipe images"), ("vectors", "standardise")],
+    [
+        ("digits_vp_nll", "recipe vectors"),
+        ("images", "recipe vectors"),
+        ("images_linear", "recipe vectors"),
+        ("toy2d_spiral", "recipe images"),
+        ("vectors", "recipe images"),
+    ],
 )
 def test_a_model_that_cannot_take_the_data_says_which_recipe_can(recipe, remedy, tmp_path, capsys):
-    source = table(tmp_path / "x.csv") if recipe == "digits_vp_nll" else pictures(tmp_path / "in", [(8, 8)] * 40)
+    rows = remedy.endswith("vectors")
+    source = table(tmp_path / "x.csv") if rows else pictures(tmp_path / "in", [(8, 8)] * 40)
     assert main_of("train")([recipe, "--source", str(source), "--local", *QUICK, "--out", str(tmp_path)]) == 2
     one_line(capsys.readouterr().err.splitlines()[-1], remedy)
+
+
+def test_data_prepared_for_another_recipe_are_refused(tmp_path, capsys):
+    prepare(table(tmp_path / "x.csv"), tmp_path / "table", Options())
+    for recipe, remedy in (("images", "recipe vectors"), ("vectors", "--standardise true")):
+        words = [recipe, "--source", str(tmp_path / "table"), "--local", *QUICK, "--out", str(tmp_path)]
+        assert main_of("train")(words) == 2
+        one_line(capsys.readouterr().err.splitlines()[-1], remedy)
+
+
+def test_folders_that_are_no_classes_are_no_hindrance(tmp_path):
+    """Images at every depth, or a folder for each: only who asks for classes is told to sort them."""
+    pictures(tmp_path / "in", [(8, 8)] * 12)
+    pictures(tmp_path / "in" / "a", [(8, 8)] * 8)
+    pictures(tmp_path / "in" / "a" / "b", [(8, 8)] * 6)
+    with pytest.raises(ValueError, match=r"both beside and inside folders such as .a.; .*--labels ignore"):
+        prepare(tmp_path / "in", tmp_path / "out", Options())
+    for number in range(12):
+        pictures(tmp_path / "each" / f"{number}", [(8, 8)])
+    for name, rows in (("in", 26), ("each", 12)):
+        for labels in ("ignore", "optional"):
+            card = prepare(tmp_path / name, tmp_path / "out", Options(labels=labels, test_fraction=0))
+            assert (card.split("train").count, card.num_classes) == (rows, 0)
+        assert any("no classes" in note for note in card.notes)
+    (tmp_path / "in" / "a").rename(tmp_path / "in" / "test")
+    with pytest.raises(ValueError, match="both beside and inside"):
+        prepare(tmp_path / "in", tmp_path / "out", Options(labels="ignore"))

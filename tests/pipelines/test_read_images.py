@@ -125,7 +125,8 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: Path) -> None:
 
 
 def test_kinds_of_images(tmp_path: Path) -> None:
-    """Palette, alpha and grey images join a colour set; 16 bits, decompression bombs and damage are corrupt rows."""
+    """Palette, alpha and grey images join a colour set, and grey ones of 16 bits; those of 32, decompression bombs and
+    damage are corrupt rows."""
     x = pixels(3, 6, 5)
     for index in range(4):
         put(tmp_path / "in" / f"a{index}.png", x)
@@ -133,13 +134,16 @@ def test_kinds_of_images(tmp_path: Path) -> None:
     image.convert("P").save(tmp_path / "in" / "b0.png", transparency=0)
     image.convert("RGBA").save(tmp_path / "in" / "b1.png")
     image.convert("L").save(tmp_path / "in" / "b2.png")
-    Image.fromarray(pixels(6, 5).astype(np.uint16) * 200).save(tmp_path / "in" / "c0.png")
+    Image.fromarray(pixels(6, 5).astype(np.uint16) * 256 + 77).save(tmp_path / "in" / "b3.png")
+    Image.fromarray(pixels(6, 5).astype(np.float32)).save(tmp_path / "in" / "c0.tif")
     (tmp_path / "in" / "c1.png").write_bytes(b"\x89PNG\r\n")
     Image.new("1", (20_000, 9_000)).save(tmp_path / "in" / "c2.png")
     options = Options(test_fraction=0, max_skip=0.5)
     card = prepare(tmp_path / "in", tmp_path / "out", options)
-    assert (card.split("train").count, card.split("train").skipped) == (7, 3)
+    assert (card.split("train").count, card.split("train").skipped) == (8, 3)
+    assert any(note.startswith("1 image of 16 bits") for note in card.notes)
     found, _ = stored(tmp_path / "out")
     np.testing.assert_array_equal(found[5], x)
     np.testing.assert_array_equal(found[6], np.broadcast_to(np.array(image.convert("L")), (3, 6, 5)))
-    refused(tmp_path / "in", tmp_path / "no", "c0.png", "mode I;16", options=Options(test_fraction=0, max_skip=0.05))
+    np.testing.assert_array_equal(found[7], np.broadcast_to(pixels(6, 5), (3, 6, 5)))
+    refused(tmp_path / "in", tmp_path / "no", "c0.tif", "mode F", options=Options(test_fraction=0, max_skip=0.05))

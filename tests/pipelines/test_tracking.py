@@ -392,6 +392,14 @@ def test_a_run_that_an_earlier_version_logged_goes_on(job, root):
     assert steps_of(root, job) == [4, 5, 6]
 
 
+def test_what_is_made_of_a_run_elsewhere_goes_to_the_store_beside_it(job, root, tmp_path, capsys):
+    open_run(job, root)
+    post(Weights(run=job.directory), Made(figures={"test/nll": 1.5}))
+    deliver([job.directory], tmp_path)
+    assert MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).data.metrics["test/nll"] == 1.5
+    assert (list(tmp_path.iterdir()), capsys.readouterr().out) == ([], "")
+
+
 def test_a_run_without_an_mlflow_run_is_left_alone(tmp_path):
     post(Weights(run=tmp_path), Made(figures={"a": 1.0}))
     deliver([tmp_path], tmp_path)

@@ -1,6 +1,7 @@
 """An encoded image becomes an array (c, h, w) of 8 bits, the same way for all images of a data set: `Fit`, `fit_to`, `decoded`.
 
     channels      c = 1 when all images are grey, else 3, or as `channels` says; a palette is as grey as its entries in use
+    depth         of 16 bits the upper 8 are taken
     orientation   photographs are turned as their EXIF says, unless `orient` is false (Pillow turns a TIFF always)
     alpha         transparent pixels are laid on `background`; a picture that cannot be seen there, because it is of its colour
                   or lies in alpha alone, is a bad row
@@ -41,7 +42,9 @@ SUFFIXES = {".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".webp", 
 SUFFIXES |= {".ppm", ".pgm", ".pbm", ".pnm"}
 """Of files that are taken for images."""
 
-GREY = {"1", "L", "LA"}
+DEEP = {"I;16", "I;16B", "I;16L"}
+"""Pillow's modes of grey images of 16 bits; of colours it decodes the upper 8 by itself."""
+GREY = {"1", "L", "LA"} | DEEP
 COLOUR = {"RGB", "RGBA", "P", "PA", "CMYK", "YCbCr"}
 PROBED = 16
 """Images whose sizes are compared."""
@@ -227,7 +230,7 @@ def _header(encoded: bytes) -> Image:
     except Exception as error:  # decoders of damaged files raise almost anything
         raise ValueError(f"not a readable image ({one_line(error)[:200]})") from None
     if image.mode not in GREY | COLOUR:
-        raise ValueError(f"mode {image.mode}, not an 8-bit image")
+        raise ValueError(f"mode {image.mode}, neither of 8 bits nor grey of 16")
     return image
 
 
@@ -250,7 +253,15 @@ def _upright(image: Image, options: Options) -> tuple[Image, list[str]]:
         turn = options.orient and image.getexif().get(ORIENTATION, 1) in range(2, 9)
     except Exception:  # a damaged EXIF block says nothing
         turn = False
-    return (ImageOps.exif_transpose(image), [*done, "turned as EXIF says"]) if turn else (image, done)
+    if turn:
+        image, done = ImageOps.exif_transpose(image), [*done, "turned as EXIF says"]
+    return (_upper_bits(image), [*done, "of 16 bits: the upper 8 are taken"]) if image.mode in DEEP else (image, done)
+
+
+def _upper_bits(image: Image) -> Image:
+    from PIL import Image as Pillow
+
+    return Pillow.fromarray((np.asarray(image) >> 8).astype(np.uint8))
 
 
 def _is_grey(image: Image) -> bool:

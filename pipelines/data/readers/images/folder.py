@@ -31,12 +31,14 @@ def read_folder(source: str, options: Options) -> Source | None:
     images = [file for file in listing.files if file.suffix.lower() in SUFFIXES]
     if not images:
         return None
-    found = by_folders([listing.relative(file) for file in images], source, options.split, options.splits)
+    labelled = options.labels == "classes"
+    found = by_folders([listing.relative(file) for file in images], source, options.split, options.splits, labelled)
     for part in found.files.values():
         classes = sorted({name for name, _ in part})
-        if "" in classes and len(classes) > 1:
+        if labelled and "" in classes and len(classes) > 1:
             raise ValueError(
-                f"{root}: images both beside and inside class folders such as {classes[1]!r}; sort them all"
+                f"{root}: images both beside and inside class folders such as {classes[1]!r}; sort them all, or give --labels "
+                "ignore, which takes them without classes"
             )
     labelled, notes = _as_trained(found.files)
     files = {split: [(name, images[index]) for name, index in part] for split, part in labelled.items()}

@@ -42,30 +42,37 @@ class Folders:
     notes: tuple[str, ...] = ()
 
 
-def by_folders(paths: Sequence[tuple[str, ...]], where: str, split: Sequence[str], splits: Sequence[str]) -> Folders:
+def by_folders(
+    paths: Sequence[tuple[str, ...]], where: str, split: Sequence[str], splits: Sequence[str], labelled: bool
+) -> Folders:
     """The splits and classes of files in a tree, by the names of their folders.
 
     Args:
         paths: Of the files, relative to the tree, in parts.
         where: The tree, for messages.
         split, splits: As in `Options`.
+        labelled: Whether folders that are no splits must be classes.
 
     Raises:
         ValueError: folders of which some are splits and some are not, files beside folders, or no train.
     """
-    return _given_folders(paths, where, split) if split else _found_folders(paths, where, splits)
+    return _given_folders(paths, where, split) if split else _found_folders(paths, where, splits, labelled)
 
 
-def _found_folders(paths: Sequence[tuple[str, ...]], where: str, splits: Sequence[str]) -> Folders:
+def _found_folders(paths: Sequence[tuple[str, ...]], where: str, splits: Sequence[str], labelled: bool) -> Folders:
     depth, notes = 0, ()
     while True:  # down a chain of single folders
         level = "/".join((where, *paths[0][:depth]))
         heads, loose = _heads(paths, depth), sum(len(path) == depth + 1 for path in paths)
         if heads and loose:
-            raise ValueError(
-                f"{level}: images both beside and inside folders such as {heads[0]!r}; sort them all, or say which folders are "
-                f"splits: {example(heads)}"
-            )
+            mixed = f"{level}: images both beside and inside folders such as {heads[0]!r}"
+            if labelled or any(parse(head).split for head in heads):
+                raise ValueError(
+                    f"{mixed}; sort them all, or say which folders are splits: {example(heads)}; where they are no classes "
+                    "either, --labels ignore takes all"
+                )
+            files, above = [("", index) for index in range(len(paths))], "/".join(paths[0][:depth])
+            return Folders(files={"train": files}, folders={"train": above}, notes=(*notes, f"{mixed}: no classes"))
         if not heads or _are_splits(heads) or len(heads) > 1:
             break
         notes += _split_named(heads)
