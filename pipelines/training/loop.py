@@ -78,6 +78,7 @@ def _train(work: Work[Any], session: Session) -> None:
         work.write_config()
         checkpoint.discard_after(training.directory, trainer.step_count)
         _truncate_metrics(training.directory, trainer.step_count)
+        session.begins(training, trainer.model)
     meter = Meter(
         batch_size=train.batch_size,
         steps=train.steps,

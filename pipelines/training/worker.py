@@ -125,6 +125,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             agree=broadcast_from_rank_zero,
             stopping=lambda: ray.get(notices.stopping.remote()),
             wrap=lambda model: _wrapped(model, device, world),
+            begins=lambda training, model: None,
             publish=lambda training, record: machine.follow(training.directory),
             checkpointed=_report,
         )

@@ -80,6 +80,7 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         agree=lambda value: value,
         stopping=lambda: False,
         wrap=lambda model: model,
+        begins=lambda training, model: None,
         publish=publish,
         checkpointed=lambda training, place, record: None,
     )

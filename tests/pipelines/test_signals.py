@@ -298,6 +298,7 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
             agree=lambda value: value,
             stopping=lambda: step[0] > 500,
             wrap=lambda model: model,
+            begins=lambda training, model: None,
             publish=lambda training, record: None,
             checkpointed=lambda training, place, record: None,
         )
