@@ -24,7 +24,7 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray._private import ray_constants, utils, worker
+from ray._private import ray_constants, services, utils, worker
 
 from pipelines.cluster.address import address_to_join, record
 from pipelines.cluster.entry import refusal, show_token
@@ -61,6 +61,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
             show_token()
         if why := refusal(address, ANSWER_SECONDS):
             raise ValueError(f"the Ray cluster at {address} cannot be joined: {why}; {ALONE}")
+        _check_way(address)
         try:
             _begin(variables, address=address)
         except ConnectionError:
@@ -85,6 +86,23 @@ def connect(workers: int, cpus_per_worker: float) -> str:
             raise ValueError(f"Ray did not start on this machine ({error}); {REMEDY}") from error
     atexit.register(_end)
     return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
+
+
+def _check_way(address: str) -> None:
+    """Refuses a cluster on the loopback that Ray, which takes the loopback for this machine's address in its network, would
+    look for in vain, for minutes.
+
+    Raises:
+        ValueError: nothing answers at that address.
+    """
+    host, _, port = address.rpartition(":")
+    there = f"{services.resolve_ip_for_localhost(host)}:{port}" if host else address
+    if there != address and not _answers(there):
+        raise ValueError(
+            f"the Ray cluster at {address} cannot be joined: Ray looks for it at {there}, and nothing answers there; let this "
+            "machine reach that address, or put RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in front of the command where the cluster "
+            f"listens on the loopback alone; {ALONE}"
+        )
 
 
 def _answers(address: str) -> bool:

@@ -185,6 +185,21 @@ def test_a_cluster_that_does_not_let_us_in_is_told_with_what_was_found(wanted, o
         one_line(str(caught.value), address, f"Ray {ray.__version__}", "RAY_ADDRESS=local", *parts)
 
 
+def test_a_cluster_on_the_loopback_that_ray_looks_for_elsewhere_is_refused_at_once(guarded, monkeypatch):
+    address = guarded("")
+    elsewhere = address.replace("127.0.0.1", "nowhere.invalid")
+    monkeypatch.setattr(
+        session.services, "resolve_ip_for_localhost", lambda host: host.replace("127.0.0.1", "nowhere.invalid")
+    )
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="cannot be joined") as caught:
+        session.connect(1, 1.0)
+    one_line(str(caught.value), address, f"looks for it at {elsewhere}", "on the loopback alone", "RAY_ADDRESS=local")
+    assert time.monotonic() - began < 10
+    session._check_way("ray://head:10001")  # Ray's client takes it as it is
+
+
 def test_a_server_of_something_else_is_no_cluster(guarded):
     one_line(entry.refusal(guarded("", "/of.Something/Else"), 5.0), "no Ray cluster", "`ray start`", "6379")
 
