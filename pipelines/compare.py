@@ -27,6 +27,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from indm_core.sampling import Sampling
+from pipelines.cluster.address import check_machine
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
@@ -50,6 +51,7 @@ def _compare(words: list[str], given: dict[str, str]) -> None:
     wanted = override(CompareOptions(), given)
     root = output_root(wanted.out)
     runs = [Weights.named(word, root) for word in words]
+    check_machine(0, 1.0, wanted.device)
     from pipelines.cluster.session import connect
     from pipelines.config.store import load
     from pipelines.evaluation.plan import subjects_of

@@ -25,6 +25,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
+from pipelines.cluster.address import check_machine
 from pipelines.config.cli import options, override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
@@ -50,6 +51,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     settings = override(Settings(), {k: v for k, v in given.items() if k not in ours}, sorted(ours))
     root = output_root(launch.out)
     runs = [Weights.named(word, root) for word in words]
+    check_machine(0, 1.0, launch.device)
     from pipelines.cluster.session import connect
     from pipelines.evaluation.legend import legend
     from pipelines.evaluation.measure import evaluate

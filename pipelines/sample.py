@@ -23,6 +23,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
+from pipelines.cluster.address import check_machine
 from pipelines.config.cli import override
 from pipelines.config.command import run_command_on_runs
 from pipelines.config.help import describe, page
@@ -48,6 +49,8 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
     if given.get("translate") == "true":  # given without a direction
         given = given | {"translate": "both"}
     run, wanted = Weights.named(words[0]), override(SampleOptions(), given)
+    if wanted.actors:
+        check_machine(0, 1.0, wanted.device)
     if wanted.translate != "no":
         _translate(run, wanted)
         return

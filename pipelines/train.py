@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 
+from pipelines.cluster.address import check_machine
 from pipelines.config.cli import options, override
 from pipelines.config.command import carry_out
 from pipelines.config.help import describe, fold, page
@@ -82,6 +83,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
     run = _configured(words, given)
     root = output_root(launch.out)
+    from pipelines.runs.job import finished
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local
     from pipelines.training.progress import saved
@@ -97,13 +99,21 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
                 names = " ".join(str(job.directory) for job in jobs)
                 print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
             return 0
+        complete = all(finished(job.training) for job in jobs)
+        if not complete:
+            check_machine(launch.workers, launch.cpus_per_worker, launch.device)
         try:
             from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
             from pipelines.training.on_ray import train_on_ray
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
         settings = measurement(jobs) if launch.evaluate else None
-        train_on_ray(jobs, launch, root, stop)
+        if complete:
+            print(
+                "\n".join(f"{job.directory.name}: complete, {run.train.steps} steps in {job.directory}" for job in jobs)
+            )
+        else:
+            train_on_ray(jobs, launch, root, stop)
         stop.remark = "the runs are trained, their weights are saved; the same command measures them"
         conclude(jobs, settings, root)
     return 0

@@ -12,7 +12,6 @@ import atexit
 import os
 import signal
 import socket
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -25,11 +24,12 @@ os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
 import ray
-from ray._private import ray_constants, utils, worker
+from ray._private import ray_constants, services, utils, worker
 
+from pipelines.cluster.address import address_to_join, record
 from pipelines.cluster.entry import refusal, show_token
 
-__all__ = ["check_cores", "check_resources", "connect"]
+__all__ = ["check_resources", "connect"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
@@ -55,12 +55,13 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     variables = {"PYTHONPATH": os.pathsep.join(filter(None, [clone, os.environ.get("PYTHONPATH")]))}
     if "INDM_MODULES" in os.environ:  # files of the user's own that recipes are made of
         variables["INDM_MODULES"] = os.environ["INDM_MODULES"]
-    given, address = os.environ.get("RAY_ADDRESS", ""), _address()
+    given, address = os.environ.get("RAY_ADDRESS", ""), address_to_join()
     if address and _answers(address):
         if address != given:  # begun here
             show_token()
         if why := refusal(address, ANSWER_SECONDS):
             raise ValueError(f"the Ray cluster at {address} cannot be joined: {why}; {ALONE}")
+        _check_way(address)
         try:
             _begin(variables, address=address)
         except ConnectionError:
@@ -75,7 +76,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     if given and given != "local":
         raise ValueError(f"RAY_ADDRESS={given}: no cluster answers there; mend or unset it")
     if address:
-        print(f"{_record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
+        print(f"{record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
     cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
     own = _loopback()
     with _within(own):
@@ -87,37 +88,21 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     return f"a Ray session on this machine ({os.cpu_count()} cores, {cpus} logical)"
 
 
-def _address() -> str:
-    """The address of the cluster that is to be joined; '' where there is none."""
-    given = os.environ.get("RAY_ADDRESS", "")
-    return given if given not in ("", "auto", "local") else "" if given == "local" else _started()
+def _check_way(address: str) -> None:
+    """Refuses a cluster on the loopback that Ray, which takes the loopback for this machine's address in its network, would
+    look for in vain, for minutes.
 
-
-def _record() -> Path:
-    """Where `ray start` leaves its cluster's address. A session that another program started for itself is not there, and is
-    not joined, because it ends with that program."""
-    return Path(os.environ.get("RAY_TMPDIR", "/tmp")) / "ray" / "ray_current_cluster"
-
-
-def _started() -> str:
-    """The address that `ray start` has left on this machine, or nothing.
-
-    Whoever answers there runs what it likes with what a driver sends, and anybody can make files below /tmp: the file counts
-    if it is this user's, or root's, and nobody else can write to it.
+    Raises:
+        ValueError: nothing answers at that address.
     """
-    file, trusted = _record(), (0, os.geteuid())
-    try:
-        descriptor = os.open(file, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    except OSError:
-        return ""
-    with open(descriptor, encoding="utf-8", errors="replace") as stream:
-        found = os.fstat(descriptor)
-        if not stat.S_ISREG(found.st_mode):
-            return ""
-        if found.st_uid not in trusted or found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            print(f"{file}: not used, others can write to it; RAY_ADDRESS joins a cluster that you trust", flush=True)
-            return ""
-        return stream.read(1000).strip()
+    host, _, port = address.rpartition(":")
+    there = f"{services.resolve_ip_for_localhost(host)}:{port}" if host else address
+    if there != address and not _answers(there):
+        raise ValueError(
+            f"the Ray cluster at {address} cannot be joined: Ray looks for it at {there}, and nothing answers there; let this "
+            "machine reach that address, or put RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER=0 in front of the command where the cluster "
+            f"listens on the loopback alone; {ALONE}"
+        )
 
 
 def _answers(address: str) -> bool:
@@ -206,22 +191,6 @@ def _within(variables: dict[str, str]) -> Iterator[None]:
         for name in variables:
             del os.environ[name]
         os.environ.update({name: before[name] for name in variables if name in before})
-
-
-def check_cores(workers: int, cpus_per_worker: float) -> None:
-    """Refuses workers that a session of this machine's own would let share cores: together they are not faster.
-
-    Raises:
-        ValueError: more workers than cores, where no cluster is joined.
-    """
-    cores = os.cpu_count() or 1
-    if ray.is_initialized() or _address() or workers * cpus_per_worker <= max(cores, cpus_per_worker):
-        return
-    fit = max(1, int(cores / cpus_per_worker))
-    raise ValueError(
-        f"workers={workers} on {cores} cores: take --workers {fit}, smaller --cpus-per-worker where they may share cores, or a "
-        "cluster that RAY_ADDRESS names"
-    )
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:

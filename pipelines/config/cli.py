@@ -180,7 +180,8 @@ def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence
     if not strict:
         return None
     if matches:
-        raise ValueError(f"--{name} is ambiguous: " + ", ".join(f"--{path}" for path in matches))
+        choices = " or ".join(f"--{dashed(short_name(path, known))}" for path in matches)  # as help has them
+        raise ValueError(f"--{dashed(name)} is ambiguous: give {choices}")
     if last in EXPECTED:
         raise ValueError(f"unknown option --{dashed(name)}: {EXPECTED[last]}")
     endings = sorted(dashed(ending) for ending in {*known, *others} | {path.rsplit(".", 1)[-1] for path in known})

@@ -13,19 +13,28 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.cli import options
+from pipelines.config.cli import dashed, options
 from pipelines.config.codec import from_json, to_json
 from pipelines.config.run import RunConfig, from_document, to_document
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
 
-__all__ = ["MADE_OF", "Provenance", "config_document", "config_from", "difference", "say_unverified"]
+__all__ = [
+    "MADE_OF",
+    "Provenance",
+    "backbone_options",
+    "config_document",
+    "config_from",
+    "difference",
+    "say_unverified",
+]
 
 VERSION = 1
 MAY_CHANGE = {"train.steps", "train.keep"} | {
     f"train.{what}_every" for what in ("log", "checkpoint", "sample", "validate")
 }
 """Options that may differ when a run goes on: how long, and how often it logs, keeps, draws and is validated."""
+BACKBONE = "model.backbone"
 MADE_OF = ("config", "data", "partner")
 """The entries of the document."""
 Rows = Mapping[str, Mapping[str, Any]]
@@ -107,6 +116,18 @@ def difference(there: RunConfig, here: RunConfig) -> str:
     may = MAY_CHANGE - fixed  # a rate that decays is one of the whole number of steps
     old, new = ({o.path: o.plain for o in options(run) if o.path not in may} for run in (there, here))
     return _first(old, new)
+
+
+def backbone_options(there: RunConfig, here: RunConfig) -> str:
+    """What is typed so that the score network of `here` is that of `there`; '' where it is, or where one of them has none."""
+    old, new = ({o.path: o for o in options(run) if f"{o.path}.".startswith(f"{BACKBONE}.")} for run in (there, here))
+    if BACKBONE not in old or BACKBONE not in new:
+        return ""
+    if old[BACKBONE].plain != new[BACKBONE].plain:  # the fields of another form begin at its defaults
+        form = type(old[BACKBONE].value)()
+        new = {o.path: o for o in options(form, f"{BACKBONE}.")}
+    changed = [o for path, o in old.items() if path not in new or new[path].plain != o.plain]
+    return " ".join(f"--{dashed(o.path)} {o.shown}" for o in changed)
 
 
 @cache

@@ -68,16 +68,16 @@ def read_run(file: Path) -> tuple[RunConfig, DataSpec]:
     """Reads config.json.
 
     Raises:
-        ValueError: no such file, not JSON, another version, or a configuration that this code does not know; of classes that a
-            file of the user's own defines, how to allow that the file is run.
+        ValueError: no such file, not JSON, a file of something else, another version, or a configuration that this code does
+            not know; of classes that a file of the user's own defines, how to allow that the file is run.
     """
     try:
         document = read_json(file)
     except OSError as error:
-        raise ValueError(
-            f"{file}: no readable run here ({type(error).__name__}); give the directory of a run"
-        ) from None
+        raise ValueError(f"{file}: no readable run here ({error.strerror}); give the directory of a run") from None
     except ValueError as error:
+        if file.name != CONFIG:
+            raise ValueError(f"{file}: no configuration of a run (it is no JSON); give RUN/{CONFIG}") from None
         raise ValueError(
             f"{file}: no readable run here: the file is damaged ({one_line(error, 100)}); restore it or train the run again"
         ) from None

@@ -11,7 +11,7 @@ import torch
 
 from indm_core.model import Trainable
 from pipelines.config.device import device_of
-from pipelines.runs.job import Job, finished
+from pipelines.runs.job import Job, Training, finished
 from pipelines.storage.signals import Stop
 from pipelines.training.dataset import run_job
 from pipelines.training.halt import Halted
@@ -44,8 +44,8 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: stop.requested,
-        begins=lambda model: None,
         wrap=lambda model: model,
+        begins=partial(_announce, device),
         publish=show,
         checkpointed=lambda training, place, record: None,
     )
@@ -53,7 +53,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         for job in jobs:
             if finished(job.training):
                 print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-            run_job(_drawable(job), local_rows, replace(session, begins=partial(_announce, job, device)))
+            run_job(_drawable(job), local_rows, session)
     runs = [job.directory for job in jobs]
     try:
         draw_curves(runs)
@@ -64,15 +64,13 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
     print(what_next(runs), flush=True)
 
 
-def _announce(job: Job, device: torch.device, model: Trainable) -> None:
-    """A line that says what is trained where."""
+def _announce(device: torch.device, training: Training, model: Trainable) -> None:
+    """Says what is trained where."""
     num, threads = sum(weights.numel() for weights in model.parameters()), torch.get_num_threads()
     on = "cpu" if device.type == "cpu" else torch.cuda.get_device_name(device)
     with_threads = f" ({threads} thread{'s' if threads > 1 else ''})" if device.type == "cpu" else f" ({device})"
-    print(
-        f"{job.directory.name}: {num / 1e6:.2f}M parameters on {on}{with_threads}; outputs in {job.directory}",
-        flush=True,
-    )
+    name, place = training.directory.name, training.directory
+    print(f"{name}: {num / 1e6:.2f}M parameters on {on}{with_threads}; outputs in {place}", flush=True)
 
 
 def _drawable(job: Job) -> Job:

@@ -27,6 +27,7 @@ import torch
 
 from indm_core.errors import ConvergenceError
 from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
+from pipelines.config.provenance import Provenance, backbone_options
 from pipelines.config.run import Train
 from pipelines.config.store import write_weights
 from pipelines.runs.hardware import Hardware, keep_hardware
@@ -67,9 +68,8 @@ def _train(work: Work[Any], session: Session) -> None:
             f"batch_size={train.batch_size} is not divisible by {session.world} workers x accumulate={train.accumulate}"
         )
     trainer = _trainer(work, session)
-    session.begins(trainer.model)
     newest = session.agree(checkpoint.latest(training.directory))
-    numbers = _restore(training, trainer, newest)
+    numbers = _restore(work, trainer, newest)
     watch = Watch(numbers.get(FIRST, ()), newest is not None, session)
     if session.rank == 0:
         if trainer.step_count >= train.steps:
@@ -82,6 +82,7 @@ def _train(work: Work[Any], session: Session) -> None:
         keep_hardware(training.directory, hardware)
         checkpoint.discard_after(training.directory, trainer.step_count)
         _truncate_metrics(training.directory, trainer.step_count)
+        session.begins(training, trainer.model)
     meter = Meter(
         batch_size=train.batch_size,
         steps=train.steps,
@@ -224,13 +225,13 @@ def _draw(work: Work[Any], trainer: Trainer[Any]) -> None:
         print(f"no picture of step {trainer.step_count}: {error}", flush=True)
 
 
-def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> dict[str, Any]:
+def _restore(work: Work[Any], trainer: Trainer[Any], newest: Path | None) -> dict[str, Any]:
     """Goes on from the newest checkpoint of the run, else from the one that it starts from, else from nothing.
 
     Returns:
         The numbers of the run's own checkpoint; of a run that begins, none.
     """
-    source = newest or training.start_from
+    source = newest or work.training.start_from
     if source is None:
         return {}
     tensors, numbers = checkpoint.read(source)
@@ -243,7 +244,10 @@ def _restore(training: Training, trainer: Trainer[Any], newest: Path | None) -> 
     try:
         trainer.load(tensors, numbers, networks)
     except ValueError as error:
-        raise ValueError(f"{source}: {error}; give another --name, or the options that it was written with") from None
+        there, here = Provenance.read(numbers, str(source)), Provenance.read(work.made_of, "this run")
+        given = backbone_options(there.run, here.run) if there and here else ""
+        remedy = f"the options that it was written with{f': {given}' if given else ''}"
+        raise ValueError(f"{source}: {error}; give {'another --name, or ' if newest else ''}{remedy}") from None
     return numbers if newest is not None else {}
 
 

@@ -21,7 +21,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from pipelines.cluster.session import check_cores, check_resources, connect
+from pipelines.cluster.session import check_resources, connect
 from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import environment, tracking_uri
@@ -47,11 +47,6 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         DivergedError: a training has diverged.
         Stopped: a signal has come; a checkpoint of the last step is there.
     """
-    if all(finished(job.training) for job in jobs):
-        for job in jobs:
-            print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
-        return
-    check_cores(launch.workers, launch.cpus_per_worker)
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     try:

@@ -58,8 +58,8 @@ class Session:
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
         stopping: Asked on rank 0 every now and then: whether the training is to end at the step that it has come to.
-        begins: Called on every rank with the model before its first step or measurement.
-        wrap: Wraps the model for gradient averaging.
+        wrap: Wraps the model for gradient averaging, anew where a phase begins.
+        begins: Called on rank 0 with (training, model) before the first step that is taken now.
         publish: Called on rank 0 with (training, record) for every record, which stands in metrics.jsonl by then.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
     """
@@ -70,7 +70,7 @@ class Session:
     average: Callable[[Tensor], Tensor]
     agree: Callable[[Any], Any]
     stopping: Callable[[], bool]
-    begins: Callable[[Trainable], None]
     wrap: Callable[[Trainable], nn.Module]
+    begins: Callable[[Training, Trainable], None]
     publish: Callable[[Training, Record], None]
     checkpointed: Callable[[Training, Path, Record], None]

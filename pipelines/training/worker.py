@@ -124,8 +124,8 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
             stopping=lambda: ray.get(notices.stopping.remote()),
-            begins=lambda model: None,
             wrap=lambda model: _wrapped(model, device, world),
+            begins=lambda training, model: None,
             publish=lambda training, record: machine.follow(training.directory),
             checkpointed=_report,
         )

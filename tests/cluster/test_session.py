@@ -15,9 +15,11 @@ from types import SimpleNamespace
 import grpc
 import pytest
 import ray
+import torch
 from ray_session import one_line
 
 from pipelines.cluster import entry, session
+from pipelines.cluster.address import _started, check_machine
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 SETTINGS = bytes(3) + b"\x04" + bytes(5)
@@ -59,17 +61,17 @@ def refusing() -> str:
 
 
 def test_the_user_s_own_record_is_read(record):
-    assert session._started() == ""
+    assert _started() == ""
     record.write_text("127.0.0.1:6379\n")
     record.chmod(0o644)
-    assert session._started() == "127.0.0.1:6379"
+    assert _started() == "127.0.0.1:6379"
 
 
 @pytest.mark.parametrize("mode", [0o666, 0o664, 0o646])
 def test_a_record_that_others_can_write_to_is_not_used(mode, record, capsys):
     record.write_text("127.0.0.1:6379")
     record.chmod(mode)
-    assert session._started() == ""
+    assert _started() == ""
     one_line(capsys.readouterr().out, str(record), "not used", "RAY_ADDRESS")
 
 
@@ -80,7 +82,7 @@ def test_another_user_s_record_is_not_used(record, monkeypatch, capsys):
         os.chown(record, 12345, -1)
     else:
         monkeypatch.setattr(os, "geteuid", lambda: 12345)
-    assert session._started() == ""
+    assert _started() == ""
     one_line(capsys.readouterr().out, str(record), "not used", "RAY_ADDRESS")
 
 
@@ -88,10 +90,10 @@ def test_a_linked_record_and_one_that_is_no_file_are_not_used(record):
     target = record.with_name("target")
     target.write_text("127.0.0.1:6379")
     record.symlink_to(target)
-    assert session._started() == ""
+    assert _started() == ""
     record.unlink()
     os.mkfifo(record)
-    assert session._started() == ""
+    assert _started() == ""
 
 
 def test_what_answers_like_ray_answers(server):
@@ -183,19 +185,46 @@ def test_a_cluster_that_does_not_let_us_in_is_told_with_what_was_found(wanted, o
         one_line(str(caught.value), address, f"Ray {ray.__version__}", "RAY_ADDRESS=local", *parts)
 
 
+def test_a_cluster_on_the_loopback_that_ray_looks_for_elsewhere_is_refused_at_once(guarded, monkeypatch):
+    address = guarded("")
+    elsewhere = address.replace("127.0.0.1", "nowhere.invalid")
+    monkeypatch.setattr(
+        session.services, "resolve_ip_for_localhost", lambda host: host.replace("127.0.0.1", "nowhere.invalid")
+    )
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    began = time.monotonic()
+    with pytest.raises(ValueError, match="cannot be joined") as caught:
+        session.connect(1, 1.0)
+    one_line(str(caught.value), address, f"looks for it at {elsewhere}", "on the loopback alone", "RAY_ADDRESS=local")
+    assert time.monotonic() - began < 10
+    session._check_way("ray://head:10001")  # Ray's client takes it as it is
+
+
 def test_a_server_of_something_else_is_no_cluster(guarded):
     one_line(entry.refusal(guarded("", "/of.Something/Else"), 5.0), "no Ray cluster", "`ray start`", "6379")
 
 
 def test_workers_that_would_share_cores_are_refused_with_the_number_that_fits(record, monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
-    session.check_cores(2, 1.0)
-    session.check_cores(8, 0.25)
+    check_machine(2, 1.0, "cpu")
+    check_machine(8, 0.25, "auto")
     with pytest.raises(ValueError, match="workers=8 on 2 cores: take --workers 2") as caught:
-        session.check_cores(8, 1.0)
+        check_machine(8, 1.0, "auto")
     one_line(str(caught.value), "--cpus-per-worker", "RAY_ADDRESS")
     monkeypatch.setenv("RAY_ADDRESS", "head:6379")
-    session.check_cores(8, 1.0)  # the cluster says how many it has
+    check_machine(8, 1.0, "cuda")  # the cluster says what it has
+
+
+@pytest.mark.parametrize(("num", "remedy"), [(0, "no GPU on this machine; give --device cpu"), (1, "take --workers 1")])
+def test_gpus_that_this_machine_has_not_are_refused(num, remedy, record, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: num > 0)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: num)
+    check_machine(2, 1.0, "auto")
+    check_machine(num, 1.0, "cpu")
+    with pytest.raises(ValueError, match="cuda") as caught:
+        check_machine(2, 1.0, "cuda")
+    one_line(str(caught.value), remedy)
 
 
 @pytest.mark.parametrize("made", ["dead", "auto", "nonsense"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -64,8 +65,8 @@ def test_an_optimiser_is_reached_by_its_name():
 
 
 def test_an_ambiguous_ending_names_its_candidates():
-    refused(RUN, {"lr": "1e-3"}, "--lr is ambiguous", "--train.optimisers.score.lr", "--train.optimisers.flow.lr")
-    refused(RUN, {"seed": "1"}, "--seed is ambiguous", "--train.seed", "--data.options.seed")
+    refused(RUN, {"lr": "1e-3"}, "--lr is ambiguous: give --score.lr or --flow.lr")
+    refused(RUN, {"seed": "1"}, "--seed is ambiguous: give --options.seed or --train.seed")
 
 
 @pytest.mark.parametrize(
@@ -335,6 +336,27 @@ WITH_TORCH = ("train", "evaluate", "sample", "compare")
 @pytest.mark.parametrize("words", [["--help"], ["no_such_thing"]], ids=["help", "a wrong name"])
 def test_help_and_a_wrong_name_import_nothing_that_takes_long(script, words, tmp_path):
     """Of what a command imports PyTorch alone takes a second."""
+    _, modules = said_and_imported(script, words, tmp_path)
+    assert not {*HEAVY, *(() if script in WITH_TORCH else ("torch",))} & modules
+
+
+@pytest.mark.parametrize(
+    ("words", "parts"),
+    [
+        (["--workers", "128"], ["workers=128 on", "take --workers"]),
+        (["--device", "cuda"], ["no GPU on this machine", "--device cpu"]),
+    ],
+)
+def test_what_this_machine_has_not_is_refused_before_ray_is_imported(words, parts, tmp_path):
+    said, modules = said_and_imported(
+        "train", ["toy2d_spiral", "--rows", "1000", "--batch-size", "128", *words], tmp_path
+    )
+    one_line(said, "error: ", *parts)
+    assert not {"ray", "mlflow"} & modules
+
+
+def said_and_imported(script: str, words: list[str], out: Path) -> tuple[str, set[str]]:
+    """What a command says of an error, and the modules that it has imported by then."""
     code = (
         f"import sys, runpy; sys.argv = ['x', *{words!r}]\n"
         f"try: runpy.run_path({str(ROOT / 'pipelines' / f'{script}.py')!r}, run_name='__main__')\n"
@@ -343,14 +365,13 @@ def test_help_and_a_wrong_name_import_nothing_that_takes_long(script, words, tmp
     )
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env=environment(INDM_RUNS=str(tmp_path)),
+        env=environment(INDM_RUNS=str(out), RAY_ADDRESS="local", CUDA_VISIBLE_DEVICES=""),
         capture_output=True,
         text=True,
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    modules = done.stdout.rpartition("modules:")[2].split()
-    assert not {*HEAVY, *(() if script in WITH_TORCH else ("torch",))} & set(modules)
+    return done.stderr, set(done.stdout.rpartition("modules:")[2].split())
 
 
 @pytest.mark.parametrize("script", ["train", "sample"])

@@ -115,7 +115,9 @@ def test_a_checkpoint_of_another_architecture(tmp_path, capsys):
     start = tmp_path / "toy2d_spiral" / "pretrained"
     wider = later_wins(["toy2d_spiral", *TINY_2D, "--backbone.width", "24", "--name", "wide"])
     train(*wider, "--start-from", str(start), out=tmp_path, status=2)
-    one_line(capsys.readouterr().err, "error: ", str(start), "another architecture", "score.", "shape")
+    said = capsys.readouterr().err
+    one_line(said, "error: ", str(start), "another architecture", "score.", "shape")
+    assert said.endswith("give the options that it was written with: --model.backbone.width 16\n")
 
 
 def test_a_checkpoint_of_another_recipe(tmp_path, capsys):

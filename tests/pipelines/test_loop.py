@@ -79,8 +79,8 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         average=lambda vector: vector,
         agree=lambda value: value,
         stopping=lambda: False,
-        begins=lambda model: None,
         wrap=lambda model: model,
+        begins=lambda training, model: None,
         publish=publish,
         checkpointed=lambda training, place, record: None,
     )

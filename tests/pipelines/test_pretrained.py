@@ -16,9 +16,11 @@ from indm_core.model import Objective
 from indm_core.nn.ddpm import discrete_log_snr, level_of
 from indm_core.sde import CLD, VE, VP, SubVP
 from pipelines.config import load
+from pipelines.config.cli import override, split_arguments
 from pipelines.config.flows import IdentityConfig, ResFlowConfig
 from pipelines.config.models import INDMConfig
 from pipelines.config.networks import DDPMUNetConfig
+from pipelines.config.provenance import backbone_options
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
 from pipelines.runs.pretrained import begin_with, find
@@ -243,3 +245,14 @@ def test_what_they_cannot_start_is_one_line(saved, tmp_path):
         DDPMUNetConfig(channels=(32,)).build((1, 8, 8), None)
     with pytest.raises(ValueError, match=r"no config\.json in"):
         find(f"hf:{tmp_path}")
+
+
+def test_what_a_run_from_these_weights_needs_to_go_on_from_it_is_told(saved, tmp_path):
+    """A recipe's own backbone is another: which options make it the same, and that they do."""
+    run, _ = begin_with(f"hf:{saved}", RUN, SPEC, tmp_path)
+    told = backbone_options(run, RUN)
+    assert told.startswith("--model.backbone DDPMUNet --model.backbone.channels 8,16 ")
+    words, given = split_arguments(told.split())
+    assert not words
+    assert override(RUN, given).model.backbone == run.model.backbone
+    assert backbone_options(run, run) == ""

@@ -298,8 +298,8 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
             average=lambda vector: average(rank, vector),
             agree=lambda value: value,
             stopping=lambda: step[0] > 500,
-            begins=lambda model: None,
             wrap=lambda model: model,
+            begins=lambda training, model: None,
             publish=lambda training, record: None,
             checkpointed=lambda training, place, record: None,
         )

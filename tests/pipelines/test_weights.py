@@ -185,9 +185,12 @@ def test_a_configuration_is_trained_again(trained, tmp_path, capsys):
     train("--config", str(trained), "--name", "longer", "--steps", "7", out=tmp_path)
     assert read_run(tmp_path / "longer" / "config.json")[0].train.steps == 7
     for words, parts in (
-        (["--config", str(trained / "metrics.jsonl")], ["metrics.jsonl", "damaged"]),
+        (
+            ["--config", str(trained / "metrics.jsonl")],
+            ["metrics.jsonl: no configuration of a run", "give RUN/config.json"],
+        ),
         (["--config", str(trained / "model.json")], ["model.json", "no configuration of a run"]),
-        (["--config", str(tmp_path / "no.json")], ["no.json", "no readable run here"]),
+        (["--config", str(tmp_path / "no.json")], ["no.json: no readable run here (No such file or directory)"]),
         (["toy2d_moons", "--config", str(trained)], ["takes the place of the recipe toy2d_moons"]),
     ):
         train(*words, out=tmp_path, status=2)
