@@ -19,11 +19,11 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 from pipelines.cluster.session import connect
-from pipelines.config.cli import override, split_arguments
 from pipelines.config.models import DiNofConfig
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.estimates import with_error
-from pipelines.evaluation.results import to_document
+from pipelines.config.terminal.cli import override, split_arguments
+from pipelines.evaluation.results.document import to_document
+from pipelines.evaluation.results.estimates import with_error
 from pipelines.evaluation.sampling.compare import compare
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.recipes import chosen, find

@@ -28,9 +28,9 @@ from collections.abc import Sequence
 
 from indm_core.sampling import Sampling
 from pipelines.cluster.address import check_machine
-from pipelines.config.cli import override
-from pipelines.config.command import run_command_on_runs
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import override
+from pipelines.config.terminal.command import run_command_on_runs
+from pipelines.config.terminal.help import describe, page
 from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.storage.outputs import RULE, check_writable, output_root

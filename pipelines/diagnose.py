@@ -20,9 +20,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import override
-from pipelines.config.command import run_command_on_runs
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import override
+from pipelines.config.terminal.command import run_command_on_runs
+from pipelines.config.terminal.help import describe, page
 from pipelines.config.weights import HELP, Weights
 from pipelines.reporting.options import DiagnoseOptions
 from pipelines.runs.artifacts import log_files

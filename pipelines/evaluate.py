@@ -26,9 +26,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 
 from pipelines.cluster.address import check_machine
-from pipelines.config.cli import options, override
-from pipelines.config.command import run_command_on_runs
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import options, override
+from pipelines.config.terminal.command import run_command_on_runs
+from pipelines.config.terminal.help import describe, page
 from pipelines.config.weights import HELP, Weights
 from pipelines.evaluation.settings import EvaluateOptions, Settings
 from pipelines.storage.outputs import RULE, check_writable, output_root
@@ -53,11 +53,11 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     runs = [Weights.named(word, root) for word in words]
     check_machine(0, 1.0, launch.device)
     from pipelines.cluster.session import connect
-    from pipelines.evaluation.legend import legend
     from pipelines.evaluation.measure import evaluate
     from pipelines.evaluation.plan import check
-    from pipelines.evaluation.seeds import seed_lines
-    from pipelines.evaluation.table import log, table
+    from pipelines.evaluation.results.legend import legend
+    from pipelines.evaluation.results.seeds import seed_lines
+    from pipelines.evaluation.results.table import log, table
 
     for run in runs:  # refused before a session is started
         check_writable(run.place)

@@ -23,9 +23,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.config.cli import options, override
-from pipelines.config.command import run_command
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import options, override
+from pipelines.config.terminal.command import run_command
+from pipelines.config.terminal.help import describe, page
 from pipelines.data.ingest import prepare
 from pipelines.data.readers import formats
 from pipelines.data.source import Options

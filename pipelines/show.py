@@ -20,9 +20,9 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pipelines.config.cli import override
-from pipelines.config.command import run_command
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import override
+from pipelines.config.terminal.command import run_command
+from pipelines.config.terminal.help import describe, page
 from pipelines.runs.overview import checkpoint_lines, checkpoints_of, run_lines, runs_below
 from pipelines.storage.outputs import RULE, find_run, output_root
 

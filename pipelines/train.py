@@ -28,10 +28,10 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from pipelines.cluster.address import check_machine
-from pipelines.config.cli import options, override
-from pipelines.config.command import carry_out
-from pipelines.config.help import describe, fold, page
 from pipelines.config.run import RunConfig
+from pipelines.config.terminal.cli import options, override
+from pipelines.config.terminal.command import carry_out
+from pipelines.config.terminal.help import describe, fold, page
 from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_recipes, trained_before
 from pipelines.storage.outputs import RULE, only_one, output_root
 from pipelines.storage.signals import Stop, until_signal
@@ -86,7 +86,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     from pipelines.runs.job import finished
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local
-    from pipelines.training.progress import saved
+    from pipelines.training.watch.progress import saved
 
     jobs = all_jobs(run, launch, root)
     stop.remark = lambda: saved([job.training for job in jobs])
@@ -104,7 +104,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
             check_machine(launch.workers, launch.cpus_per_worker, launch.device)
         try:
             from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
-            from pipelines.training.on_ray import train_on_ray
+            from pipelines.training.on_ray.driver import train_on_ray
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
         settings = measurement(jobs) if launch.evaluate else None

@@ -28,9 +28,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import IO
 
-from pipelines.config.cli import override
-from pipelines.config.command import carry_out
-from pipelines.config.help import describe, page
+from pipelines.config.terminal.cli import override
+from pipelines.config.terminal.command import carry_out
+from pipelines.config.terminal.help import describe, page
 from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import RULE, output_root
 from pipelines.storage.paths import local_path

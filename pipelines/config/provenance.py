@@ -13,9 +13,9 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.cli import dashed, options
 from pipelines.config.codec import from_json, to_json
 from pipelines.config.run import RunConfig, from_document, to_document
+from pipelines.config.terminal.cli import dashed, options
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
 

@@ -21,12 +21,12 @@ from torch import Tensor
 
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
-from pipelines.config.cli import options, with_values
 from pipelines.config.codec import to_json, unsaid
 from pipelines.config.history import History
 from pipelines.config.modules import use
 from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
 from pipelines.config.run import RunConfig, Train
+from pipelines.config.terminal.cli import options, with_values
 from pipelines.config.weights import Weights
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec

@@ -14,7 +14,7 @@ from torch import Tensor
 from indm_core.model import GenerativeModel
 from pipelines.cluster.pool import Call, Key, Pool
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.features import FeatureNetwork
+from pipelines.evaluation.features.networks import FeatureNetwork
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.plan import Plan, Span, Subject
 

@@ -19,14 +19,14 @@ import torch
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, digest
 from pipelines.config.weights import Weights
-from pipelines.evaluation.archive import best, key, present, put
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.kept import Kept
 from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
 from pipelines.evaluation.measurements.distances import Distances, DistancesResult
 from pipelines.evaluation.plan import Plan
-from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.results.archive import best, key, present, put
+from pipelines.evaluation.results.document import Evaluation, Figures
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.pictures import save_levels
 from pipelines.storage.outputs import check_writable

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pipelines.data.card import Card
 from pipelines.data.shards import read_labels
-from pipelines.evaluation.reference import check_features, has_classifier
+from pipelines.evaluation.features.reference import check_features, has_classifier
 from pipelines.evaluation.settings import Settings
 
 __all__ = ["attainable", "check_needs"]

@@ -18,9 +18,9 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.features import raw
+from pipelines.evaluation.features.networks import raw
+from pipelines.evaluation.features.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.needs import check_needs
-from pipelines.evaluation.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import Settings
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from indm_core.sampling import Sampling
-from pipelines.config.device import check_device, check_device_of_workers
-from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
+from pipelines.config.terminal.device import check_device, check_device_of_workers
+from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 
 __all__ = ["EvaluateOptions", "SampleOptions", "Settings"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from pipelines.evaluation.legend import COST, MEANINGS
 from pipelines.evaluation.measurement import Result
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
+from pipelines.evaluation.results.legend import COST, MEANINGS
 from pipelines.reporting.page.parts import Meanings, Section
 from pipelines.reporting.tables import Run
 

@@ -12,13 +12,13 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pipelines.config.cli import options
 from pipelines.config.modules import defining
 from pipelines.config.run import RunConfig
-from pipelines.evaluation.estimates import with_error
+from pipelines.config.terminal.cli import options
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
-from pipelines.evaluation.seeds import LEFT_OUT
+from pipelines.evaluation.results.estimates import with_error
+from pipelines.evaluation.results.seeds import LEFT_OUT
 from pipelines.recipes import RECIPES
 from pipelines.reporting.tables import Run
 

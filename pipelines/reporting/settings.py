@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pipelines.config.cli import options
+from pipelines.config.terminal.cli import options
 from pipelines.evaluation.measurement import Result
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
 from pipelines.reporting.model_card import trained_by
 from pipelines.reporting.page.parts import Folded, Listing
 from pipelines.reporting.tables import Run

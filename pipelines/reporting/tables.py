@@ -12,16 +12,16 @@ from pipelines.config.run import RunConfig
 from pipelines.config.store import configuration, digest, identity, trained
 from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.archive import Found, best, by_precision, differences, present
-from pipelines.evaluation.estimates import Estimate, with_error
 from pipelines.evaluation.measurement import Result
 from pipelines.evaluation.measurements.baselines import BaselinesResult
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.archive import Found, best, by_precision, differences, present
+from pipelines.evaluation.results.document import Evaluation
+from pipelines.evaluation.results.estimates import Estimate, with_error
+from pipelines.evaluation.results.seeds import HEAD, LEFT_OUT, spreads
 from pipelines.evaluation.sampling.comparison import FILE as COMPARED
 from pipelines.evaluation.sampling.comparison import Comparison
-from pipelines.evaluation.seeds import HEAD, LEFT_OUT, spreads
 from pipelines.reporting.page.parts import Row, Table
 
 __all__ = [

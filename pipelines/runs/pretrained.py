@@ -19,10 +19,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from indm_core.training import load_networks
-from pipelines.config.cli import options, with_values
 from pipelines.config.hub import snapshot
 from pipelines.config.networks import DDPMUNetConfig
 from pipelines.config.run import RunConfig
+from pipelines.config.terminal.cli import options, with_values
 from pipelines.data.spec import DataSpec
 from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of

@@ -20,9 +20,9 @@ from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.config.cli import options
 from pipelines.config.history import History
 from pipelines.config.store import CONFIG
+from pipelines.config.terminal.cli import options
 from pipelines.config.weights import Weights
 from pipelines.runs.catalogue import (
     REASON,

@@ -13,14 +13,14 @@ from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG
 from pipelines.config.weights import Weights
 from pipelines.data.card import load_card
-from pipelines.evaluation.archive import measured_so
-from pipelines.evaluation.legend import legend
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.needs import attainable
-from pipelines.evaluation.results import Evaluation
-from pipelines.evaluation.seeds import seed_lines
+from pipelines.evaluation.results.archive import measured_so
+from pipelines.evaluation.results.document import Evaluation
+from pipelines.evaluation.results.legend import legend
+from pipelines.evaluation.results.seeds import seed_lines
+from pipelines.evaluation.results.table import log, table
 from pipelines.evaluation.settings import Settings
-from pipelines.evaluation.table import log, table
 from pipelines.runs.job import Job
 from pipelines.runs.tracking import Made, deliver, open_missed, post
 from pipelines.training.leave import draw_curves, what_next

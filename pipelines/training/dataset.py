@@ -30,7 +30,7 @@ from pipelines.runs.record import Unit
 from pipelines.training.loop import run
 from pipelines.training.session import Batch, Session, Work
 from pipelines.training.stream import Rows, RowStream
-from pipelines.training.validation import held_out_rows
+from pipelines.training.watch.validation import held_out_rows
 
 __all__ = ["run_job"]
 

@@ -6,11 +6,11 @@ from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 from indm_core.training import check_frozen
-from pipelines.config.cli import options, with_values
 from pipelines.config.history import Command
 from pipelines.config.provenance import Provenance, difference, say_unverified
 from pipelines.config.run import RunConfig, Train
 from pipelines.config.store import CONFIG, as_begun, read_run, read_weights_state
+from pipelines.config.terminal.cli import options, with_values
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from indm_core.errors import ConvergenceError
-from pipelines.config.device import check_device, check_device_of_workers
+from pipelines.config.terminal.device import check_device, check_device_of_workers
 from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
 

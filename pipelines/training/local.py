@@ -10,16 +10,16 @@ from functools import partial
 import torch
 
 from indm_core.model import Trainable
-from pipelines.config.device import device_of
+from pipelines.config.terminal.device import device_of
 from pipelines.runs.job import Job, Training, finished
 from pipelines.storage.signals import Stop
 from pipelines.training.dataset import run_job
-from pipelines.training.halt import Halted
 from pipelines.training.launch import Launch
 from pipelines.training.leave import draw_curves, what_next
-from pipelines.training.progress import show
 from pipelines.training.session import Session
 from pipelines.training.stream import local_rows
+from pipelines.training.watch.halt import Halted
+from pipelines.training.watch.progress import show
 
 __all__ = ["train_local"]
 

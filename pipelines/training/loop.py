@@ -36,9 +36,9 @@ from pipelines.runs.record import HeldOut, Meter, Record
 from pipelines.storage import checkpoint
 from pipelines.storage.files import append_text, write_text
 from pipelines.storage.outputs import writing
-from pipelines.training.divergence import DivergedError, Watch, left_behind, risen
-from pipelines.training.halt import Halt, Halted
 from pipelines.training.session import Session, Work
+from pipelines.training.watch.divergence import DivergedError, Watch, left_behind, risen
+from pipelines.training.watch.halt import Halt, Halted
 
 __all__ = ["run"]
 

@@ -81,7 +81,7 @@ def test_everything_named_exists():
 
 
 def test_options_named_in_the_comments_exist():
-    from pipelines.config.cli import options
+    from pipelines.config.terminal.cli import options
     from pipelines.training.launch import Launch
 
     known = {option.path for option in options(Launch())}

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray_session import TINY_2D, later_wins
 
-from pipelines.config.cli import override, split_arguments
+from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.recipes import RECIPES
 from pipelines.runs.job import finished, read_metrics
 from pipelines.training.jobs import jobs_for
@@ -55,7 +55,7 @@ def test_a_group_is_made_without_being_started_and_is_told_of(root):
     from ray import cloudpickle
     from ray.train import UserCallback
 
-    from pipelines.training.on_ray import build_trainer, fit
+    from pipelines.training.on_ray.driver import build_trainer, fit
 
     heard, job = root / "heard.jsonl", job_of(root, "listened")
 
@@ -82,7 +82,7 @@ def test_a_group_is_made_without_being_started_and_is_told_of(root):
 
 
 def test_what_a_worker_refuses_comes_back_with_its_trace(root):
-    from pipelines.training.on_ray import build_trainer, fit
+    from pipelines.training.on_ray.driver import build_trainer, fit
 
     job = job_of(root, "refused")
     other = replace(job, start_from=root / "nowhere")

@@ -20,7 +20,7 @@ from indm_core.metrics import (
     inception_score,
     kernel_distance,
 )
-from pipelines.evaluation.features import torchvision_operators
+from pipelines.evaluation.features.networks import torchvision_operators
 
 torchvision_operators()
 

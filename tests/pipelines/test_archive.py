@@ -14,13 +14,13 @@ from ray_session import TINY_2D, train
 from indm_core.sampling import Sampling
 from pipelines.config.store import digest
 from pipelines.config.weights import Weights
-from pipelines.evaluation import archive
-from pipelines.evaluation.archive import best, best_figures, differences, key, measured_so, present, put
-from pipelines.evaluation.estimates import Estimate, FrechetResult
+from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurements.distances import Compared, DistancesResult, KernelResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
-from pipelines.evaluation.reference import Reference
-from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.results import archive
+from pipelines.evaluation.results.archive import best, best_figures, differences, key, measured_so, present, put
+from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.estimates import Estimate, FrechetResult
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult, tables
 from pipelines.evaluation.settings import Settings
 from pipelines.reporting.options import ReportOptions

@@ -13,11 +13,11 @@ from ray_session import ROOT, environment, main_of, one_line, run_script
 
 from indm_core.sampling import Sampling
 from indm_core.sde import VE, SubVP
-from pipelines.config.cli import dashed, options, override, short_name, split_arguments
 from pipelines.config.codec import subclasses
 from pipelines.config.flows import IdentityConfig, ResFlowConfig
-from pipelines.config.help import describe
 from pipelines.config.networks import MLPConfig
+from pipelines.config.terminal.cli import dashed, options, override, short_name, split_arguments
+from pipelines.config.terminal.help import describe
 from pipelines.data.source import Options
 from pipelines.evaluation.sampling.rows import family
 from pipelines.evaluation.settings import EvaluateOptions, SampleOptions, Settings

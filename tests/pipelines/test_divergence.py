@@ -18,8 +18,8 @@ from pipelines.runs.record import HeldOut, Unit
 from pipelines.storage import checkpoint
 from pipelines.training import loop
 from pipelines.training.dataset import run_job
-from pipelines.training.divergence import ERRORS, WINDOW, DivergedError, Watch, left_behind, risen
 from pipelines.training.stream import local_rows
+from pipelines.training.watch.divergence import ERRORS, WINDOW, DivergedError, Watch, left_behind, risen
 
 UNIT = Unit("nats/dim", lambda name, nats: float(nats) / 2)
 GOOD, ABOVE = 1.9, 9.0

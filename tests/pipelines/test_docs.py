@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from ray_session import ROOT, main_of
 
-from pipelines.config.cli import split_arguments
+from pipelines.config.terminal.cli import split_arguments
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 TEXTS = {page: page.read_text(encoding="utf-8") for page in PAGES}

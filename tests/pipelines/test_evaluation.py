@@ -19,8 +19,8 @@ from indm_core.sampling import Sampling
 from indm_core.training import step_seed
 from pipelines.config.weights import Weights
 from pipelines.evaluation import measure
-from pipelines.evaluation.estimates import Estimate, FrechetResult, ReferenceFeatures, frechet, gap
 from pipelines.evaluation.evaluator import Evaluator
+from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
 from pipelines.evaluation.measurements.baselines import BaselinesResult
@@ -38,11 +38,11 @@ from pipelines.evaluation.measurements.likelihood import (
     PartnerResult,
 )
 from pipelines.evaluation.plan import Plan, subjects_of
-from pipelines.evaluation.reference import Reference
-from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.estimates import Estimate, FrechetResult, ReferenceFeatures, frechet, gap
+from pipelines.evaluation.results.table import table
 from pipelines.evaluation.sampling.comparison import Comparison, RowResult
 from pipelines.evaluation.settings import Settings
-from pipelines.evaluation.table import table
 
 SETTINGS = Settings(
     images=10,

@@ -21,15 +21,15 @@ from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation import evaluator, kept, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
-from pipelines.evaluation.features import raw
+from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.kept import Kept
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.measurements.distances import SampleBatch
 from pipelines.evaluation.measurements.likelihood import Estimator, Likelihoods, PerImage
 from pipelines.evaluation.plan import Plan, Span
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
+from pipelines.evaluation.results.table import table
 from pipelines.evaluation.settings import Settings
-from pipelines.evaluation.table import table
 from pipelines.storage.journal import Journal
 
 SETTINGS = Settings(

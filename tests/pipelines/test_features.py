@@ -20,11 +20,11 @@ from torch.utils.data import Dataset
 
 from indm_core.metrics import Moments, frechet_distance, inception_score, kernel_distance
 from pipelines.data.card import Card, Shard, Split
-from pipelines.evaluation import classifier as classifiers
-from pipelines.evaluation import features
-from pipelines.evaluation.classifier import SmallClassifier, cached_classifier, classifier, classifier_features
-from pipelines.evaluation.features import INCEPTION_URL, FeatureNetwork, inception, raw, torchvision_operators
-from pipelines.evaluation.reference import feature_key
+from pipelines.evaluation.features import classifier as classifiers
+from pipelines.evaluation.features import networks as features
+from pipelines.evaluation.features.classifier import SmallClassifier, cached_classifier, classifier, classifier_features
+from pipelines.evaluation.features.networks import INCEPTION_URL, FeatureNetwork, inception, raw, torchvision_operators
+from pipelines.evaluation.features.reference import feature_key
 
 torchvision_operators()
 
@@ -302,7 +302,7 @@ def test_torchvision_operators_are_declared_once_and_only_where_absent():
 
 def test_importing_this_module_imports_no_torch_fidelity():
     names = {"torch_fidelity", "torchvision", "ray", "mlflow"}
-    modules = "pipelines.evaluation.features, pipelines.evaluation.classifier"
+    modules = "pipelines.evaluation.features.networks, pipelines.evaluation.features.classifier"
     code = f"import sys, {modules}; sys.exit(', '.join({names} & set(sys.modules)) or None)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

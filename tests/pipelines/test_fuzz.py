@@ -37,7 +37,7 @@ from pipelines.data.ingest import prepare
 from pipelines.data.shards import read_all
 from pipelines.data.source import Options
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.recipes import RECIPES
 from pipelines.runs.catalogue import Kept

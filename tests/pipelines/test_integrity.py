@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from pipelines.config import load, provenance
 from pipelines.config.store import read_weights_state
 from pipelines.data.card import load_card
-from pipelines.evaluation.classifier import SmallClassifier, cached_classifier
+from pipelines.evaluation.features.classifier import SmallClassifier, cached_classifier
 from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError, read_manifest, write_manifest
 

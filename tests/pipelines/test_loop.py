@@ -24,9 +24,9 @@ from indm_core.model import Losses, Trainable
 from indm_core.noise import Noise, randn_like
 from indm_core.training import AdamW
 from pipelines.config import load
-from pipelines.config.cli import override, split_arguments
 from pipelines.config.run import Train
 from pipelines.config.store import read_run
+from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
@@ -34,14 +34,15 @@ from pipelines.recipes import RECIPES
 from pipelines.runs.job import Job, Training, finished, read_metrics
 from pipelines.runs.record import Record, Unit
 from pipelines.storage import checkpoint
-from pipelines.training import halt, loop, stream
 from pipelines.training import jobs as module
+from pipelines.training import loop, stream
 from pipelines.training.dataset import run_job
-from pipelines.training.divergence import DivergedError
-from pipelines.training.halt import Halted
-from pipelines.training.progress import line
 from pipelines.training.session import Session, Work
 from pipelines.training.stream import Rows, RowStream, local_rows
+from pipelines.training.watch import halt
+from pipelines.training.watch.divergence import DivergedError
+from pipelines.training.watch.halt import Halted
+from pipelines.training.watch.progress import line
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sources import pixels, refused, stored
 
-from pipelines.config.cli import override
+from pipelines.config.terminal.cli import override
 from pipelines.data.ingest import prepare
 from pipelines.data.source import Options
 

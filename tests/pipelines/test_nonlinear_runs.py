@@ -23,14 +23,14 @@ from pipelines.config.store import digest, read_run
 from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
-from pipelines.evaluation.features import raw
+from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, OdeNll
 from pipelines.evaluation.plan import Span, subjects_of
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
 from pipelines.runs.job import read_metrics
-from pipelines.training.worker import _wrapped
+from pipelines.training.on_ray.worker import _wrapped
 
 COMMON = (
     "--train.steps",

@@ -23,13 +23,13 @@ from indm_core.likelihood import nelbo, nll
 from indm_core.model import GenerativeModel, Node
 from indm_core.sde import LinearSDE
 from pipelines.config import load
-from pipelines.config.cli import with_values
 from pipelines.config.codec import ALIASES, from_json, moved, subclasses, unsaid
 from pipelines.config.flows import FlowConfig
 from pipelines.config.models import ModelConfig
 from pipelines.config.networks import BackboneConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run
+from pipelines.config.terminal.cli import with_values
 from pipelines.recipes import RECIPES
 from pipelines.runs.job import read_metrics
 

@@ -18,8 +18,8 @@ from safetensors.torch import load_file
 
 from indm_core.sampling import Sampling
 from pipelines.config import load
-from pipelines.config.cli import options, override
 from pipelines.config.store import read_run
+from pipelines.config.terminal.cli import options, override
 from pipelines.config.weights import Weights
 from pipelines.data import ingest
 from pipelines.data.cache import ensure
@@ -28,11 +28,11 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
+from pipelines.evaluation.results.table import table
 from pipelines.evaluation.sampling import draw_by
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.evaluation.settings import Settings
-from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
@@ -392,7 +392,7 @@ def test_samplers_of_vectors_are_compared(session, tmp_path):
 
 @pytest.mark.parametrize(("task_rows", "step"), [(16, 0), (250, 7), (32_768, 29), (250, 30)])
 def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session, tmp_path, monkeypatch):
-    from pipelines.training.ray_stream import ray_rows
+    from pipelines.training.on_ray.stream import ray_rows
 
     monkeypatch.setattr(stream, "TASK_ROWS", task_rows)
     job = order_job(tmp_path)
@@ -409,7 +409,7 @@ def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session
 
 def test_tasks_without_rows_of_a_rank_do_not_end_its_stream(session, tmp_path, monkeypatch):
     """Windows of four rows, of which a rank of four has every fourth one, in data sets of eight tasks."""
-    from pipelines.training import ray_stream
+    from pipelines.training.on_ray import stream as ray_stream
 
     monkeypatch.setattr(ingest, "chunk_rows", lambda row_bytes: 4)
     monkeypatch.setattr(stream, "fitting_window", lambda card: card.group_rows)

@@ -16,11 +16,11 @@ from indm_core.model import Objective
 from indm_core.nn.ddpm import discrete_log_snr, level_of
 from indm_core.sde import CLD, VE, VP, SubVP
 from pipelines.config import load
-from pipelines.config.cli import override, split_arguments
 from pipelines.config.flows import IdentityConfig, ResFlowConfig
 from pipelines.config.models import INDMConfig
 from pipelines.config.networks import DDPMUNetConfig
 from pipelines.config.provenance import backbone_options
+from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import RECIPES
 from pipelines.runs.pretrained import begin_with, find

@@ -15,7 +15,7 @@ from indm_core.training import StepReport
 from pipelines.config.run import Train
 from pipelines.runs.job import METRICS, Training, read_metrics
 from pipelines.runs.record import Meter, Record, RecordReader, Unit
-from pipelines.training.progress import Ticker, line
+from pipelines.training.watch.progress import Ticker, line
 
 LINE = (
     '{"step": 8, "phase": "joint", "nelbo": 9.5, "unit": "bits/dim", "denoising": 4.75, "prior": 2.0, "log_det": 0.25, '

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from ray_session import TINY, TINY_2D, main_of, one_line, train
 
-from pipelines.config.cli import override
+from pipelines.config.terminal.cli import override
 from pipelines.evaluation.sampling.folder import named
 from pipelines.evaluation.settings import SampleOptions
 

@@ -11,7 +11,7 @@ from indm_core.model import DiffFlow
 from indm_core.sampling import Sampling
 from indm_core.sde import BDM, CLD, VE, VP, SubVP
 from indm_core.times import edm_times, power_times
-from pipelines.config.cli import override
+from pipelines.config.terminal.cli import override
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.shards import read_all

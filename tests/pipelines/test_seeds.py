@@ -9,16 +9,16 @@ from pathlib import Path
 import pytest
 from ray_session import TINY_2D, main_of, one_line, train
 
-from pipelines.config.cli import override, split_arguments
 from pipelines.config.run import RunConfig
 from pipelines.config.store import read_run
-from pipelines.evaluation.estimates import Estimate
+from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, Differences, NelboResult, NllResult
 from pipelines.evaluation.plan import Plan, subjects_of
-from pipelines.evaluation.results import Evaluation, Figures
-from pipelines.evaluation.seeds import LEFT_OUT, seed_lines, spreads
+from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.estimates import Estimate
+from pipelines.evaluation.results.seeds import LEFT_OUT, seed_lines, spreads
+from pipelines.evaluation.results.table import table
 from pipelines.evaluation.settings import Settings
-from pipelines.evaluation.table import table
 from pipelines.recipes import RECIPES
 from pipelines.reporting.tables import Run, seed_tables
 from pipelines.runs.job import Job, read_metrics

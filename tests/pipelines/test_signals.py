@@ -23,8 +23,8 @@ from safetensors.torch import load_file
 from pipelines.runs.job import read_metrics
 from pipelines.storage import checkpoint, signals
 from pipelines.storage.signals import Stop, until_signal
-from pipelines.training.halt import Halt
 from pipelines.training.session import Session
+from pipelines.training.watch.halt import Halt
 
 NUMBERS = pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 WORDS = {signal.SIGINT: "interrupted: ", signal.SIGTERM: "terminated: "}
@@ -323,7 +323,7 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
 @pytest.mark.parametrize("first_begins", [True, False])
 def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     """The second one comes when a signal has come: where the first one has begun, it needs the second to come to a step."""
-    from pipelines.training import worker
+    from pipelines.training.on_ray import worker
 
     notices, begun = worker.Notices(), []
     notices.ask_to_stop()

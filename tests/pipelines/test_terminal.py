@@ -8,9 +8,9 @@ import pytest
 import torch
 from ray_session import TINY_2D, later_wins, main_of, one_line, train
 
-from pipelines.config.device import check_device, check_device_of_workers, device_of
-from pipelines.evaluation.legend import legend
+from pipelines.config.terminal.device import check_device, check_device_of_workers, device_of
 from pipelines.evaluation.measurements.likelihood import NllResult
+from pipelines.evaluation.results.legend import legend
 from pipelines.evaluation.settings import EvaluateOptions, SampleOptions
 from pipelines.training.launch import Launch
 

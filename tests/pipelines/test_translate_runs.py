@@ -22,7 +22,7 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.ingest import prepare
 from pipelines.data.source import Options
-from pipelines.evaluation.reference import extractor_of, reference_rows, split_rows
+from pipelines.evaluation.features.reference import extractor_of, reference_rows, split_rows
 from pipelines.evaluation.sampling.translate import translate_run
 from pipelines.evaluation.settings import SampleOptions
 

@@ -25,8 +25,8 @@ from pipelines.recipes import RECIPES
 from pipelines.runs.job import Job, Training, read_metrics
 from pipelines.runs.record import HeldOut, Record
 from pipelines.storage import checkpoint
-from pipelines.training import validation
-from pipelines.training.progress import line
+from pipelines.training.watch import validation
+from pipelines.training.watch.progress import line
 
 
 @pytest.fixture(scope="module")

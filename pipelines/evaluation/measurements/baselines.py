@@ -19,9 +19,9 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.estimates import Estimate, with_error
 from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.results.estimates import Estimate, with_error
 
 __all__ = ["BaselineResult", "Baselines", "BaselinesResult", "baselines"]
 

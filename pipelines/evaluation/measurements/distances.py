@@ -18,10 +18,10 @@ from torch import Tensor
 from indm_core.errors import ConvergenceError
 from indm_core.metrics import inception_score, kernel_distance
 from indm_core.sampling import Sampling
-from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
+from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Span
-from pipelines.evaluation.reference import Reference
+from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.sampling import Drawn, draw_by, shown
 
 __all__ = [

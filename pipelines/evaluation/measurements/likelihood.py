@@ -24,9 +24,9 @@ from indm_core.likelihood import nelbo, nll
 from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import step_seed
 from pipelines.config.run import same_but_seed
-from pipelines.evaluation.estimates import Estimate, gap
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.plan import Plan, Span
+from pipelines.evaluation.results.estimates import Estimate, gap
 
 __all__ = [
     "DifferenceResult",

@@ -21,8 +21,8 @@ import torch
 from pipelines.cluster.pool import Key, Pool, places
 from pipelines.config.store import check_data, identity
 from pipelines.config.weights import Weights
-from pipelines.evaluation.estimates import ReferenceFeatures
 from pipelines.evaluation.evaluator import Evaluator, Work
+from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurements.distances import (
     DistancesResult,
     Features,
@@ -31,7 +31,7 @@ from pipelines.evaluation.measurements.distances import (
     evaluations_of,
 )
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Subject
-from pipelines.evaluation.reference import Reference
+from pipelines.evaluation.results.estimates import ReferenceFeatures
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces

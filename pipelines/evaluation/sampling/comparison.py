@@ -17,11 +17,11 @@ from pathlib import Path
 
 from pipelines.config.codec import to_json
 from pipelines.config.weights import Weights
-from pipelines.evaluation import earlier
-from pipelines.evaluation.estimates import with_error
+from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurements.distances import DistancesResult
-from pipelines.evaluation.reference import Reference
-from pipelines.evaluation.results import read_document, write_document
+from pipelines.evaluation.results import earlier
+from pipelines.evaluation.results.document import read_document, write_document
+from pipelines.evaluation.results.estimates import with_error
 from pipelines.evaluation.sampling.rows import family
 from pipelines.runs.pictures import lines
 

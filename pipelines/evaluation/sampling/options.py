@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pipelines.config.device import check_device_of_workers
-from pipelines.evaluation.estimates import FEWEST, FEWEST_OF_SCORE
+from pipelines.config.terminal.device import check_device_of_workers
+from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 from pipelines.evaluation.sampling.rows import parse_rows
 
 __all__ = ["CompareOptions"]

@@ -18,10 +18,10 @@ from torch import Tensor
 from indm_core.draw import check_sampling
 from indm_core.model import GenerativeModel
 from indm_core.sampling import Sampling
-from pipelines.config.cli import override
+from pipelines.config.terminal.cli import override
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.reference import split_rows
+from pipelines.evaluation.features.reference import split_rows
 
 __all__ = ["ABLATION", "TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
 

@@ -15,8 +15,8 @@ from torch import Tensor
 from indm_core.draw import Drawn, check_sampling, draw_by
 from indm_core.sampling import Sampling
 from indm_core.training import network_tensors
-from pipelines.config.device import device_of
 from pipelines.config.store import check_data, configuration, load
+from pipelines.config.terminal.device import device_of
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card

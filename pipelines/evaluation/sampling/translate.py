@@ -26,9 +26,9 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
-from pipelines.evaluation.features import FeatureNetwork
-from pipelines.evaluation.reference import Reference, extractor_of, reference_rows, split_rows
+from pipelines.evaluation.features.networks import FeatureNetwork
+from pipelines.evaluation.features.reference import Reference, extractor_of, reference_rows, split_rows
+from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.sampling.folder import TRANSLATIONS, claim
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions

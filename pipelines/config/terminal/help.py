@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
-from pipelines.config.cli import Option, dashed, options, short_name
+from pipelines.config.terminal.cli import Option, dashed, options, short_name
 
 __all__ = ["columns", "describe", "fold", "page"]
 

@@ -11,8 +11,8 @@ import traceback
 from collections.abc import Callable, Collection, Sequence
 
 from indm_core.errors import ConvergenceError
-from pipelines.config.cli import split_arguments
 from pipelines.config.modules import split_word, use
+from pipelines.config.terminal.cli import split_arguments
 from pipelines.storage.messages import FailedError, one_line
 from pipelines.storage.signals import Stop, until_signal
 

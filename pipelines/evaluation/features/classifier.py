@@ -24,7 +24,7 @@ from torch.nn import functional as F
 from indm_core.shapes import Float, Int
 from pipelines.config.provenance import say_unverified
 from pipelines.data.card import Card, one_line
-from pipelines.evaluation.features import FeatureNetwork, as_levels
+from pipelines.evaluation.features.networks import FeatureNetwork, as_levels
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import read_manifest, write_manifest
 

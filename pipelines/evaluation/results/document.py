@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pipelines.config.codec import from_json, to_json
-from pipelines.evaluation import earlier, measurements
+from pipelines.evaluation import measurements
 from pipelines.evaluation.measurement import Result, find
+from pipelines.evaluation.results import earlier
 from pipelines.evaluation.settings import Settings
 from pipelines.storage.files import write_text
 from pipelines.storage.messages import one_line

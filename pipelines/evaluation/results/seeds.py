@@ -17,10 +17,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pipelines.config.run import RunConfig, same_but_seed
-from pipelines.evaluation.estimates import Estimate
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation, Figures
+from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.estimates import Estimate
 
 __all__ = ["HEAD", "LEFT_OUT", "Spread", "seed_lines", "spreads"]
 

@@ -10,12 +10,12 @@ from pathlib import Path
 from pipelines.config.store import configuration
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
-from pipelines.evaluation.archive import BEST, best_figures, present
-from pipelines.evaluation.estimates import with_error
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation, Figures
-from pipelines.evaluation.seeds import LEFT_OUT
+from pipelines.evaluation.results.archive import BEST, best_figures, present
+from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.estimates import with_error
+from pipelines.evaluation.results.seeds import LEFT_OUT
 from pipelines.runs.tracking import Made, deliver, post
 
 __all__ = ["log", "table"]

@@ -23,7 +23,7 @@ from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Result, find
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.settings import Settings
 
 __all__ = [

@@ -28,11 +28,11 @@ from pipelines.runs.store import environment, tracking_uri
 from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
-from pipelines.training.divergence import DivergedError
 from pipelines.training.launch import Launch
-from pipelines.training.progress import Ticker
-from pipelines.training.ray_stream import READ_CPUS
-from pipelines.training.worker import Assignment, Notices, Outcome, train_worker
+from pipelines.training.on_ray.stream import READ_CPUS
+from pipelines.training.on_ray.worker import Assignment, Notices, Outcome, train_worker
+from pipelines.training.watch.divergence import DivergedError
+from pipelines.training.watch.progress import Ticker
 
 __all__ = ["build_trainer", "fit", "train_on_ray"]
 

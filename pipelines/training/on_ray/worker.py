@@ -25,11 +25,11 @@ from pipelines.runs.job import Job, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.training.dataset import run_job
-from pipelines.training.divergence import DivergedError
-from pipelines.training.halt import Halted
 from pipelines.training.launch import REFUSED
-from pipelines.training.ray_stream import ray_rows
+from pipelines.training.on_ray.stream import ray_rows
 from pipelines.training.session import Session
+from pipelines.training.watch.divergence import DivergedError
+from pipelines.training.watch.halt import Halted
 
 __all__ = ["Assignment", "Notices", "Outcome", "Refusal", "train_worker"]
 

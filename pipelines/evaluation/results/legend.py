@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
-from pipelines.evaluation.results import Evaluation
+from pipelines.evaluation.results.document import Evaluation
 
 __all__ = ["legend"]
 

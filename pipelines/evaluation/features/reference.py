@@ -15,8 +15,8 @@ from torch import Tensor
 from pipelines.data.card import Card
 from pipelines.data.order import permutation
 from pipelines.data.shards import read_all, read_split
-from pipelines.evaluation.classifier import cached_classifier, classifier_features
-from pipelines.evaluation.features import INCEPTION_URL, FeatureNetwork, inception, raw
+from pipelines.evaluation.features.classifier import cached_classifier, classifier_features
+from pipelines.evaluation.features.networks import INCEPTION_URL, FeatureNetwork, inception, raw
 from pipelines.storage.paths import local_path
 
 __all__ = [
