@@ -9,7 +9,7 @@ from pipelines.evaluation.measurement import Result
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import NelboResult, NllResult
 from pipelines.evaluation.results.document import Evaluation
-from pipelines.reporting.model_card import trained_by
+from pipelines.reporting.hub.card import trained_by
 from pipelines.reporting.page.parts import Folded, Listing
 from pipelines.reporting.tables import Run
 

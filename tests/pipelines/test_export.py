@@ -22,8 +22,8 @@ from indm_core.training import network_tensors
 from pipelines.config import hub
 from pipelines.config.store import digest, read_run
 from pipelines.recipes import RECIPES
+from pipelines.reporting.hub.card import trained_by
 from pipelines.reporting.hub.export import without_paths
-from pipelines.reporting.model_card import trained_by
 
 OLD = Path(__file__).parent / "old_runs"
 FILES = ["README.md", "config.json", "model.json", "model.safetensors", "samples.png"]

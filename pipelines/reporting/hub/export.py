@@ -17,8 +17,8 @@ from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG, WEIGHTS, load, read_run, weights_state, write_run, write_weights
 from pipelines.config.weights import Weights
+from pipelines.reporting.hub.card import model_card
 from pipelines.reporting.hub.options import ExportOptions
-from pipelines.reporting.model_card import model_card
 from pipelines.reporting.tables import Run
 from pipelines.runs.pictures import save_samples
 from pipelines.storage.files import write_text
