@@ -111,7 +111,9 @@ class BDM(LinearSDE):
 
     def embed(self, x: Tensor) -> Tensor:
         """Frequencies of the images, (b, c, H, W, 1)."""
-        if x.ndim != 4 or x.shape[-2:] != (self.height, self.width):
+        if x.ndim != 4:
+            raise ValueError(f"x: an event of shape {tuple(x.shape[1:])}; BDM blurs images (c, h, w)")
+        if x.shape[-2:] != (self.height, self.width):
             raise ValueError(
                 f"x: an event of shape {tuple(x.shape[1:])}, the SDE has height={self.height}, width={self.width}; give both"
             )

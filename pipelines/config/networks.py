@@ -70,7 +70,7 @@ class UNetConfig(BackboneConfig):
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
         if len(shape) != 3:
             raise ValueError(
-                f"UNetConfig is for images, the data have events {shape}; take MLPConfig, as the recipe vectors does"
+                f"UNetConfig is for images, the data are vectors {shape}; the recipe vectors takes them, with MLPConfig"
             )
         ncsn = self.family == "ncsn++"
         return UNet(
@@ -104,7 +104,7 @@ class MLPConfig(BackboneConfig):
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
         if len(shape) != 1:
             raise ValueError(
-                f"MLPConfig is for vectors, the data have events {shape}; take UNetConfig, as the recipe images does"
+                f"MLPConfig is for vectors, the data are images {shape}; the recipe images takes them, with UNetConfig"
             )
         (num_dims,) = shape
         return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
@@ -203,5 +203,14 @@ def _time_feature(kind: str, sde: LinearSDE | None) -> Callable[[torch.Tensor], 
 
 
 def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:
-    """The event that a backbone sees."""
-    return tuple(sde.to_network(sde.embed(torch.zeros(1, *spec.shape))).shape[1:])
+    """The event that a backbone sees.
+
+    Raises:
+        ValueError: data that the SDE cannot diffuse.
+    """
+    try:
+        return tuple(sde.to_network(sde.embed(torch.zeros(1, *spec.shape))).shape[1:])
+    except ValueError as error:
+        if len(spec.shape) == 3:
+            raise
+        raise ValueError(f"{error}; {type(sde).__name__} is for images, the recipe vectors takes vectors") from None

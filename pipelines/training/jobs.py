@@ -65,7 +65,10 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     if train.batch_size > rows:
         raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
     if len(card.shape) != 3 and run.data.flip:
-        raise ValueError(f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped")
+        raise ValueError(
+            f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped; the recipe "
+            "vectors takes vectors"
+        )
     partner = _partner(run, card, root)
     if launch.start_from.startswith(PREFIX):
         run, start = begin_with(launch.start_from, run, spec, root)

@@ -25,6 +25,21 @@ def draw_curves(runs: Sequence[Path]) -> None:
 
 
 def what_next(runs: Sequence[Path]) -> str:
-    """The commands that measure the runs and report them."""
-    names = " ".join(map(str, runs))
-    return f"full measurement: python pipelines/evaluate.py {names}\nreport: python pipelines/report.py {names}"
+    """Which runs were better before their end, and the commands that measure and report them."""
+    names, said = " ".join(map(str, runs)), "".join(_better_before(run) for run in runs)
+    return f"{said}full measurement: python pipelines/evaluate.py {names}\nreport: python pipelines/report.py {names}"
+
+
+def _better_before(run: Path) -> str:
+    """A line on a run whose held-out NELBO has risen, from its least to its last value, by more than the former's error."""
+    curve = [(record.held_out, record) for record in read_metrics(run) if record.held_out]
+    if not curve:
+        return ""
+    (least, at), (last, _) = min(curve, key=lambda point: point[0].nelbo), curve[-1]
+    if not last.nelbo - least.nelbo > least.se:
+        return ""
+    return (
+        f"{run.name}: the held-out NELBO was {least.nelbo:.3f} +- {least.se:.3f} {at.unit} at step {at.step} and is "
+        f"{last.nelbo:.3f} at the end: training rows were learned by heart, it seems; {run}@best has the best that is "
+        "kept, and fewer --steps under another --name train less\n"
+    )

@@ -188,6 +188,8 @@ def test_images_train_with_no_other_option_than_the_source(tmp_path):
     ("recipe", "remedy"),
     [
         ("digits_vp_nll", "recipe vectors"),
+        ("digits_bdm_nll", "recipe vectors"),
+        ("cifar10_vp_nll", "recipe vectors"),
         ("images", "recipe vectors"),
         ("images_linear", "recipe vectors"),
         ("toy2d_spiral", "recipe images"),

@@ -25,6 +25,7 @@ from pipelines.recipes import RECIPES
 from pipelines.runs.job import Job, Training, read_metrics
 from pipelines.runs.record import HeldOut, Record
 from pipelines.storage import checkpoint
+from pipelines.training.leave import what_next
 from pipelines.training.watch import validation
 from pipelines.training.watch.progress import line
 
@@ -148,3 +149,14 @@ def test_a_run_that_decays_keeps_its_number_of_steps(tmp_path, capsys):
     one_line(capsys.readouterr().err, "error: ", "train.steps=4, not 6")
     plain = RECIPES["toy2d_linear"]()
     assert difference(plain, replace(plain, train=replace(plain.train, steps=9))) == ""
+
+
+@pytest.mark.parametrize(("last", "said"), [(1.4, False), (1.8, True), (math.nan, False)])
+def test_a_run_that_was_better_before_its_end_is_told(last, said, tmp_path):
+    points = [(0, 7.0), (500, 1.3), (1000, last)]
+    records = [Record(step=step, unit="nats/dim", held_out=HeldOut(nelbo=v, se=0.2)) for step, v in points]
+    (tmp_path / "metrics.jsonl").write_text("".join(record.to_json() + "\n" for record in records))
+    lines = what_next([tmp_path]).splitlines()
+    assert len(lines) == 2 + said
+    if said:
+        one_line(lines[0], "1.300 +- 0.200 nats/dim at step 500", "1.800 at the end", f"{tmp_path}@best")
