@@ -49,7 +49,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         job.directory.mkdir(parents=True, exist_ok=True)
     with ThreadPoolExecutor(1) as aside:
         opened = aside.submit(lambda: [open_run(job, root) for job in jobs])
-        print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
+        print(f"training in {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
     for job in jobs:
         where = "a GPU each" if _uses_gpus(launch) else "the CPU"
