@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.config.modules import used
 from pipelines.runs.job import read_metrics
 
 __all__ = ["draw_curves", "what_next"]
@@ -25,6 +26,7 @@ def draw_curves(runs: Sequence[Path]) -> None:
 
 
 def what_next(runs: Sequence[Path]) -> str:
-    """The commands that measure the runs and report them."""
-    names = " ".join(map(str, runs))
+    """The commands that measure the runs and report them; they import what this one has."""
+    own = ",".join(extension.word for extension in used())
+    names = " ".join([*map(str, runs), *(["--import", own] if own else [])])
     return f"full measurement: python pipelines/evaluate.py {names}\nreport: python pipelines/report.py {names}"
