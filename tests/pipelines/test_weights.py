@@ -201,3 +201,11 @@ def test_a_configuration_is_trained_again(trained, tmp_path, capsys):
     ):
         train(*words, out=tmp_path, status=2)
         one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_the_directory_of_a_checkpoint_is_answered_with_its_name(trained):
+    place = checkpoint.kept(trained)[6]
+    with pytest.raises(ValueError, match="no run") as caught:
+        Weights.named(str(place))
+    one_line(str(caught.value), str(place), f"give {trained}@6")
+    assert Weights.named(f"{trained}@6").checkpoint == place
