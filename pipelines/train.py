@@ -33,7 +33,7 @@ from pipelines.config.terminal.cli import options, override
 from pipelines.config.terminal.command import carry_out
 from pipelines.config.terminal.help import describe, fold, page
 from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_recipes, trained_before
-from pipelines.storage.outputs import RULE, only_one, output_root
+from pipelines.storage.outputs import RULE, is_run, only_one, output_root, place_of
 from pipelines.storage.signals import Stop, until_signal
 from pipelines.training.launch import Launch
 
@@ -72,8 +72,21 @@ def _page(words: list[str], given: dict[str, str]) -> str:
 def _configured(words: list[str], given: dict[str, str]) -> RunConfig:
     """What is trained: a recipe, or what an earlier run was configured as, and the options that were given."""
     file = given.get("config", "")
-    begin = trained_before(file, words, given) if file else find(chosen(words, given))()
+    begin = trained_before(file, words, given) if file else _recipe(chosen(words, given), given)
     return override(begin, {name: text for name, text in given.items() if name not in OURS}, sorted(OURS))
+
+
+def _recipe(word: str, given: dict[str, str]) -> RunConfig:
+    """What a recipe configures; of the name of a run, how to go on with it is said."""
+    try:
+        return find(word)()
+    except ValueError:
+        if not is_run(run := place_of(word, output_root(given.get("out")))):
+            raise
+        way = f"--config {run} --name {run.name}"
+        raise ValueError(
+            f"{word} is a run and no recipe: {way} goes on with it, another --name trains it again"
+        ) from None
 
 
 def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:

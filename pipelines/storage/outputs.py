@@ -78,6 +78,9 @@ def find_run(word: str, root: Path | None = None) -> Path:
         ValueError: none of both, or a link of somebody else lies in it.
     """
     if not is_run(run := place_of(word, root)):
+        whose, _, step = str(run).rpartition("/checkpoints/step-")
+        if step.isdecimal() and is_run(Path(whose)):
+            raise ValueError(f"{word}: a checkpoint's directory and no run; give {whose}@{int(step)}")
         root, name = root or output_root(None), local_path(word, "run").name
         raise ValueError(f"{word}: no run here, and none in {root}; {_runs_near(name, root)}")
     refuse_foreign_links(run)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from pipelines.config.modules import used
 from pipelines.runs.job import read_metrics
 
 __all__ = ["draw_curves", "what_next"]
@@ -25,8 +26,9 @@ def draw_curves(runs: Sequence[Path]) -> None:
 
 
 def what_next(runs: Sequence[Path]) -> str:
-    """Which runs were better before their end, and the commands that measure and report them."""
-    names, said = " ".join(map(str, runs)), "".join(_better_before(run) for run in runs)
+    """Which runs were better before their end, and the commands that measure and report them; they import what this one has."""
+    own, said = ",".join(extension.word for extension in used()), "".join(_better_before(run) for run in runs)
+    names = " ".join([*map(str, runs), *(["--import", own] if own else [])])
     return f"{said}full measurement: python pipelines/evaluate.py {names}\nreport: python pipelines/report.py {names}"
 
 

@@ -69,6 +69,7 @@ def test_an_installed_extension_trains_on_its_own_format_and_is_read_by_its_name
     where = ("--local", "--threads", "1", "--out", str(package / "runs"), "--steps", "6", "--pretrain-steps", "3")
     done = here(package, *words, *where, "--import", "halves")
     assert done.returncode == 0, done.stderr
+    assert f"report: python pipelines/report.py {package / 'runs' / 'in_halves'} --import halves" in done.stdout
     run, file = package / "runs" / "in_halves", package / "of_a_package" / "diffusions.py"
     (kept,) = json.loads((run / "config.json").read_text())["modules"]
     assert (kept["import"], kept["file"]) == ("halves", str(file))

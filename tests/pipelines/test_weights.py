@@ -184,6 +184,12 @@ def test_a_configuration_is_trained_again(trained, tmp_path, capsys):
     assert_has(load(tmp_path / "again"), network_tensors(load(trained)))
     train("--config", str(trained), "--name", "longer", "--steps", "7", out=tmp_path)
     assert read_run(tmp_path / "longer" / "config.json")[0].train.steps == 7
+    capsys.readouterr()
+    train("longer", out=tmp_path, status=2)
+    way = f"--config {tmp_path / 'longer'} --name longer"
+    one_line(capsys.readouterr().err, "error: longer is a run and no recipe", way)
+    train(*way.split(), out=tmp_path)
+    assert "longer: complete, 7 steps" in capsys.readouterr().out
     for words, parts in (
         (
             ["--config", str(trained / "metrics.jsonl")],
@@ -195,3 +201,11 @@ def test_a_configuration_is_trained_again(trained, tmp_path, capsys):
     ):
         train(*words, out=tmp_path, status=2)
         one_line(capsys.readouterr().err, "error: ", *parts)
+
+
+def test_the_directory_of_a_checkpoint_is_answered_with_its_name(trained):
+    place = checkpoint.kept(trained)[6]
+    with pytest.raises(ValueError, match="no run") as caught:
+        Weights.named(str(place))
+    one_line(str(caught.value), str(place), f"give {trained}@6")
+    assert Weights.named(f"{trained}@6").checkpoint == place

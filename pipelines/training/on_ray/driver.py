@@ -65,7 +65,7 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
     feeds = [Feed(job.directory, tracking_uri(root), partial(open_run, job, root)) for job in jobs]
     with ThreadPoolExecutor(1) as aside:
         opened = aside.submit(open_run, first, root)
-        print(f"starting {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
+        print(f"training in {connect(launch.workers, launch.cpus_per_worker)} ...", flush=True)
         opened.result()
     for job in jobs:
         where = "a GPU each" if _uses_gpus(launch) else "the CPU"
