@@ -1,0 +1,27 @@
+"""DiffCollage: content of any size and topology from models of its pieces.
+
+graph       factor graphs and counting numbers; `build` makes chains, loops, grids, cubes and any others
+score       the score of a canvas: one batched evaluation for each shape of piece
+sampling    the sampler that ends in the joint law: a predictor and Langevin steps at each level
+"""
+
+from __future__ import annotations
+
+from indm_core.collage.build import chain, corners, cube_map, from_factors, grid, loop
+from indm_core.collage.graph import FactorGraph, Region
+from indm_core.collage.sampling import sample_collage
+from indm_core.collage.score import Collage, collage
+
+__all__ = [
+    "Collage",
+    "FactorGraph",
+    "Region",
+    "chain",
+    "collage",
+    "corners",
+    "cube_map",
+    "from_factors",
+    "grid",
+    "loop",
+    "sample_collage",
+]
