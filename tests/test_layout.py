@@ -24,6 +24,7 @@ LEVELS = [
     {"model"},
     {"likelihood", "training"},
     {"draw"},
+    {"collage"},
     {"diagnostics"},
     {"checks"},
 ]

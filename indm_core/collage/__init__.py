@@ -1,0 +1,36 @@
+"""DiffCollage: content of any size and topology from models of its pieces.
+
+graph       factor graphs and counting numbers; `build` makes chains, loops, grids, cubes and any others
+score       the score of a canvas: one batched evaluation for each shape of piece
+conditions  labels with guidance, and what is known of the canvas: pixels, means of blocks, greys
+sampling    the sampler that ends in the joint law: a predictor and Langevin steps at each level
+"""
+
+from __future__ import annotations
+
+from indm_core.collage.build import chain, corners, cube_map, from_factors, grid, loop
+from indm_core.collage.conditions import BlockMeans, Grey, Observation, Pixels, guided, reconstruction, replacement
+from indm_core.collage.graph import FactorGraph, Region
+from indm_core.collage.sampling import sample_collage
+from indm_core.collage.score import Collage, collage
+
+__all__ = [
+    "BlockMeans",
+    "Collage",
+    "FactorGraph",
+    "Grey",
+    "Observation",
+    "Pixels",
+    "Region",
+    "chain",
+    "collage",
+    "corners",
+    "cube_map",
+    "from_factors",
+    "grid",
+    "guided",
+    "loop",
+    "reconstruction",
+    "replacement",
+    "sample_collage",
+]
