@@ -138,37 +138,39 @@ def guided(score: Score, weight: float, null: Tensor) -> Score:
     return guided_score
 
 
-def replacement(score: Score, sde: LinearSDE, observation: Observation, y: Tensor) -> Score:
+def replacement(score: Score, sde: LinearSDE, observation: Observation, observed: Tensor) -> Score:
     """The score under which what is observed is a point that was noised, and the rest is as before.
 
     Args:
         sde: Its noise is independent per position.
-        y: What is observed, (b, *observed), or one for all.
+        observed: y of the equations, (b, *observed), or one for all.
     """
 
-    def replaced(u: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
-        s = score(u, t, label)
-        known = sde.embed(observation.lift(y.to(u)).expand(u.shape[:-1]))
+    def replaced(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        s = score(u, t, y)
+        known = sde.embed(observation.lift(observed.to(u)).expand(u.shape[:-1]))
         pull = -apply(inverse(sde.cov(t)), u - apply(sde.psi0(t), known)) - s
         return s + _observed_part(observation, pull)
 
     return replaced
 
 
-def reconstruction(score: Score, sde: LinearSDE, observation: Observation, y: Tensor, weight: float = 1.0) -> Score:
+def reconstruction(
+    score: Score, sde: LinearSDE, observation: Observation, observed: Tensor, weight: float = 1.0
+) -> Score:
     """The score with the gradient of how well E[x | u] agrees with what is observed.
 
     Args:
-        y: What is observed, (b, *observed), or one for all.
+        observed: y of the equations, (b, *observed), or one for all.
         weight: w, not negative.
     """
     check_not_negative(weight=weight)
 
-    def pulled(u: Tensor, t: Tensor, label: Tensor | None = None) -> Tensor:
+    def pulled(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         with torch.enable_grad():
             at = u.detach().requires_grad_()
-            s = score(at, t, label)
-            error = observation.measure(posterior_mean(sde, at, t, s)) - y.to(u)
+            s = score(at, t, y)
+            error = observation.measure(posterior_mean(sde, at, t, s)) - observed.to(u)
             precision = sde.signal(t)[0].square().to(u)
             (grad,) = torch.autograd.grad((0.5 * precision * error.square()).sum(), at)
         return s.detach() - weight * grad
