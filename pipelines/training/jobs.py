@@ -87,6 +87,12 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
             f"pretrain_steps={shared} leaves no steps of steps={train.steps} to compare with the baseline; "
             "give more --steps, or fewer --pretrain-steps"
         )
+    if shared and shared >= train.steps:
+        print(
+            f"{name}: all of steps={train.steps} train the score alone, since pretrain_steps={shared}; "
+            "for a flow give more --steps, or fewer --pretrain-steps",
+            flush=True,
+        )
     if launch.baseline:
         other = _baseline(launch.baseline, run)
         after = directory / "pretrained" if shared else start

@@ -265,7 +265,9 @@ def test_the_baseline_goes_on_from_the_pre_training(tmp_path, capsys):
     last = next(record for record in joint if record.step == 24)
     assert linear[0].terms["nelbo"] == pytest.approx(last.terms["nelbo"], abs=1.5)
     assert set(load(tmp_path / "digits_linear_nll").networks()) == {"score"}
-    assert "digits_linear_nll" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "digits_linear_nll" in said
+    assert "digits_vp_nll: all of steps=30 train the score alone, since pretrain_steps=30" in said
 
 
 def test_the_baseline_shares_what_is_overridden_of_what_the_recipes_share():
