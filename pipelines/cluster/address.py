@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import os
 import stat
+import sys
 from pathlib import Path
+from typing import Any
 
 __all__ = ["address_to_join", "check_machine", "record"]
 
@@ -47,7 +49,7 @@ def _started() -> str:
 
 def check_machine(workers: int, cpus_per_worker: float, device: str) -> None:
     """Refuses what a session of this machine's own cannot give: GPUs, and cores that workers need not share, because together
-    they would not be faster. Of a cluster that is joined nothing is known yet.
+    they would not be faster. A cluster that is joined, or a session that this process has begun, says later what it has.
 
     Args:
         workers: 0 of what takes as many as there is room for.
@@ -57,7 +59,8 @@ def check_machine(workers: int, cpus_per_worker: float, device: str) -> None:
     Raises:
         ValueError: there are fewer; the message says how many.
     """
-    if address_to_join():
+    ray: Any = sys.modules.get("ray")
+    if address_to_join() or (ray and ray.is_initialized()):
         return
     cores = os.cpu_count() or 1
     if workers * cpus_per_worker > max(cores, cpus_per_worker):

@@ -194,8 +194,7 @@ def test_the_same_command_says_that_the_run_is_complete(out, capsys, monkeypatch
     assert (out / "digits_vp_nll" / "evaluation.json").read_bytes() == before
 
 
-def test_more_workers_than_the_cluster_has(out, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("RAY_ADDRESS", "joined:6379")  # as the session that is there
+def test_more_workers_than_the_cluster_has(out, tmp_path, capsys):
     words = later_wins([*MAIN, "--batch-size", "64", "--workers", "16", "--out", str(tmp_path)])
     assert main_of("train")(words) == 2
     one_line(capsys.readouterr().err, "error: workers=16 need 16.5 CPUs", "the cluster has 4", "--workers 3")
