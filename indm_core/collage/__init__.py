@@ -1,5 +1,6 @@
 """DiffCollage: content of any size and topology from models of its pieces.
 
+baselines   what collages are compared with: tiles, shifted tiles, resampling, outpainting
 graph       factor graphs and counting numbers; `build` makes chains, loops, grids, cubes and any others
 score       the score of a canvas: one batched evaluation for each shape of piece
 conditions  labels with guidance, and what is known of the canvas: pixels, means of blocks, greys
@@ -8,6 +9,7 @@ sampling    the sampler that ends in the joint law: a predictor and Langevin ste
 
 from __future__ import annotations
 
+from indm_core.collage.baselines import sample_outpainted, sample_resampled, sample_shifted, tiles
 from indm_core.collage.build import chain, corners, cube_map, from_factors, grid, loop
 from indm_core.collage.conditions import BlockMeans, Grey, Observation, Pixels, guided, reconstruction, replacement
 from indm_core.collage.graph import FactorGraph, Region
@@ -33,4 +35,8 @@ __all__ = [
     "reconstruction",
     "replacement",
     "sample_collage",
+    "sample_outpainted",
+    "sample_resampled",
+    "sample_shifted",
+    "tiles",
 ]

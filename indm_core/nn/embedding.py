@@ -37,7 +37,7 @@ __all__ = ["NEAR_ZERO", "ConditionEmbedding", "FourierEmbedding", "PositionalEmb
 NEAR_ZERO = 1e-10
 MOST_TURNS = 2**12
 """Bound of a Fourier embedding's scale: ticks of 2^-16 in 32 bits hold frequencies of up to eight times that."""
-Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv2d)
+Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
 def initialised(layer: Layer, *, scale: float = 1.0, generator: torch.Generator | None = None) -> Layer:

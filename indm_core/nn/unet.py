@@ -1,9 +1,10 @@
-"""The U-Net of the DDPM++ and NCSN++ family: a backbone for images.
+"""The U-Net of the DDPM++ and NCSN++ family: a backbone for images of any sides, and for sequences of any length.
 
-Levels i = 0 .. L-1 have C_i = nf * ch_mult[i] channels and sides ceil(n / 2^i), n the side of the image. n_b is
-`num_res_blocks`; Res, A, GN, swish and conv_k are those of `blocks`; [A] is an attention where the larger side of the
-level is in `attention`. Every feature map on the way down is kept and is concatenated, in reverse order, to the input
-of one block on the way up:
+Levels i = 0 .. L-1 have C_i = nf * ch_mult[i] channels and sides ceil(n / 2^i), n the side of the image. The weights know no
+side: a network that is made for one shape takes every other, small or large, and is good where it was trained. What depends on
+the shape that it is made for is which levels have attention; a level keeps it whatever its side is. n_b is `num_res_blocks`;
+Res, A, GN, swish and conv_k are those of `blocks`; [A] is an attention where the larger side of the level is in `attention`.
+Every feature map on the way down is kept and is concatenated, in reverse order, to the input of one block on the way up:
 
     down    conv_3; per level n_b x (Res [A]); between levels Res (halves the sides)
     middle  Res A Res
@@ -42,8 +43,6 @@ from indm_core.shapes import Float, Int
 
 __all__ = ["UNet"]
 
-Size = tuple[int, int]
-
 
 class Encoder(nn.Module):
     """The way down: an image to its feature maps, finest first, each a skip connection.
@@ -56,6 +55,7 @@ class Encoder(nn.Module):
         num_res_blocks: n_b.
         fir: resample by the filter.
         progressive: whether the image itself goes down a second path.
+        axes: 2 of an image, 1 of a sequence.
         res: ResBlock without its channels.
     """
 
@@ -69,26 +69,27 @@ class Encoder(nn.Module):
         num_res_blocks: int,
         fir: bool,
         progressive: bool,
+        axes: int,
         res: Callable[..., ResBlock],
         generator: torch.Generator | None = None,
     ) -> None:
         super().__init__()
-        self.conv_in = conv(num_in, nf, 3, generator=generator)
+        self.conv_in = conv(num_in, nf, 3, axes=axes, generator=generator)
         self.levels, self.to_coarser, self.pyramid = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         c, self.num_skips = nf, [nf]
         for i, width in enumerate(widths):
             if i:
-                self.to_coarser.append(res(c, c, resample=Down(fir=fir)))
+                self.to_coarser.append(res(c, c, resample=Down(fir=fir, axes=axes)))
                 self.num_skips.append(c)
                 if progressive:
-                    self.pyramid.append(FilteredConv(num_in, c, generator=generator))
+                    self.pyramid.append(FilteredConv(num_in, c, axes=axes, generator=generator))
                     num_in = c
             channels = [c, *[width] * num_res_blocks]
             self.levels.append(nn.ModuleList(res(a, b, attention=attends[i]) for a, b in pairwise(channels)))
             self.num_skips.extend(channels[1:])
             c = width
 
-    def forward(self, x: Float[Tensor, "b c h w"], temb: Float[Tensor, "b temb"]) -> list[Tensor]:
+    def forward(self, x: Float[Tensor, "b c *sides"], temb: Float[Tensor, "b temb"]) -> list[Tensor]:
         p, h = x, self.conv_in(x)
         skips = [h]
         for i, level in enumerate(self.levels):
@@ -108,19 +109,18 @@ class Decoder(nn.Module):
 
     Args:
         num_skips: channels of the skip connections, finest first.
-        sizes: sides of the levels.
-        widths, attends, num_res_blocks, fir, res: as in `Encoder`.
+        widths, attends, num_res_blocks, fir, axes, res: as in `Encoder`.
     """
 
     def __init__(
         self,
         num_skips: Sequence[int],
-        sizes: Sequence[Size],
         widths: Sequence[int],
         attends: Sequence[bool],
         *,
         num_res_blocks: int,
         fir: bool,
+        axes: int,
         res: Callable[..., ResBlock],
     ) -> None:
         super().__init__()
@@ -128,7 +128,7 @@ class Decoder(nn.Module):
         self.levels, self.to_finer = nn.ModuleList(), nn.ModuleList()
         for i in reversed(range(len(widths))):
             if i + 1 < len(widths):
-                self.to_finer.append(res(c, c, resample=Up(sizes[i], fir=fir)))
+                self.to_finer.append(res(c, c, resample=Up(fir=fir, axes=axes)))
             level = nn.ModuleList()
             for block in range(num_res_blocks + 1):
                 last = block == num_res_blocks
@@ -137,38 +137,35 @@ class Decoder(nn.Module):
             self.levels.append(level)
 
     def forward(
-        self, h: Float[Tensor, "b c h w"], skips: list[Tensor], temb: Float[Tensor, "b temb"]
-    ) -> Float[Tensor, "b nf h0 w0"]:
+        self, h: Float[Tensor, "b c *sides"], skips: list[Tensor], temb: Float[Tensor, "b temb"]
+    ) -> Float[Tensor, "b nf *finest"]:
         skips = list(skips)
         for i, level in enumerate(self.levels):
             if i:
-                h = self.to_finer[i - 1](h, temb)
+                h = self.to_finer[i - 1](h, temb, skips[-1].shape[2:])
             for block in level.children():
                 h = block(torch.cat([h, skips.pop()], dim=1), temb)
         return h
 
 
-def level_sizes(shape: Sequence[int], num_levels: int) -> list[Size]:
-    """The sides of every level, from the finest.
+def level_sides(shape: Sequence[int], num_levels: int) -> list[int]:
+    """The larger side of every level, from the finest.
 
     Raises:
-        ValueError: an image below 8 pixels, or a level below 2.
+        ValueError: a level whose smaller side is below 2.
     """
-    _, height, width = shape
-    if min(height, width) < 8:
-        raise ValueError(f"shape must be (c, h, w) with sides of at least 8 pixels, got {tuple(shape)}")
-    sizes = [(-(-height // 2**i), -(-width // 2**i)) for i in range(num_levels)]
-    if min(sizes[-1]) < 2:
-        raise ValueError(f"ch_mult has {num_levels} levels, too many for shape {tuple(shape)}: sides {sizes}")
-    return sizes
+    sides = [[-(-side // 2**i) for side in shape[1:]] for i in range(num_levels)]
+    if min(sides[-1]) < 2:
+        raise ValueError(f"ch_mult has {num_levels} levels, too many for shape {tuple(shape)}: sides {sides}")
+    return [max(level) for level in sides]
 
 
 @final
 class UNet(nn.Module):
-    """A backbone for images of one shape; the defaults are DDPM++ on CIFAR-10.
+    """A backbone for images or sequences; the defaults are DDPM++ on CIFAR-10.
 
     Args:
-        shape: (c, h, w) of x and of the output; any c, h and w from 8, odd ones too.
+        shape: (c, h, w) or (c, l), of what it is made for; x may have any other sides, odd ones too, and so has the output.
         time_feature: s as a function of t (b,), in float64: 999 t or log sigma(t).
         nf: channels of the first level, a multiple of 4.
         ch_mult: channels of level i over nf; its length is the number of levels.
@@ -182,7 +179,7 @@ class UNet(nn.Module):
         progressive_input: 'none', or 'residual', which adds the path of the image itself.
         generator: of the initial weights and the frequencies; None is the global one.
     Raises:
-        ValueError: an argument out of range; `forward`: x of another shape, y given while num_classes is 0.
+        ValueError: an argument out of range; `forward`: x of other channels or axes, y given while num_classes is 0.
     """
 
     def __init__(
@@ -211,12 +208,12 @@ class UNet(nn.Module):
             raise ValueError(f"dropout={dropout} must lie in [0, 1)")
         if progressive_input not in ("none", "residual"):
             raise ValueError(f"progressive_input must be 'none' or 'residual', got {progressive_input!r}")
-        if len(shape) != 3 or not ch_mult or min(ch_mult) < 1:
-            raise ValueError(f"shape must be (c, h, w) and ch_mult positive, got {shape} and {ch_mult}")
-        self.shape = torch.Size(shape)
-        sizes = level_sizes(shape, len(ch_mult))
+        if len(shape) not in (2, 3) or not ch_mult or min(ch_mult) < 1:
+            raise ValueError(f"shape must be (c, h, w) or (c, l) and ch_mult positive, got {shape} and {ch_mult}")
+        self.num_channels, self.axes = shape[0], len(shape) - 1
+        sides = level_sides(shape, len(ch_mult))
         widths = [nf * mult for mult in ch_mult]
-        attends = [max(size) in attention for size in sizes]
+        attends = [side in attention for side in sides]
         self.embed = ConditionEmbedding(
             nf,
             4 * nf,
@@ -226,7 +223,7 @@ class UNet(nn.Module):
             fourier_scale=fourier_scale,
             generator=generator,
         )
-        res = partial(ResBlock, num_temb=4 * nf, dropout=dropout, generator=generator)
+        res = partial(ResBlock, num_temb=4 * nf, dropout=dropout, axes=self.axes, generator=generator)
         self.encoder = Encoder(
             shape[0],
             nf,
@@ -235,21 +232,26 @@ class UNet(nn.Module):
             num_res_blocks=num_res_blocks,
             fir=fir,
             progressive=progressive_input == "residual",
+            axes=self.axes,
             res=res,
             generator=generator,
         )
         self.middle_in = res(widths[-1], widths[-1], attention=True)
         self.middle_out = res(widths[-1], widths[-1])
         num_skips = self.encoder.num_skips
-        self.decoder = Decoder(num_skips, sizes, widths, attends, num_res_blocks=num_res_blocks, fir=fir, res=res)
+        self.decoder = Decoder(
+            num_skips, widths, attends, num_res_blocks=num_res_blocks, fir=fir, axes=self.axes, res=res
+        )
         self.norm_out = group_norm(widths[0])
-        self.conv_out = conv(widths[0], shape[0], 3, scale=NEAR_ZERO, generator=generator)
+        self.conv_out = conv(widths[0], shape[0], 3, axes=self.axes, scale=NEAR_ZERO, generator=generator)
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"], y: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b c h w"]:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x must have shape (b, {', '.join(map(str, self.shape))}), got {tuple(x.shape)}")
+        self, x: Float[Tensor, "b c *sides"], t: Float[Tensor, " b"], y: Int[Tensor, " b"] | None = None
+    ) -> Float[Tensor, "b c *sides"]:
+        if x.ndim != 2 + self.axes or x.shape[1] != self.num_channels:
+            sides = ("h", "w") if self.axes == 2 else ("l",)
+            wanted = ", ".join(("b", str(self.num_channels), *sides))
+            raise ValueError(f"x must have shape ({wanted}), got {tuple(x.shape)}")
         temb = self.embed(t, y, x.dtype)
         skips = self.encoder(x, temb)
         h = self.middle_out(self.middle_in(skips[-1], temb), temb)
