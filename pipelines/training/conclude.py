@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -39,6 +40,9 @@ BRIEF_SETTINGS = Settings(
     chunk=32,
 )
 """The main job's brief measurement; pipelines/evaluate.py takes the full one."""
+LARGE = 1024
+"""Dimensions above which data are measured on less, so that the measurement takes less time than a short training does."""
+BRIEF_SETTINGS_OF_LARGE = replace(BRIEF_SETTINGS, images=64, rtol=1e-3, atol=1e-3, samples=200)
 
 
 def measurement(jobs: Sequence[Job]) -> Settings:
@@ -48,7 +52,8 @@ def measurement(jobs: Sequence[Job]) -> Settings:
     Raises:
         ValueError: data on which nothing can be measured.
     """
-    settings, first = BRIEF_SETTINGS, jobs[0]
+    first = jobs[0]
+    settings = BRIEF_SETTINGS if first.spec.num_dims <= LARGE else BRIEF_SETTINGS_OF_LARGE
     partner = load_card(first.partner) if first.partner else None
     return attainable(first.data, load_card(first.data), settings, partner)
 
