@@ -7,8 +7,20 @@ nan where it meets another. Here a number is taken only where it is finite and i
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 
-__all__ = ["check_not_negative", "check_positive"]
+__all__ = ["check_count", "check_not_negative", "check_positive"]
+
+
+def check_count(**values: int | float) -> None:
+    """Refuses a number, named by its keyword, that is no integer of at least 1; True and False are none.
+
+    Raises:
+        ValueError: the first such number.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name}={value!r} must be an integer of at least 1")
 
 
 def check_positive(**values: int | float) -> None:
@@ -18,7 +30,7 @@ def check_positive(**values: int | float) -> None:
         ValueError: the first such number.
     """
     for name, value in values.items():
-        if not 0 < value < math.inf:
+        if not (isinstance(value, Real) and 0 < value < math.inf):
             raise ValueError(f"{name}={value} must be positive and finite")
 
 
@@ -29,5 +41,5 @@ def check_not_negative(**values: int | float) -> None:
         ValueError: the first such number.
     """
     for name, value in values.items():
-        if not 0 <= value < math.inf:
+        if not (isinstance(value, Real) and 0 <= value < math.inf):
             raise ValueError(f"{name}={value} must not be negative, and must be finite")

@@ -27,7 +27,7 @@ from indm_core.collage.sampling import check_pixelwise
 from indm_core.collage.score import collage
 from indm_core.exponential import sample_deis
 from indm_core.noise import Noise
-from indm_core.ranges import check_positive
+from indm_core.ranges import check_count
 from indm_core.sample import Score
 from indm_core.sde import SDE, LinearSDE
 from indm_core.times import check_times
@@ -46,7 +46,7 @@ def tiles(length: int, piece: int, shift: int = 0) -> FactorGraph:
         piece: Of a tile.
         shift: Where a tile ends, 0 <= shift < piece.
     """
-    check_positive(length=length, piece=piece)
+    check_count(length=length, piece=piece)
     if not 0 <= shift < piece:
         raise ValueError(f"shift={shift} must lie in 0 .. piece - 1 = {piece - 1}")
     cuts = sorted({0, length, *range(shift, length, piece)})
@@ -67,6 +67,7 @@ def sample_shifted(
     """
     check_pixelwise(sde)
     check_times(sde, ts)
+    check_count(piece=piece)
     for t, s in pairwise(ts):
         shift = int(torch.randint(piece, (), generator=generator))
         moved = collage(score, tiles(u.shape[-2], piece, shift))
@@ -89,7 +90,7 @@ def sample_resampled(
     """
     check_pixelwise(sde)
     check_times(sde, ts)
-    check_positive(repeats=repeats)
+    check_count(repeats=repeats)
     for t, s in pairwise(ts):
         for repeat in range(repeats):
             if repeat:
@@ -124,6 +125,8 @@ def sample_outpainted(
     """
     check_pixelwise(sde)
     axes = len(graph.shape)
+    if u.ndim < axes + 2 or tuple(u.shape[-1 - axes : -1]) != graph.shape:
+        raise ValueError(f"u: a state of shape {tuple(u.shape)} on a canvas (b, ..., {graph.shape}, k)")
     lead = u.shape[1 : -1 - axes]
     flat = u.reshape(len(u), math.prod(lead), math.prod(graph.shape), u.shape[-1]).clone()
     done = torch.zeros(math.prod(graph.shape), dtype=torch.bool)

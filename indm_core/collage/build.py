@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from indm_core.collage.graph import FACTOR, VARIABLE, FactorGraph, Region, check_inside, counted
+from indm_core.ranges import check_count
 from indm_core.shapes import Int
 
 __all__ = ["chain", "corners", "cube_map", "from_factors", "grid", "loop"]
@@ -85,6 +86,7 @@ def grid(rows: int, cols: int, piece: int, overlap: int) -> FactorGraph:
     Returns:
         A graph on (rows p - (rows - 1) o, cols p - (cols - 1) o).
     """
+    check_count(rows=rows, cols=cols)
     down, across = chain(rows, piece, overlap), chain(cols, piece, overlap)
     width, regions = across.shape[0], []
     for a in down.regions:
@@ -107,8 +109,7 @@ def corners(rows: int, cols: int, piece: int, overlap: int | None = None) -> Fac
     Returns:
         A graph on (rows p, cols p).
     """
-    _check_count("rows", rows)
-    _check_count("cols", cols)
+    check_count(rows=rows, cols=cols, piece=piece)
     half = piece // 2
     if piece < 2 or piece % 2:
         raise ValueError(f"piece={piece} must be even and at least 2: pieces meet in their quarters")
@@ -136,7 +137,7 @@ def cube_map(face: int) -> FactorGraph:
     Returns:
         A graph on (face, 6 face).
     """
-    _check_count("face", face)
+    check_count(face=face)
     positions = torch.arange(6 * face**2).reshape(face, 6, face).permute(1, 0, 2)
     at = dict(zip(FACES, positions, strict=True))
     quarter_turns = {
@@ -168,55 +169,90 @@ def from_factors(
         kinds: A name for each factor where they are scored by different scores; None calls them all "factor".
 
     Raises:
-        ValueError: a factor outside of the canvas, a position in no factor, a separator that is no rectangle of its piece.
+        ValueError: a factor outside of the canvas or inside another one, positions that are no integers, a position in no
+            factor, a separator that is no rectangle of its piece.
     """
     if not factors:
         raise ValueError("factors: there are none")
     names = [FACTOR] * len(factors) if kinds is None else list(kinds)
     if len(names) != len(factors) or VARIABLE in names:
         raise ValueError(f"kinds={names}: one name for each of {len(factors)} factors, none of them {VARIABLE!r}")
-    if any(size < 1 for size in shape):
-        raise ValueError(f"shape={tuple(shape)} must be positive")
+    for axis, size in enumerate(shape):
+        check_count(**{f"shape[{axis}]": size})
     regions = [
-        Region(torch.as_tensor(index, dtype=torch.int64), 1, kind, f"factor {j}")
+        Region(_positions(f"factor {j}", index), 1, kind, f"factor {j}")
         for j, (index, kind) in enumerate(zip(factors, names, strict=True))
     ]
     for region in regions:  # before overlaps are looked for
         check_inside(region, shape)
-    return counted(
-        shape, regions, _separators(regions) if variables is None else [torch.as_tensor(v) for v in variables]
-    )
+    _check_apart(regions)
+    if variables is None:
+        return counted(shape, regions, _separators(regions))
+    return counted(shape, regions, [_positions(f"variable {i}", index) for i, index in enumerate(variables)])
+
+
+def _positions(name: str, index: Positions) -> Int[Tensor, "*piece"]:
+    """Positions as int64; a cast would round what is no integer."""
+    try:
+        positions = torch.as_tensor(index)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{name}: {index!r} are no positions ({error}); give integers in rows of one length"
+        ) from error
+    if not positions.numel():
+        raise ValueError(f"{name}: holds no position; leave it out")
+    if positions.is_floating_point() or positions.is_complex() or positions.dtype == torch.bool:
+        raise ValueError(f"{name}: its positions are {positions.dtype}; give integers, 0 .. the size of the canvas - 1")
+    return positions.long()
+
+
+def _check_apart(factors: Sequence[Region]) -> None:
+    """Refuses a factor inside another one, or equal to it: its counting number would be 0, and nothing would score it."""
+    sets = [factor.positions for factor in factors]
+    holders: dict[int, set[int]] = {}
+    for j, positions in enumerate(sets):
+        for position in positions:
+            holders.setdefault(position, set()).add(j)
+    for j, positions in enumerate(sets):
+        others = set.intersection(*(holders[position] for position in positions)) - {j}
+        if others:
+            raise ValueError(f"factor {j}: lies inside factor {min(others)}, which says all that it says; leave it out")
 
 
 def _separators(factors: Sequence[Region]) -> list[Tensor]:
     """What factors share, and what such overlaps share in turn, each connected part in the shape that a factor sees it in."""
     near = _neighbours(factors)
     sets = {region.positions: region for region in factors}  # each with a factor that holds it
+    holders: dict[int, list[int]] = {}  # which sets hold a position, so that only those that meet are compared
+    cut: dict[frozenset[int], list[frozenset[int]]] = {}  # overlaps that were seen before
+    listed: list[frozenset[int]] = []
     newest = list(sets)
     while newest:
+        for a in newest:
+            for position in a:
+                holders.setdefault(position, []).append(len(listed))
+            listed.append(a)
         parts = {}
         for a in newest:
-            for b in _touching(a, sets):
-                for part in _connected(a & b, near):
-                    if part not in sets:
-                        parts[part] = sets[a]
+            for b in sorted({r for position in a for r in holders[position]}):
+                overlap = a & listed[b]
+                if overlap not in cut:
+                    cut[overlap] = [overlap] if overlap in sets else _connected(overlap, near)
+                parts |= {part: sets[a] for part in cut[overlap] if part not in sets}
         sets |= parts
         newest = list(parts)
     return [_as_seen(part, factor) for part, factor in sets.items() if part != factor.positions]
 
 
-def _touching(a: frozenset[int], sets: dict[frozenset[int], Region]) -> list[frozenset[int]]:
-    return [b for b in sets if b != a and not a.isdisjoint(b)]
-
-
 def _neighbours(factors: Sequence[Region]) -> dict[int, set[int]]:
-    """The positions beside each position in any factor."""
+    """The positions beside each position in any factor, of those that two factors share: overlaps have no others."""
+    shared = torch.cat([region.index.flatten() for region in factors]).bincount() > 1
     near: dict[int, set[int]] = {}
     for region in factors:
         for axis in range(region.index.ndim):
-            first = region.index.narrow(axis, 0, region.index.shape[axis] - 1).flatten().tolist()
-            second = region.index.narrow(axis, 1, region.index.shape[axis] - 1).flatten().tolist()
-            for one, other in zip(first, second, strict=True):
+            size = region.index.shape[axis]
+            pairs = torch.stack([region.index.narrow(axis, i, size - 1).flatten() for i in (0, 1)])
+            for one, other in pairs[:, shared[pairs].all(0)].T.tolist():
                 near.setdefault(one, set()).add(other)
                 near.setdefault(other, set()).add(one)
     return near
@@ -270,14 +306,10 @@ def _meet_twice(num_factors: int, piece: int, stride: int) -> bool:
 
 
 def _check_line(num_factors: int, piece: int, overlap: int) -> None:
-    _check_count("num_factors", num_factors)
-    _check_count("piece", piece)
+    check_count(num_factors=num_factors, piece=piece)
+    if overlap:
+        check_count(overlap=overlap)
     if not 1 <= overlap < piece:
         raise ValueError(
             f"overlap={overlap} must lie in 1 .. piece - 1 = {piece - 1}: what neighbours share joins them"
         )
-
-
-def _check_count(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}={value} must be at least 1")

@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from indm_core.ranges import check_not_negative
+from indm_core.collage.sampling import check_pixelwise
+from indm_core.ranges import check_count, check_not_negative
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, inverse
 from indm_core.shapes import Bool, Float
@@ -71,6 +72,10 @@ class Pixels(Observation):
 
     known: Bool[Tensor, "*event"]
 
+    def __post_init__(self) -> None:
+        if self.known.dtype != torch.bool:
+            raise ValueError(f"known: is {self.known.dtype}; give a mask of bool, True where a position is known")
+
     def measure(self, x: Tensor) -> Tensor:
         """x, with 0 where it is not observed."""
         return x * self.known.to(x)
@@ -90,9 +95,12 @@ class BlockMeans(Observation):
 
     factor: int
 
+    def __post_init__(self) -> None:
+        check_count(factor=self.factor)
+
     def measure(self, x: Float[Tensor, " b *c h w"]) -> Float[Tensor, " b *c h2 w2"]:
         height, width = x.shape[-2:]
-        if self.factor < 1 or height % self.factor or width % self.factor:
+        if height % self.factor or width % self.factor:
             raise ValueError(f"factor={self.factor} does not divide the sides {height} x {width}")
         return F.avg_pool2d(x.reshape(-1, 1, height, width), self.factor).reshape(
             *x.shape[:-2], height // self.factor, width // self.factor
@@ -109,7 +117,12 @@ class Grey(Observation):
 
     num_channels: int
 
+    def __post_init__(self) -> None:
+        check_count(num_channels=self.num_channels)
+
     def measure(self, x: Float[Tensor, " b c *rest"]) -> Float[Tensor, " b 1 *rest"]:
+        if x.shape[1] != self.num_channels:
+            raise ValueError(f"num_channels={self.num_channels}: an image of shape {tuple(x.shape)} has {x.shape[1]}")
         return x.mean(1, keepdim=True)
 
     def lift(self, y: Tensor) -> Tensor:
@@ -128,7 +141,11 @@ def guided(score: Score, weight: float, null: Tensor) -> Score:
 
     def guided_score(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         if y is None:
-            raise ValueError("y: guidance needs a label for each sample")
+            raise ValueError(
+                "y: guidance needs a label for each sample; score what has none, as a collage's variables, without guidance"
+            )
+        if len(y) != len(u):
+            raise ValueError(f"y: has {len(y)} labels for {len(u)} samples")
         if weight == 0:
             return score(u, t, y)
         both_t = t if t.ndim == 0 else torch.cat([t, t])
@@ -146,9 +163,11 @@ def replacement(score: Score, sde: LinearSDE, observation: Observation, observed
         observed: y of the equations, (b, *observed), or one for all.
     """
 
+    check_pixelwise(sde)
+
     def replaced(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         s = score(u, t, y)
-        known = sde.embed(observation.lift(observed.to(u)).expand(u.shape[:-1]))
+        known = sde.embed(observation.lift(_for_each(observation, observed.to(u), u[..., 0])))
         pull = -apply(inverse(sde.cov(t)), u - apply(sde.psi0(t), known)) - s
         return s + _observed_part(observation, pull)
 
@@ -164,13 +183,15 @@ def reconstruction(
         observed: y of the equations, (b, *observed), or one for all.
         weight: w, not negative.
     """
+    check_pixelwise(sde)
     check_not_negative(weight=weight)
 
     def pulled(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         with torch.enable_grad():
             at = u.detach().requires_grad_()
             s = score(at, t, y)
-            error = observation.measure(posterior_mean(sde, at, t, s)) - observed.to(u)
+            x_hat = posterior_mean(sde, at, t, s)
+            error = observation.measure(x_hat) - _for_each(observation, observed.to(u), x_hat)
             precision = sde.signal(t)[0].square().to(u)
             (grad,) = torch.autograd.grad((0.5 * precision * error.square()).sum(), at)
         return s.detach() - weight * grad
@@ -183,6 +204,23 @@ def posterior_mean(sde: LinearSDE, u: Tensor, t: Tensor, score: Tensor) -> Float
     size, direction = sde.signal(t)
     white = apply(inverse(sde.R(t)), u) - sde.eps_from_score(score, t)
     return (apply(direction.mT, white) / size.to(u).unsqueeze(-1)).squeeze(-1)
+
+
+def _for_each(
+    observation: Observation, observed: Tensor, x: Float[Tensor, " b *event"]
+) -> Float[Tensor, " b *observed"]:
+    """What is observed of each x.
+
+    Raises:
+        ValueError: it has another shape than the observation of x.
+    """
+    wanted = observation.measure(x).shape
+    if observed.shape not in (wanted, wanted[1:], (1, *wanted[1:])):
+        raise ValueError(
+            f"observed: has shape {tuple(observed.shape)}, where {type(observation).__name__} of {tuple(x.shape)} gives "
+            f"{tuple(wanted)}; give one for each, or one for all"
+        )
+    return observed.expand(wanted)
 
 
 def _observed_part(observation: Observation, u: Tensor) -> Tensor:

@@ -28,6 +28,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from indm_core.ranges import check_count
 from indm_core.shapes import Int
 
 __all__ = ["FactorGraph", "Region"]
@@ -93,7 +94,7 @@ class FactorGraph:
             raise ValueError(f"position {at} of the canvas {self.shape} is in no factor; add one that covers it")
         raise ValueError(
             f"position {at} of the canvas {self.shape} is counted {int(total[place])} times, not once; "
-            "give the overlaps as variables, whole"
+            "give the overlaps as variables, whole, each once"
         )
 
     @property
@@ -113,6 +114,7 @@ class FactorGraph:
 
     def of_height(self, height: int) -> FactorGraph:
         """The same graph on a canvas with an axis more, (height, *shape): every region spans it whole."""
+        check_count(height=height)
         rows = torch.arange(height) * math.prod(self.shape)
         regions = [replace(r, index=rows.reshape(-1, *[1] * r.index.ndim) + r.index) for r in self.regions]
         return FactorGraph((height, *self.shape), tuple(regions))
@@ -155,7 +157,9 @@ class FactorGraph:
 
 
 def check_inside(region: Region, shape: Sequence[int]) -> None:
-    """Refuses a region beyond the canvas, or with a position twice."""
+    """Refuses a region beyond the canvas, or with a position twice, or whose positions are no int64 tensor."""
+    if not isinstance(region.index, Tensor) or region.index.dtype != torch.int64:
+        raise ValueError(f"{region.name}: index={region.index!r} must be a tensor of positions, int64")
     index, size = region.index.flatten(), math.prod(shape)
     outside = index[(index < 0) | (index >= size)]
     if len(outside):
@@ -177,6 +181,8 @@ def counted(shape: Sequence[int], factors: Sequence[Region], variables: Sequence
     """
     separators = [Region(index, 0, VARIABLE, f"variable {i}") for i, index in enumerate(variables)]
     regions = [*factors, *separators]
+    for region in separators:
+        check_inside(region, shape)
     sets = [region.positions for region in regions]
     at: dict[int, set[int]] = {}
     for r, positions in enumerate(sets):
@@ -185,6 +191,10 @@ def counted(shape: Sequence[int], factors: Sequence[Region], variables: Sequence
     counts: dict[int, int] = {}
     for r in sorted(range(len(regions)), key=lambda r: -len(sets[r])):
         above = set.intersection(*(at[position] for position in sets[r]))
+        if not any(s < len(factors) for s in above):
+            raise ValueError(
+                f"{regions[r].name}: is no part of a factor; a variable is what factors share, add one that holds it"
+            )
         counts[r] = 1 - sum(counts[s] for s in above if len(sets[s]) > len(sets[r]))
     kept = [Region(g.index, counts[r], g.kind, g.name) for r, g in enumerate(regions) if counts[r]]
     return FactorGraph(tuple(shape), tuple(kept))

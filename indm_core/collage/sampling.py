@@ -33,7 +33,7 @@ from torch import Tensor
 
 from indm_core.exponential import sample_deis
 from indm_core.noise import Noise, rand_like, randn_like
-from indm_core.ranges import check_positive
+from indm_core.ranges import check_count, check_positive
 from indm_core.sample import Score, sample_em
 from indm_core.sde import LinearSDE, apply, inverse
 from indm_core.shapes import Float
@@ -83,8 +83,8 @@ def sample_collage(
     check_times(sde, ts)
     sde.check_state(u)
     check_positive(step=step, final_step=final_step)
-    if langevin_steps < 0:
-        raise ValueError(f"langevin_steps={langevin_steps} must not be negative")
+    if langevin_steps != 0:
+        check_count(langevin_steps=langevin_steps)
     if predictor not in get_args(Predictor):
         raise ValueError(f"predictor={predictor!r} is none of {', '.join(get_args(Predictor))}")
     for h, (t, s) in zip(_steps(len(ts) - 1, step, final_step), pairwise(ts), strict=True):
@@ -139,7 +139,7 @@ def check_pixelwise(sde: LinearSDE) -> None:
     if not sde.pixelwise:
         raise ValueError(
             f"{type(sde).__name__}: its noise is not independent per position, so that a piece of the noised canvas is not "
-            "a noised piece; a collage needs VP, SubVP, VE or CLD"
+            "a noised piece; take VP, SubVP, VE or CLD"
         )
 
 

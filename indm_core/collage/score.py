@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from indm_core.collage.graph import VARIABLE, FactorGraph, Region
-from indm_core.ranges import check_positive
+from indm_core.ranges import check_count
 from indm_core.sample import Score
 from indm_core.shapes import Float, Int
 
@@ -51,13 +51,15 @@ def collage(
     Raises:
         ValueError: a kind without a score; a condition of another length than regions or factors.
     """
-    check_positive(max_pieces=max_pieces)
+    check_count(max_pieces=max_pieces)
     scores = dict(score) if isinstance(score, Mapping) else dict.fromkeys(graph.kinds, score)
     missing = [kind for kind in graph.kinds if kind not in scores]
     if missing:
         raise ValueError(
             f"score: none for regions of kind {', '.join(map(repr, missing))}; there are {', '.join(scores)}"
         )
+    if condition is not None and (not isinstance(condition, Tensor) or not condition.ndim):
+        raise ValueError(f"condition={condition!r} must be a tensor with one entry for each factor, or each region")
     if condition is not None and len(condition) not in (len(graph.factors), len(graph.regions)):
         raise ValueError(
             f"condition: has {len(condition)} entries for {len(graph.factors)} factors and {len(graph.variables)} variables; "
@@ -106,13 +108,19 @@ class Collage:
             y: One condition per canvas, where the collage has none of its own.
 
         Raises:
-            ValueError: u on another canvas; y beside conditions of the regions.
+            ValueError: u on another canvas; t or y of another length than u; y beside conditions of the regions.
         """
         axes = len(self.graph.shape)
         if u.ndim < axes + 2 or tuple(u.shape[-1 - axes : -1]) != self.graph.shape:
             raise ValueError(f"u: a state of shape {tuple(u.shape)} on a canvas (b, ..., {self.graph.shape}, k)")
         if y is not None and any(batch.y is not None for batch in self.batches):
             raise ValueError("y: this collage has a condition for each region; give one or the other")
+        if t.ndim and t.numel() != len(u):
+            raise ValueError(
+                f"t: has shape {tuple(t.shape)} for {len(u)} canvases; give one time, 0-d, or one for each"
+            )
+        if y is not None and (not y.ndim or len(y) != len(u)):
+            raise ValueError(f"y: has shape {tuple(y.shape)} for {len(u)} canvases; give one condition for each")
         lead = u.shape[1 : -1 - axes]
         flat = u.reshape(len(u), math.prod(lead), math.prod(self.graph.shape), u.shape[-1])
         total = torch.zeros_like(flat)
@@ -164,5 +172,5 @@ def _scored(
 
 def _evaluated(score: Score, u: Tensor, t: Tensor, y: Tensor | None, most: int) -> Tensor:
     """The scores of all pieces, at most `most` in one call."""
-    parts = [slice(first, first + most) for first in range(0, len(u), most)]
+    parts = [slice(first, first + most) for first in range(0, max(1, len(u)), most)]
     return torch.cat([score(u[p], t if t.ndim == 0 else t[p], None if y is None else y[p]) for p in parts])
