@@ -6,6 +6,7 @@ A module stands for one concept, and is imported when it is first used:
     training                     one step of its training
     sample  exponential          samplers as functions of an SDE and a score;  sampling  a sampler by its name
     draw  likelihood             what is done with a model, which `model.sample`, `model.nll` and `model.nelbo` call
+    collage                      large content from models of its pieces
     metrics  frechet  diagnostics  checks
 
 The names that are used most are here too: `from indm_core import INDM, VP, Sampling`.
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from indm_core import (
         checks,
+        collage,
         diagnostics,
         draw,
         errors,
@@ -60,6 +62,7 @@ __version__ = "0.1.0"
 
 _MODULES = (
     "checks",
+    "collage",
     "diagnostics",
     "draw",
     "errors",
@@ -110,6 +113,7 @@ __all__ = [
     "UNet",
     "bits_per_dim",
     "checks",
+    "collage",
     "dequantise",
     "diagnostics",
     "draw",

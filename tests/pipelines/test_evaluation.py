@@ -252,7 +252,7 @@ def test_what_is_not_asked_for_is_not_measured(runs, local):
     assert document.results == ()
     shown = table(document)
     assert shown.splitlines()[0].endswith(" FD")
-    assert "(of NLL and gap: over images)" in shown
+    assert "(of NLL and gap: over rows)" in shown
     assert "exact divergence, x1" in shown
 
 
