@@ -202,8 +202,8 @@ class GenerativeModel(Trainable):
             what `pipelines/sample.py` draws with the same options.
 
         Raises:
-            ValueError: a name that there is not, a sampler that needs another SDE than the model's, or labels that the model was
-                not trained with.
+            ValueError: a name that there is not, a sampler that needs another SDE than the model's, or labels that the
+                model was not trained with.
         """
         from indm_core.draw import draw_by
 

@@ -55,13 +55,14 @@ def labels_of(label: int | Tensor, num: int, num_classes: int) -> Tensor:
     if not num_classes:
         shown = label if isinstance(label, int) else tuple(label.shape)
         raise ValueError(
-            f"label={shown}: the model was trained without labels; leave the label out, or train one with them"
+            f"label={shown}: the model was trained without labels; leave the label out, or train with them"
         )
     y = torch.as_tensor(label)
     if y.is_floating_point():
         if y.shape != (num, num_classes + 1):
             raise ValueError(
-                f"label has the shape {tuple(y.shape)}: weights over none and {num_classes} classes are ({num}, {num_classes + 1})"
+                f"label has the shape {tuple(y.shape)}: weights over none and {num_classes} classes are "
+                f"({num}, {num_classes + 1})"
             )
         return y
     if y.ndim and y.shape != (num,):
@@ -69,6 +70,7 @@ def labels_of(label: int | Tensor, num: int, num_classes: int) -> Tensor:
     wrong = y[(y < -1) | (y >= num_classes)].flatten()
     if len(wrong):
         raise ValueError(
-            f"label={int(wrong[0])}: the model was trained on the classes 0 to {num_classes - 1}; take one of them, or -1 for none"
+            f"label={int(wrong[0])}: the model was trained on the classes 0 to {num_classes - 1}; take one of them, "
+            "or -1 for none"
         )
     return y.long().expand(num)

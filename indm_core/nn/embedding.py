@@ -7,8 +7,9 @@ SDEs, log sigma(t) for VE. Waves of s follow, n numbers per sample,
     Fourier      (sin 2 pi f_i s, cos 2 pi f_i s), f_i ~ N(0, scale^2), drawn once                   (Song et al. 2021)
 
 and two layers temb = W_2 swish(W_1 waves + b_1) + b_2, to which the row of a table is added for a sample with a class
-label, or the weighted mean of its rows for one with weights over the classes. swish(a) = a sigmoid(a). s and the waves are computed in float64, whatever the network's type: in float32 the
-phase 2 pi f_i s is off by 1e-4 and in bfloat16 by several turns.
+label, or the weighted mean of its rows for one with weights over the classes. swish(a) = a sigmoid(a). s and the waves
+are computed in float64, whatever the network's type: in float32 the phase 2 pi f_i s is off by 1e-4 and in bfloat16 by
+several turns.
 
 `initialised` gives a layer the initial law of Ho et al. 2020: bias 0 and weights uniform with variance scale / fan, fan
 the mean of the numbers of inputs and outputs. NEAR_ZERO is the scale of a layer that begins at nothing but must still
@@ -160,6 +161,7 @@ class ConditionEmbedding(nn.Module):
         """The weighted mean of the table's rows; row 0 is left out, since it is zero and stays so."""
         if weights.shape[1] != self.num_classes + 1:
             raise ValueError(
-                f"y has the shape {tuple(weights.shape)}: weights over none and {self.num_classes} classes are (b, {self.num_classes + 1})"
+                f"y has the shape {tuple(weights.shape)}: weights over none and {self.num_classes} classes are "
+                f"(b, {self.num_classes + 1})"
             )
         return weights[:, 1:].to(self.labels.weight.dtype) @ self.labels.weight[1:]
