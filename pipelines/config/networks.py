@@ -109,8 +109,8 @@ class MLPConfig(BackboneConfig):
                 f"MLPConfig is for vectors, the data are images {shape}; the recipe images takes them, with UNetConfig"
             )
         (num_dims,) = shape
-        options = {"width": self.width, "depth": self.depth, "num_classes": num_classes}
-        return MLP(num_dims, time_feature=_time_feature(self.time, sde), **options)
+        time = _time_feature(self.time, sde)
+        return MLP(num_dims, time_feature=time, width=self.width, depth=self.depth, num_classes=num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)

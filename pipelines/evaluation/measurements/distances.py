@@ -244,8 +244,10 @@ class Distances(Measurement[DistancesResult]):
         self.model, self.plan, s = model, plan, plan.settings
         step = max(s.chunk, 250)
         ends = ((a, min(a + step, s.samples)) for a in range(0, s.samples, step))
-        drawn_by = {"model": model, "sampling": s.sampling, "labelled": plan.labelled(model)}
-        self.samples = [Samples(seeds=range(a, b), **drawn_by) for a, b in ends]
+        self.labelled = plan.labelled(model)
+        self.samples = [
+            Samples(model=model, seeds=range(a, b), sampling=s.sampling, labelled=self.labelled) for a, b in ends
+        ]
         self.reference = [Features(model=None, rows=rows) for rows in plan.spans("train", REFERENCE_CHUNK)]
 
     @classmethod
@@ -269,7 +271,7 @@ class Distances(Measurement[DistancesResult]):
             sampling=plan.settings.sampling,
             evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
             diverged=sum(batch.diverged for batch in made),
-            labels=plan.labelled(self.model),
+            labels=self.labelled,
         )
 
 
