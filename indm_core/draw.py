@@ -22,11 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from indm_core.collage.conditions import guided
 from indm_core.exponential import check_method
 from indm_core.model import GenerativeModel, LinearModel
+from indm_core.model.labels import labels_of, null_of
 from indm_core.noise import Noise, seeded
 from indm_core.ode import State, in_sqrt_time, rk45
-from indm_core.ranges import check_positive
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sample import Score
 from indm_core.sampling import Sampler, Sampling, sampler_of
 from indm_core.sde import SDE, LinearSDE, apply
@@ -73,11 +75,13 @@ def draw(
     temperature: float = 1.0,
     start_temperature: float = 1.0,
     start: Tensor | None = None,
+    label: int | Tensor | None = None,
+    guidance: float = 0.0,
 ) -> Tensor:
     """Samples x of a model: its law at t_start, a sampler down to ts[-1], optionally Tweedie's mean there, one decode.
 
     Args:
-        sampler: sampler(sde, score, u, ts, generator) -> u.
+        sampler: sampler(sde, score, u, ts, generator) -> u, which takes labels as a sixth argument where they are given.
         ts: Decreasing times from the model's t_start; an end above t_min stops early.
         like: Gives dtype and device.
         num: Number of samples.
@@ -87,10 +91,17 @@ def draw(
         start_temperature: Factor of the noise that the law at t_start is drawn from; with `start`, of the state there.
         start: Data (num, *shape). Sampling then starts from their diffused latents instead of draws of the model's law at
             t_start, so that the difference between these two laws does not enter the samples.
+        label: A class for all samples, one for each (num,), or weights (num, K + 1) over none and the classes; None: the score
+            without labels.
+        guidance: w of s(u, y) + w (s(u, y) - s(u, none)), not negative.
+
+    Raises:
+        ValueError: ts that do not begin at t_start, a label that the model was not trained with, or guidance without one.
 
     References: Kim et al. 2022, appendix F (temperature, stopping time, z_T^phi).
     """
     check_positive(temperature=temperature, start_temperature=start_temperature)
+    score, y = _conditioned(model, num, like, label, guidance)
     if start is None:
         if not math.isclose(float(ts[0]), model.t_start, rel_tol=1e-9):
             raise ValueError(
@@ -100,14 +111,31 @@ def draw(
     else:
         u_0, _ = model.encode(start.to(like), generator)
         u = start_temperature * model.sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), generator)
-    u = _descend(model, sampler, u, ts, denoise, generator)
+    if y is None:
+        u = _descend(model, sampler, u, ts, denoise, generator)
+    else:
+        u = sampler(model.sde, score, u, ts, generator, y)
+        u = model.sde.denoise(u, ts[-1], score(u, ts[-1], y)) if denoise else u
     return model.decode(temperature * u)
+
+
+def _conditioned(
+    model: GenerativeModel, num: int, like: Tensor, label: int | Tensor | None, guidance: float
+) -> tuple[Score, Tensor | None]:
+    """The score, guided where it is to be, and the labels that it takes."""
+    check_not_negative(guidance=guidance)
+    if label is None:
+        if guidance:
+            raise ValueError(f"guidance={guidance:g}: it leads towards a class; give a label, or no guidance")
+        return model.score, None
+    y = labels_of(label, num, model.num_classes).to(like.device)
+    return guided(model.score, guidance, null_of(y)), y
 
 
 def _descend(
     model: GenerativeModel, sampler: Sampler, u: Tensor, ts: Tensor, denoise: bool, generator: Noise
 ) -> Tensor:
-    """From a state at ts[0] down to ts[-1], and optionally Tweedie's mean there."""
+    """From a state at ts[0] down to ts[-1] without labels, and optionally Tweedie's mean there."""
     u = sampler(model.sde, model.score, u, ts, generator)
     return model.sde.denoise(u, ts[-1], model.score(u, ts[-1])) if denoise else u
 
@@ -117,23 +145,26 @@ def draw_by(
     seeds: Sequence[int],
     sampling: Sampling,
     start: Tensor | None = None,
+    label: int | Tensor | None = None,
+    guidance: float = 0.0,
 ) -> Drawn:
     """One sample per seed, in the model's dtype and on its device: a sample depends on its seed alone, not on its neighbours.
 
     Args:
         start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
+        label, guidance: See `draw`. A guided evaluation counts as the two of the network that it is.
     """
-    evaluated = 0
+    evaluated, each = 0, 2 if guidance and label is not None else 1
     check_sampling(model, sampling)
     chosen = sampler_of(sampling)
 
-    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
+    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *y: Tensor) -> Tensor:
         def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
             nonlocal evaluated
-            evaluated += len(u)
+            evaluated += each * len(u)
             return score(u, t, y)
 
-        return chosen(sde, counted, u, ts, generator)
+        return chosen(sde, counted, u, ts, generator, *y)
 
     x = draw(
         model,
@@ -146,8 +177,10 @@ def draw_by(
         temperature=sampling.temperature,
         start_temperature=sampling.start_temperature,
         start=start,
+        label=label,
+        guidance=guidance,
     )
-    return Drawn(x, evaluated / len(seeds) + sampling.denoise)
+    return Drawn(x, evaluated / len(seeds) + each * sampling.denoise)
 
 
 def times_of(model: GenerativeModel, sampling: Sampling) -> Tensor:

@@ -98,12 +98,13 @@ def nll(
         exact_divergence: One vector-Jacobian product per coordinate that noise acts on (all where the drift is learned) instead
             of probes.
         rtol, atol: Tolerances of the solver, per sample.
-        y: Labels, for a conditional score.
+        y: Labels, for a conditional score: the likelihood is that of x given y.
 
     Returns:
         Nats per sample; unbiased for the bound given exact arithmetic in t.
     """
     model.check_data(x)
+    model.check_label(y, len(x))
     options = {"num_probes": num_probes, "exact_divergence": exact_divergence, "rtol": rtol, "atol": atol}
     with torch.no_grad():
         u, log_det = model.encode(x, branch(generator))
@@ -201,7 +202,7 @@ def nelbo(
         num_draws: Draws of (t, eps) per sample; an even number is taken as antithetic pairs, and from 8 on the control variate
             is fitted, on the sample's own draws.
         nodes: Explicit quadrature nodes instead of draws.
-        y: Labels, for a conditional score.
+        y: Labels, for a conditional score: the likelihood is that of x given y.
 
     Returns:
         Nats per sample, unbiased over the draws.

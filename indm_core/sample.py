@@ -127,11 +127,13 @@ def sample_ode(
     generator: Noise = None,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    y: Tensor | None = None,
 ) -> Tensor:
     """The probability-flow ODE from ts[0] to ts[-1] by RK45 (the times between are not used, nor is the generator).
 
     Args:
         rtol, atol: Tolerances per sample.
+        y: Labels of the samples (b, ...), handed to the score with those that are still under way.
 
     Raises:
         ConvergenceError: the tolerance is not reached.
@@ -141,7 +143,8 @@ def sample_ode(
 
     def field(t: Tensor, state: State, rows: Tensor) -> State:
         t = t.reshape(-1, *[1] * (u.ndim - 2))
-        return (sde.reverse_drift(state[0], t, score(state[0], t), lam=0.0),)
+        s = score(state[0], t) if y is None else score(state[0], t, y[rows])
+        return (sde.reverse_drift(state[0], t, s, lam=0.0),)
 
     ends = math.sqrt(ts[0]), math.sqrt(ts[-1])
     (u,), _ = rk45(in_sqrt_time(field), (u,), *ends, rtol=rtol, atol=atol)

@@ -21,8 +21,8 @@ from indm_core.sde import SDE
 __all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
 
-Sampler = Callable[[SDE, Score, Tensor, Tensor, Noise], Tensor]
-"""sampler(sde, score, u, ts, generator) -> u."""
+Sampler = Callable[..., Tensor]
+"""sampler(sde, score, u, ts, generator) -> u; of labels y (b, ...) sampler(sde, score, u, ts, generator, y)."""
 Grid = Literal["uniform", "power", "log-rho", "edm", "trained"]
 
 READ = {
@@ -197,7 +197,11 @@ def sampler_of(sampling: Sampling) -> Sampler:
         ),
     }
 
-    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise) -> Tensor:
-        return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
+    def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, y: Tensor | None = None) -> Tensor:
+        if y is None:
+            return samplers[sampling.sampler](sde, score, u, ts, generator=generator)
+        if sampling.sampler == "ode":  # it asks for the score of the samples that are still under way
+            return samplers["ode"](sde, score, u, ts, generator=generator, y=y)
+        return samplers[sampling.sampler](sde, lambda u, t, _=None: score(u, t, y), u, ts, generator=generator)
 
     return sampler

@@ -4,6 +4,8 @@ One seed per sample: sample i is the same for every batch size and number of act
 (sample-000000.png, ...) and a grid.png, as they arrive; vectors become samples.npy and a scatter plot. A directory holds the
 samples of one sampler, model and seed: beside others, which `--overwrite true` removes, none are drawn.
 
+Of a run with labels `--label 3` draws a class, `--label 0,1,2` several in turn, and `--guidance 2` goes further towards them.
+
 `--translate forward` carries test images of a bridge's first data set to its second, `--translate backward` those of
 the second to the first, `--translate` both ways. Each way leaves a grid (sources above, translations below) and prints
 how far the translated images are from the data set that they should belong to, beside how far they were before.
@@ -60,7 +62,9 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
     log_files([run], [written.out / "grid.png"])
     told = f", {written.diverged} of them diverged" if written.diverged else ""
     cost = f"{written.evaluations:.1f} evaluations of the score each"
-    print(f"{written.out}: {wanted.num_samples} samples by {wanted.sampling}, {cost}{told}, grid.png")
+    of = f" of label {','.join(map(str, wanted.label))}" if wanted.label else ""
+    of += f" with guidance {wanted.guidance:g}" if wanted.guidance else ""
+    print(f"{written.out}: {wanted.num_samples} samples{of} by {wanted.sampling}, {cost}{told}, grid.png")
 
 
 def _translate(run: Weights, wanted: SampleOptions) -> None:

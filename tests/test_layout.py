@@ -23,8 +23,8 @@ LEVELS = [
     {"sampling"},
     {"model"},
     {"likelihood", "training"},
-    {"draw"},
     {"collage"},
+    {"draw"},
     {"diagnostics"},
     {"checks"},
 ]

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from indm_core.model.labels import labels_of
 from indm_core.noise import Noise
 from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sampling import Sampling
@@ -77,15 +78,23 @@ class Trainable(nn.Module, ABC):
 
 
 class GenerativeModel(Trainable):
-    """A model of data x of shape (b, *shape), levels scaled to the card's range and dequantised."""
+    """A model of data x of shape (b, *shape), levels scaled to the card's range and dequantised.
+
+    Its score may take labels of `num_classes` classes (see `labels`): p(x) is then p(x | y) wherever y is given.
+    """
 
     sde: SDE
     t_start: float
     shape: tuple[int, ...]
+    num_classes: int = 0
 
     @abstractmethod
     def forward(self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None) -> Losses:
-        """The training losses of a batch of data."""
+        """The training losses of a batch of data.
+
+        Args:
+            y: Labels (b,) or weights (b, K + 1), of which training drops some (`Objective`); of a bridge the second data set.
+        """
 
     @abstractmethod
     def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
@@ -173,6 +182,8 @@ class GenerativeModel(Trainable):
         nfe: int = 20,
         seed: int = 0,
         batch_size: int = 64,
+        label: int | Tensor | None = None,
+        guidance: float = 0.0,
     ) -> Tensor:
         """Samples by a sampler of `indm_core.sampling`, one seed each: sample i is the same for every num and batch_size.
 
@@ -183,13 +194,16 @@ class GenerativeModel(Trainable):
             nfe: Evaluations of the score that a sample may take.
             seed: Of the first sample; sample i has seed + i.
             batch_size: Samples that are drawn together.
+            label: A class for all samples, one for each (num,), or weights (num, K + 1); None draws without.
+            guidance: w of s(u, y) + w (s(u, y) - s(u, none)), not negative; above 0 an evaluation takes the network twice.
 
         Returns:
             x (num, *shape), in the model's dtype and on its device, scaled as the data that it was trained on; rounding apart,
             what `pipelines/sample.py` draws with the same options.
 
         Raises:
-            ValueError: a name that there is not, or a sampler that needs another SDE than the model's.
+            ValueError: a name that there is not, a sampler that needs another SDE than the model's, or labels that the
+                model was not trained with.
         """
         from indm_core.draw import draw_by
 
@@ -198,7 +212,10 @@ class GenerativeModel(Trainable):
         sampling = sampler if isinstance(sampler, Sampling) else Sampling.named(sampler, nfe)
         seeds = range(seed, seed + num)
         batches = [seeds[first : first + batch_size] for first in range(0, num, batch_size)]
-        return torch.cat([draw_by(self, batch, sampling).x for batch in batches])
+        every = None if label is None else labels_of(label, num, self.num_classes)
+        labels = [None] * len(batches) if every is None else every.split(batch_size)
+        given = zip(batches, labels, strict=True)
+        return torch.cat([draw_by(self, batch, sampling, label=y, guidance=guidance).x for batch, y in given])
 
     def check_data(self, x: Tensor) -> None:
         """Refuses what is no batch of data of this model.
@@ -213,6 +230,15 @@ class GenerativeModel(Trainable):
             raise ValueError(
                 f"x is of {x.dtype}: levels have no density; dequantise them first (likelihood.dequantise)"
             )
+
+    def check_label(self, y: Tensor | None, num: int) -> None:
+        """Refuses labels of `num` rows that the model does not know; a network without classes refuses all by itself.
+
+        Raises:
+            ValueError: a class outside the model's, or another shape.
+        """
+        if y is not None and self.num_classes:
+            labels_of(y, num, self.num_classes)
 
     def state_like(self, num: int, like: Tensor) -> Tensor:
         """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from indm_core.flow import Flow
 from indm_core.model.base import LinearModel, Losses, Node
 from indm_core.model.elbo import entropy_production, linear_nelbo
+from indm_core.model.labels import dropped
 from indm_core.model.objective import Objective
 from indm_core.model.score import ScoreModel, importance_times, likelihood_error, stratified
 from indm_core.noise import Noise, rand, randn_like
@@ -55,6 +56,7 @@ class Diffusion(LinearModel):
         shape: Event of the data.
         t_start: Time at which sampling starts, in (t_min, t_max].
         objective: What the networks are trained on.
+        num_classes: Of the labels that the backbone takes; 0 for none.
 
     References: Kim et al. 2022, Algorithm 1 and section 7.2 (pre-training).
     """
@@ -70,10 +72,12 @@ class Diffusion(LinearModel):
         shape: tuple[int, ...],
         t_start: float,
         objective: Objective = Objective(),
+        num_classes: int = 0,
     ) -> None:
         super().__init__()
         self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde, objective.data_var), sde
         self.shape, self.t_start, self.objective = tuple(shape), t_start, objective
+        self.num_classes = num_classes
         self.pretraining = False
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
@@ -93,6 +97,8 @@ class Diffusion(LinearModel):
         eps = randn_like(u_0, generator)
         u_t = self.sde.perturb(u_0, t, eps)
         prior = -self.expected_log_prob_start(u_0, eps, generator)
+        # drawn last, so that all other draws are those of a model without labels
+        y = None if y is None else dropped(y, self.objective.label_dropout, generator)
         loss, denoising = self._denoising(u_t, t, eps, weight, y)
         loss = loss + prior - log_det
         constant = entropy_production(self.sde, u_0, t_low, self.t_start)
@@ -146,6 +152,7 @@ class Diffusion(LinearModel):
         y: Tensor | None = None,
     ) -> Tensor:
         self.check_data(x)
+        self.check_label(y, len(x))
         options = {"residual": residual, "num_draws": num_draws, "nodes": nodes, "generator": generator, "y": y}
         return linear_nelbo(self, x, **options)
 

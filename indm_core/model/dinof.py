@@ -42,7 +42,7 @@ class DiNof(Diffusion):
         prior: k, a flow of events of the shape that a backbone sees.
         flow: Of the latent; `Identity()` as published.
         t_m: Where the flow prior sits, as a share of t_max, in (0, 1]; published: 0.5 to 0.6.
-        backbone, sde, shape, objective: See `Diffusion`. Published: mode 'fid'.
+        backbone, sde, shape, objective, num_classes: See `Diffusion`. Published: mode 'fid'.
 
     Raises:
         ValueError: t_m outside (0, 1], or so small that nothing is left above t_min.
@@ -58,12 +58,15 @@ class DiNof(Diffusion):
         shape: tuple[int, ...],
         t_m: float = 0.6,
         objective: Objective = Objective(mode="fid"),
+        num_classes: int = 0,
     ) -> None:
         if not sde.t_min / sde.t_max < t_m <= 1:
             raise ValueError(
                 f"t_m={t_m} must lie in (0, 1], a share of t_max={sde.t_max:g}, and above t_min={sde.t_min:g}"
             )
-        super().__init__(flow, backbone, sde, shape=shape, t_start=t_m * sde.t_max, objective=objective)
+        super().__init__(
+            flow, backbone, sde, shape=shape, t_start=t_m * sde.t_max, objective=objective, num_classes=num_classes
+        )
         self.prior = prior
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:

@@ -30,7 +30,7 @@ class INDM(Diffusion):
 
     Args:
         flow: h; `Identity()` gives the linear diffusion.
-        backbone, sde, shape, objective: See `Diffusion`.
+        backbone, sde, shape, objective, num_classes: See `Diffusion`.
     """
 
     def __init__(
@@ -41,8 +41,11 @@ class INDM(Diffusion):
         *,
         shape: tuple[int, ...],
         objective: Objective = Objective(),
+        num_classes: int = 0,
     ) -> None:
-        super().__init__(flow, backbone, sde, shape=shape, t_start=sde.t_max, objective=objective)
+        super().__init__(
+            flow, backbone, sde, shape=shape, t_start=sde.t_max, objective=objective, num_classes=num_classes
+        )
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         return temperature * self.sde.sample_prior(like, generator)

@@ -5,7 +5,8 @@ r"""What the networks of a linear diffusion are trained on: choices that change 
 
 with d = eps_hat - eps (see `diffusion`). The first p steps may train the score alone, as a linear diffusion; the smallest time
 may be drawn anew for each batch, tau ~ tau^-k; and the score may predict what the data add to a coordinate of variance v
-(see `score`).
+(see `score`). Of samples with labels each label may be replaced by none, so that the score is also learned without (see
+`labels`).
 
 References:
     Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Algorithm 1 and
@@ -35,9 +36,11 @@ class Objective:
             rests at the identity.
         soft_truncation: k, the exponent of Soft Truncation, at least 1 (published: 1.2); 0 trains from t_min.
         data_var: v, the variance of a coordinate of the latent, for the score's preconditioning; 0 for none, as published.
+        label_dropout: Probability of a label to be replaced by none in training; 0 never, and then there is no score without
+            labels for guidance. Without labels it means nothing.
 
     Raises:
-        ValueError: another mode, a negative number, or an exponent between 0 and 1.
+        ValueError: another mode, a negative number, no probability, or an exponent between 0 and 1.
 
     References:
         Kim et al. 2022 (INDM), Algorithm 1 and section 7.2; Kim et al. 2022 (Soft Truncation).
@@ -47,10 +50,13 @@ class Objective:
     pretrain_steps: int = 0
     soft_truncation: float = 0.0
     data_var: float = 0.0
+    label_dropout: float = 0.1
 
     def __post_init__(self) -> None:
         if self.mode not in ("nll", "fid"):
             raise ValueError(f"mode={self.mode!r} is neither 'nll' nor 'fid'")
+        if not 0 <= self.label_dropout <= 1:
+            raise ValueError(f"label_dropout={self.label_dropout} must lie in [0, 1]: it is a probability")
         check_not_negative(pretrain_steps=self.pretrain_steps, data_var=self.data_var)
         if self.soft_truncation and not 1 <= self.soft_truncation < math.inf:
             raise ValueError(f"soft_truncation={self.soft_truncation} must be at least 1 and finite, or 0 for none")

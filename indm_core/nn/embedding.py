@@ -7,8 +7,9 @@ SDEs, log sigma(t) for VE. Waves of s follow, n numbers per sample,
     Fourier      (sin 2 pi f_i s, cos 2 pi f_i s), f_i ~ N(0, scale^2), drawn once                   (Song et al. 2021)
 
 and two layers temb = W_2 swish(W_1 waves + b_1) + b_2, to which the row of a table is added for a sample with a class
-label. swish(a) = a sigmoid(a). s and the waves are computed in float64, whatever the network's type: in float32 the
-phase 2 pi f_i s is off by 1e-4 and in bfloat16 by several turns.
+label, or the weighted mean of its rows for one with weights over the classes. swish(a) = a sigmoid(a). s and the waves
+are computed in float64, whatever the network's type: in float32 the phase 2 pi f_i s is off by 1e-4 and in bfloat16 by
+several turns.
 
 `initialised` gives a layer the initial law of Ho et al. 2020: bias 0 and weights uniform with variance scale / fan, fan
 the mean of the numbers of inputs and outputs. NEAR_ZERO is the scale of a layer that begins at nothing but must still
@@ -37,6 +38,8 @@ __all__ = ["NEAR_ZERO", "ConditionEmbedding", "FourierEmbedding", "PositionalEmb
 NEAR_ZERO = 1e-10
 MOST_TURNS = 2**12
 """Bound of a Fourier embedding's scale: ticks of 2^-16 in 32 bits hold frequencies of up to eight times that."""
+Label = Int[Tensor, " b"] | Float[Tensor, "b classes"]
+"""A class of each sample, -1 for none; or weights over none and the classes."""
 Layer = TypeVar("Layer", bound=nn.Linear | nn.Conv1d | nn.Conv2d)
 
 
@@ -110,7 +113,8 @@ class ConditionEmbedding(nn.Module):
         embedding: waves of s, 'positional' or 'fourier'.
         fourier_scale: standard deviation of the Fourier frequencies.
     Raises:
-        ValueError: `embedding` or `num_classes` out of range; `forward`: a label for a network without classes.
+        ValueError: `embedding` or `num_classes` out of range; `forward`: a label for a network without classes, or weights of
+            another number of classes.
     """
 
     def __init__(
@@ -144,13 +148,20 @@ class ConditionEmbedding(nn.Module):
             with torch.no_grad():
                 self.labels.weight[1:].normal_(generator=generator)
 
-    def forward(
-        self, t: Float[Tensor, " b"], y: Int[Tensor, " b"] | None, dtype: torch.dtype
-    ) -> Float[Tensor, "b temb"]:
+    def forward(self, t: Float[Tensor, " b"], y: Label | None, dtype: torch.dtype) -> Float[Tensor, "b temb"]:
         waves = self.waves(self.time_feature(t.double()).double()).to(dtype)
         temb = self.dense_out(F.silu(self.dense_in(waves)))
         if y is not None:
             if not self.num_classes:
                 raise ValueError(f"y was given to a network built with num_classes=0: {y}")
-            temb = temb + self.labels(y + 1)
+            temb = temb + (self._mean(y) if y.is_floating_point() else self.labels(y + 1))
         return F.silu(temb)
+
+    def _mean(self, weights: Float[Tensor, "b classes"]) -> Float[Tensor, "b temb"]:
+        """The weighted mean of the table's rows; row 0 is left out, since it is zero and stays so."""
+        if weights.shape[1] != self.num_classes + 1:
+            raise ValueError(
+                f"y has the shape {tuple(weights.shape)}: weights over none and {self.num_classes} classes are "
+                f"(b, {self.num_classes + 1})"
+            )
+        return weights[:, 1:].to(self.labels.weight.dtype) @ self.labels.weight[1:]

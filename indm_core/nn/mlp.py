@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding, initialised
-from indm_core.shapes import Float, Int
+from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding, Label, initialised
+from indm_core.shapes import Float
 
 __all__ = ["MLP"]
 
@@ -80,9 +80,7 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(DenseBlock(width, width, generator=generator) for _ in range(depth))
         self.dense_out = initialised(nn.Linear(width, num_dims), scale=NEAR_ZERO, generator=generator)
 
-    def forward(
-        self, x: Float[Tensor, "b d"], t: Float[Tensor, " b"], y: Int[Tensor, " b"] | None = None
-    ) -> Float[Tensor, "b d"]:
+    def forward(self, x: Float[Tensor, "b d"], t: Float[Tensor, " b"], y: Label | None = None) -> Float[Tensor, "b d"]:
         if x.shape[1:] != (self.num_dims,):
             raise ValueError(f"x must have shape (b, {self.num_dims}), got {tuple(x.shape)}")
         temb = self.embed(t, y, x.dtype)

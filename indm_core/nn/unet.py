@@ -38,8 +38,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm_core.nn.blocks import Down, FilteredConv, ResBlock, Up, conv, group_norm
-from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding
-from indm_core.shapes import Float, Int
+from indm_core.nn.embedding import NEAR_ZERO, ConditionEmbedding, Label
+from indm_core.shapes import Float
 
 __all__ = ["UNet"]
 
@@ -246,7 +246,7 @@ class UNet(nn.Module):
         self.conv_out = conv(widths[0], shape[0], 3, axes=self.axes, scale=NEAR_ZERO, generator=generator)
 
     def forward(
-        self, x: Float[Tensor, "b c *sides"], t: Float[Tensor, " b"], y: Int[Tensor, " b"] | None = None
+        self, x: Float[Tensor, "b c *sides"], t: Float[Tensor, " b"], y: Label | None = None
     ) -> Float[Tensor, "b c *sides"]:
         if x.ndim != 2 + self.axes or x.shape[1] != self.num_channels:
             sides = ("h", "w") if self.axes == 2 else ("l",)

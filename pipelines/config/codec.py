@@ -38,6 +38,10 @@ entry, and no entry is ever changed. A field is looked up under the names, of no
 FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every": 0}
 """What a field is in files from before its class had it, where that is not its default of today."""
 
+LATER = {"ModelConfig.conditional": False, "Objective.label_dropout": 0.1}
+"""Fields that are written only where they are not this, their default: what has none of them is written, and hashed, as it was
+before there were such fields."""
+
 
 class UnknownClassError(ValueError):
     """A document names a class that this process does not know."""
@@ -46,7 +50,9 @@ class UnknownClassError(ValueError):
 def to_json(value: Any) -> Any:
     """Plain JSON values of a configuration; a dataclass carries its class under "type"."""
     if is_dataclass(value):
-        members = {f.name: to_json(getattr(value, f.name)) for f in fields(value)}
+        left_out = _later_defaults(type(value))
+        said = {f.name: getattr(value, f.name) for f in fields(value)}
+        members = {k: to_json(member) for k, member in said.items() if k not in left_out or member != left_out[k]}
         return {"type": type(value).__name__, **members}
     if isinstance(value, dict):
         return {key: to_json(member) for key, member in value.items()}
@@ -180,6 +186,14 @@ def _former_defaults(owner: type) -> dict[str, Any]:
     """The fields of a class that were something else before the class had them."""
     entries = {f.name: f"{owner.__name__}.{f.name}" for f in fields(owner)}  # pyright: ignore[reportArgumentType]
     return {name: FORMER_DEFAULTS[entry] for name, entry in entries.items() if entry in FORMER_DEFAULTS}
+
+
+def _later_defaults(owner: type) -> dict[str, Any]:
+    """The fields of a class, and of its bases, that are written only where they are not their default."""
+    entries = {
+        f"{base.__name__}.{f.name}": f.name for base in owner.__mro__ if is_dataclass(base) for f in fields(base)
+    }
+    return {name: LATER[entry] for entry, name in entries.items() if entry in LATER}
 
 
 def _with_moved(of: Field[Any], given: dict[str, Any], where: str) -> dict[str, Any]:

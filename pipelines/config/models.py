@@ -32,7 +32,25 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig(ABC):
-    """A generative model."""
+    """A generative model.
+
+    Args:
+        conditional: Whether the score is given the labels of the data: the model is one of p(x | label).
+    """
+
+    conditional: bool = False
+
+    def num_classes(self, spec: DataSpec) -> int:
+        """The classes that the score is given; 0 for none.
+
+        Raises:
+            ValueError: data without labels.
+        """
+        if self.conditional and not spec.num_classes:
+            raise ValueError(
+                f"conditional=True: {spec.name} has no labels; prepare data that have, or give --conditional false"
+            )
+        return spec.num_classes if self.conditional else 0
 
     @abstractmethod
     def build(self, spec: DataSpec) -> GenerativeModel:
@@ -84,7 +102,10 @@ class DiffusionConfig(ModelConfig):
                 f"{type(self.flow).__name__} does not begin at the identity; set its start (or actnorm_init) to identity, "
                 "or pretrain_steps=0"
             )
-        return self.backbone.build(network_shape(spec, self.sde), self.sde)
+        shape, num_classes = network_shape(spec, self.sde), self.num_classes(spec)
+        if not num_classes:  # a backbone of the user's own may know none
+            return self.backbone.build(shape, self.sde)
+        return self.backbone.build(shape, self.sde, num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,14 +130,18 @@ class INDMConfig(JointConfig):
         return False
 
     def build(self, spec: DataSpec) -> GenerativeModel:
-        backbone = self.build_backbone(spec)
-        return INDM(self.flow.build(spec.shape), backbone, self.sde, shape=spec.shape, objective=self.objective)
+        backbone, num_classes = self.build_backbone(spec), self.num_classes(spec)
+        options = {"shape": spec.shape, "objective": self.objective, "num_classes": num_classes}
+        return INDM(self.flow.build(spec.shape), backbone, self.sde, **options)
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class BridgeConfig(JointConfig):
     """An INDM whose flow carries the data set `data.partner` to the prior (see indm_core/model/indm.py)."""
+
+    def __post_init__(self) -> None:
+        _refuse_labels(self, "a bridge is trained on pairs of two data sets and takes no labels")
 
     @property
     def needs_partner(self) -> bool:
@@ -160,7 +185,8 @@ class DiNofConfig(DiffusionConfig):
         backbone = self.build_backbone(spec)
         prior = self.prior.build(network_shape(spec, self.sde))
         flow = self.flow.build(spec.shape)
-        return DiNof(prior, flow, backbone, self.sde, shape=spec.shape, t_m=self.t_m, objective=self.objective)
+        options = {"shape": spec.shape, "objective": self.objective, "num_classes": self.num_classes(spec)}
+        return DiNof(prior, flow, backbone, self.sde, t_m=self.t_m, **options)
 
 
 @final
@@ -191,6 +217,7 @@ class DiffFlowConfig(ModelConfig):
     flexible: bool = True
 
     def __post_init__(self) -> None:
+        _refuse_labels(self, "DiffFlow has no conditional form")
         if len(self.num_steps) != len(self.change_at) + 1:
             raise ValueError(
                 f"num_steps={self.num_steps} has {len(self.num_steps)} stages and change_at={self.change_at} "
@@ -245,6 +272,9 @@ class FFJORDConfig(ModelConfig):
     t_max: float = 1.0
     num_steps: int = 10
 
+    def __post_init__(self) -> None:
+        _refuse_labels(self, "FFJORD has no score that labels could be given to")
+
     @property
     def shared_steps(self) -> int:
         return 0
@@ -259,3 +289,8 @@ class FFJORDConfig(ModelConfig):
     def build(self, spec: DataSpec) -> GenerativeModel:
         drift = self.drift.build(spec.shape, None)
         return FFJORD(drift, shape=spec.shape, t_max=self.t_max, num_steps=self.num_steps)
+
+
+def _refuse_labels(model: ModelConfig, reason: str) -> None:
+    if model.conditional:
+        raise ValueError(f"conditional=True: {reason}; give --conditional false, or take an INDM or a DiNof")

@@ -37,8 +37,9 @@ class BackboneConfig(ABC):
     """A network of a state and a time: a score, or a drift."""
 
     @abstractmethod
-    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
-        """The network for events of a shape; without a linear SDE its times are shares of t_max."""
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
+        """The network for events of a shape, which takes labels of `num_classes` classes where these are any; without a linear
+        SDE its times are shares of t_max."""
 
 
 TimeFeature = Literal["scaled", "slow", "log-sigma", "log-snr"]
@@ -67,7 +68,7 @@ class UNetConfig(BackboneConfig):
     dropout: float = 0.1
     time: TimeFeature = "scaled"
 
-    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
         if len(shape) != 3:
             raise ValueError(
                 f"UNetConfig is for images, the data are vectors {shape}; the recipe vectors takes them, with MLPConfig"
@@ -84,6 +85,7 @@ class UNetConfig(BackboneConfig):
             num_res_blocks=self.num_res_blocks,
             attention=self.attention,
             dropout=self.dropout,
+            num_classes=num_classes,
         )
 
 
@@ -101,13 +103,14 @@ class MLPConfig(BackboneConfig):
     depth: int = 3
     time: TimeFeature = "log-snr"
 
-    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
         if len(shape) != 1:
             raise ValueError(
                 f"MLPConfig is for vectors, the data are images {shape}; the recipe images takes them, with UNetConfig"
             )
         (num_dims,) = shape
-        return MLP(num_dims, time_feature=_time_feature(self.time, sde), width=self.width, depth=self.depth)
+        time = _time_feature(self.time, sde)
+        return MLP(num_dims, time_feature=time, width=self.width, depth=self.depth, num_classes=num_classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +151,12 @@ class DDPMUNetConfig(BackboneConfig):
     beta_last: float = 0.02
     schedule: BetaSchedule = "linear"
 
-    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
+        if num_classes:
+            raise ValueError(
+                "conditional=True: DDPMUNetConfig has the architecture of weights that know no labels; take another "
+                "backbone, or give --conditional false"
+            )
         if sde is None:
             raise ValueError("DDPMUNetConfig is read at noise levels of a linear diffusion, and this model has none")
         table = discrete_log_snr(self.num_levels, self.beta_first, self.beta_last, self.schedule)
@@ -182,7 +190,7 @@ class LinearDriftConfig(BackboneConfig):
 
     rate: float = 3.0
 
-    def build(self, shape: tuple[int, ...], sde: LinearSDE | None) -> nn.Module:
+    def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
         return LinearDrift(self.rate)
 
 

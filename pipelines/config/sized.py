@@ -76,7 +76,8 @@ class SizedINDMConfig(ModelConfig):
         size = SIZES[self.size_of_model]
         backbone = _unet(shape, size) if len(shape) == 3 else MLPConfig(width=size.width, depth=size.depth)
         flow = _flow(shape, size) if self.flow else IdentityConfig()
-        return INDMConfig(sde=self.sde, flow=flow, backbone=backbone, objective=self.objective)
+        options = {"sde": self.sde, "objective": self.objective, "conditional": self.conditional}
+        return INDMConfig(flow=flow, backbone=backbone, **options)
 
 
 def _unet(shape: tuple[int, ...], size: _Size) -> BackboneConfig:

@@ -8,6 +8,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from indm_core.model import GenerativeModel
@@ -17,6 +18,8 @@ from pipelines.config.store import configuration, load
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card
+from pipelines.data.order import permutation
+from pipelines.data.shards import read_labels
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.features.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
@@ -24,14 +27,17 @@ from pipelines.evaluation.needs import check_needs
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import Settings
 
-__all__ = ["REFERENCE_CHUNK", "Plan", "Span", "Subject", "check", "subjects_of"]
+__all__ = ["REFERENCE_CHUNK", "Of", "Plan", "Span", "Subject", "check", "subjects_of"]
 
 REFERENCE_CHUNK = 2000
+LABELS = 2**30
+"""Seed of the order of labels that samples are drawn with."""
 
 
-Of = Literal["test", "train", "starts", "partner"]
+Of = Literal["test", "train", "starts", "partner", "test labels", "start labels", "drawn labels"]
 """What a plan reads: the test rows that likelihoods are taken on; the training rows that samples are compared with; test rows,
-dequantised, that sampling starts from; the test rows of the second data set of a bridge."""
+dequantised, that sampling starts from; the test rows of the second data set of a bridge; the labels of test rows, of those that
+sampling starts from, and those that a conditional model is sampled with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +155,28 @@ class Plan:
         """The test rows, dequantised, that samples start from where they start from data."""
         return starts(self.data, self.card, self.settings.samples)
 
+    def labelled(self, model: int) -> bool:
+        """Whether a model is given labels."""
+        return self.subjects[model].run.model.conditional
+
+    @cached_property
+    def test_labels(self) -> Tensor:
+        """Of the test rows."""
+        return torch.from_numpy(read_labels(self.data, self.card, "test")[: len(self.test)])
+
+    @cached_property
+    def start_labels(self) -> Tensor:
+        """Of the test rows that samples start from."""
+        labels = torch.from_numpy(read_labels(self.data, self.card, "test")[: self.settings.samples])
+        return labels[torch.arange(self.settings.samples) % len(labels)]
+
+    @cached_property
+    def drawn_labels(self) -> Tensor:
+        """As frequent as in the training rows: sample i has the label of row pi(i), pi a permutation, whatever their number."""
+        labels = torch.from_numpy(read_labels(self.data, self.card, "train"))
+        order = torch.from_numpy(permutation(LABELS, 0, 0, len(labels)))
+        return labels[order[torch.arange(self.settings.samples) % len(labels)]]
+
     @cached_property
     def partners(self) -> dict[int, Tensor]:
         """By model, the test rows of the second data set of a bridge."""
@@ -170,7 +198,14 @@ class Plan:
         """All rows of one kind."""
         if of == "partner":
             return self.partners[model or 0]
-        return {"test": lambda: self.test, "train": lambda: self.train, "starts": lambda: self.starts}[of]()
+        return {
+            "test": lambda: self.test,
+            "train": lambda: self.train,
+            "starts": lambda: self.starts,
+            "test labels": lambda: self.test_labels,
+            "start labels": lambda: self.start_labels,
+            "drawn labels": lambda: self.drawn_labels,
+        }[of]()
 
     def rows(self, span: Span) -> Tensor:
         """The rows of a span, a view of all of them."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -99,6 +100,9 @@ class SampleOptions:
         sampling: The sampler and its options.
         batch: Samples drawn together.
         start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
+        label: Of a run with labels: a class, or several (0,1,2), which the samples have in turn; -1 is none, as is nothing.
+        guidance: w of s(u, label) + w (s(u, label) - s(u)), not negative: how much further towards the class than its law;
+            above 0 an evaluation takes the network twice.
         translate: Of a bridge: forward carries test images of its first data set to the second, backward those of the second to
             the first by the sampler, both does either; no draws samples.
         path: On which images go forward: sde, the diffusion, which forgets them; or ode, the probability-flow ODE at rtol and
@@ -116,6 +120,8 @@ class SampleOptions:
     sampling: Sampling = field(default_factory=Sampling)
     batch: int = 64
     start: Literal["prior", "data"] = "prior"
+    label: tuple[int, ...] = ()
+    guidance: float = 0.0
     translate: Literal["no", "forward", "backward", "both"] = "no"
     path: Literal["sde", "ode"] = "sde"
     out: str = ""
@@ -132,7 +138,15 @@ class SampleOptions:
             raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
         if self.seed < 0 or self.actors < 0:
             raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
-        for name, value, default in (("actors", self.actors, 0), ("start", self.start, "prior")):
+        if not 0 <= self.guidance < math.inf:
+            raise ValueError(f"guidance={self.guidance} must be finite and not negative")
+        if self.guidance and not self.label:
+            raise ValueError(f"guidance={self.guidance:g}: it leads towards a class; give --label, or no guidance")
+        for name, value, default in (
+            ("actors", self.actors, 0),
+            ("start", self.start, "prior"),
+            ("label", self.label, ()),
+        ):
             if self.translate != "no" and value != default:
                 raise ValueError(f"{name}={value}: a translation starts from data, in this process; remove it")
         if self.translate != "no" and self.num_samples < FEWEST:

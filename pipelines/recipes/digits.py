@@ -38,6 +38,11 @@ def digits_vp_nll() -> RunConfig:
     return RunConfig(recipe="digits_vp_nll", data=Data(source="digits"), model=MODEL, train=TRAIN)
 
 
+def digits_conditional() -> RunConfig:
+    """digits_vp_nll with labels: a model of each digit, for `sample.py --label` and guidance."""
+    return replace(digits_vp_nll(), recipe="digits_conditional", model=replace(MODEL, conditional=True))
+
+
 def digits_linear_nll() -> RunConfig:
     """The linear diffusion that digits_vp_nll generalises: the same score network, budget and data."""
     return replace(digits_vp_nll(), recipe="digits_linear_nll", model=linear(MODEL))
@@ -100,6 +105,7 @@ def digits_diffflow() -> RunConfig:
 
 DIGITS = by_name(
     digits_vp_nll,
+    digits_conditional,
     digits_linear_nll,
     digits_cld_nll,
     digits_cld_linear,

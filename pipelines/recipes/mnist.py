@@ -45,6 +45,11 @@ def mnist_vp_tiny() -> RunConfig:
     return replace(mnist_vp_nll(), recipe="mnist_vp_tiny", model=SMALL_MODEL, train=SMALL_TRAIN)
 
 
+def mnist_conditional() -> RunConfig:
+    """mnist_vp_tiny with labels: a model of each class, for `sample.py --label` and guidance."""
+    return replace(mnist_vp_tiny(), recipe="mnist_conditional", model=replace(SMALL_MODEL, conditional=True))
+
+
 def mnist_linear_tiny() -> RunConfig:
     """The linear diffusion that mnist_vp_tiny generalises: the same score network, budget and data."""
     return replace(mnist_vp_tiny(), recipe="mnist_linear_tiny", model=linear(SMALL_MODEL))
@@ -71,4 +76,12 @@ def mnist_diffflow() -> RunConfig:
     return replace(mnist_vp_nll(), recipe="mnist_diffflow", model=model, train=train)
 
 
-MNIST = by_name(mnist_vp_nll, mnist_vp_tiny, mnist_linear_tiny, mnist_fashion_bridge, mnist_dinof, mnist_diffflow)
+MNIST = by_name(
+    mnist_vp_nll,
+    mnist_vp_tiny,
+    mnist_conditional,
+    mnist_linear_tiny,
+    mnist_fashion_bridge,
+    mnist_dinof,
+    mnist_diffflow,
+)

@@ -19,6 +19,8 @@ from pipelines.recipes.common import Recipe
 
 __all__ = ["HEAD", "Overview"]
 
+CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
+"""Of the sets that have labels, likewise."""
 PUBLISHED: dict[str, tuple[tuple[int, ...], int]] = {
     "digits": ((1, 8, 8), 17),
     "toy2d": ((2,), 0),
@@ -64,7 +66,8 @@ class Overview:
         source, train = run.data.source, run.train
         known = source if embedded(source) else name
         shape, levels = next((found for start, found in PUBLISHED.items() if known.startswith(start)), ((), 0))
-        model = _built(run, shape, levels) if shape else None
+        classes = next((found for start, found in CLASSES.items() if known.startswith(start)), 0)
+        model = _built(run, shape, levels, classes) if shape else None
         return Overview(
             name=name,
             source=source,
@@ -84,10 +87,10 @@ class Overview:
         return f"{self.name:<28} {self.source or '--source PATH':<24} {shape:<12} {size:>10}  {steps:>16}  {cost}"
 
 
-def _built(run: RunConfig, shape: tuple[int, ...], levels: int) -> GenerativeModel:
+def _built(run: RunConfig, shape: tuple[int, ...], levels: int, classes: int) -> GenerativeModel:
     """The model; really built where a part of it cannot do without numbers."""
     low = run.data.options.low if math.isfinite(run.data.options.low) else -1.0
-    spec = DataSpec(name="", shape=shape, levels=levels, low=low, high=1.0, num_classes=0)
+    spec = DataSpec(name="", shape=shape, levels=levels, low=low, high=1.0, num_classes=classes)
     try:
         with torch.device("meta"):
             return run.model.build(spec)

@@ -75,7 +75,9 @@ def _compared(runs: Sequence[Run]) -> str:
         f"likelihoods on {' and '.join(f'{num:,}' for num in sorted(found))} test rows" if found else "not measured yet"
     )
     models = "one model" if len(runs) == 1 else f"{len(runs)} models compared"
-    return f"{spec.name}, {what}; {models}; {measured}."
+    labelled = ", ".join(run.name for run in runs if run.config.model.conditional)
+    given = f"; {labelled}: given each row's label" if labelled else ""
+    return f"{spec.name}, {what}; {models}; {measured}{given}."
 
 
 def _data(runs: Sequence[Run], wanted: ReportOptions) -> TestRows | str:

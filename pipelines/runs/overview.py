@@ -49,7 +49,7 @@ class RunFigures:
 
     Args:
         name: Of its directory.
-        recipe: '' where that cannot be read.
+        recipe: '' where that cannot be read; of a run with labels it says so.
         state: training: a process writes it; stopped: the same command goes on; finished: it has its last weights; damaged: its
             config.json cannot be read, or no checkpoint is what was written.
         step: Of its newest record or checkpoint.
@@ -142,8 +142,9 @@ def _configured(directory: Path) -> tuple[int, str]:
     """Steps and recipe in a config.json; (0, '') where it has none."""
     try:
         run = read_json(directory / "config.json")["run"]
-        return int(run["train"]["steps"]), str(run["recipe"])
-    except (OSError, ValueError, KeyError, TypeError):
+        labels = " (with labels)" if run["model"].get("conditional") is True else ""
+        return int(run["train"]["steps"]), f"{run['recipe']}{labels}"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0, ""
 
 

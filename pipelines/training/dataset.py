@@ -5,13 +5,13 @@ levels by the noise of the step,
 
     x = low + (high - low) (k + uniform) / levels,
 
-are mirrored at random where the run says so, and are cut into micro-batches. For a bridge the rows of the second data set come
-with them as y.
+are mirrored at random where the run says so, and are cut into micro-batches. As y come with them their labels where the model
+is conditional, and for a bridge the rows of the second data set.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -23,7 +23,7 @@ from torch import Tensor
 from indm_core.draw import draw, start_times
 from indm_core.model import GenerativeModel
 from indm_core.noise import seeded
-from indm_core.sample import sample_ode
+from indm_core.sampling import Sampling, sampler_of
 from pipelines.data.spec import DataSpec
 from pipelines.runs.job import Job
 from pipelines.runs.record import Unit
@@ -80,7 +80,11 @@ def _micro_batches(
     job: Job, rows: Rows, others: Rows | None, size: int, device: torch.device, generator: torch.Generator
 ) -> list[tuple[Tensor, Tensor | None]]:
     xs = _on_device(rows, job, device, generator).split(size)
-    ys = _on_device(others, job, device, generator).split(size) if others else [None] * len(xs)
+    ys: Sequence[Tensor | None] = [None] * len(xs)
+    if others:
+        ys = _on_device(others, job, device, generator).split(size)
+    elif job.run.model.conditional:
+        ys = torch.from_numpy(rows["label"]).to(device, non_blocking=True).split(size)
     return list(zip(xs, ys, strict=True))
 
 
@@ -102,16 +106,19 @@ def _in_unit(spec: DataSpec, term: str, nats: Tensor) -> float:
 
 
 def _draw_samples(spec: DataSpec, device: torch.device, model: GenerativeModel, file: Path) -> None:
-    """A grid of 64 samples (1,000 points of a vector set) by the probability-flow ODE."""
+    """A grid of 64 samples (1,000 points of a vector set) by the probability-flow ODE; of a conditional model the classes in
+    turn."""
     from pipelines.runs.pictures import save_samples
 
     num = 64 if len(spec.shape) == 3 else 1000
+    label = torch.arange(num) % model.num_classes if model.num_classes else None
     x = draw(
         model,
-        lambda sde, score, u, ts, generator: sample_ode(sde, score, u, ts, rtol=1e-3, atol=1e-3),
+        sampler_of(Sampling(sampler="ode", rtol=1e-3, atol=1e-3)),
         start_times(model),
         torch.zeros((), device=device),
         num,
         generator=seeded(range(num)),
+        label=label,
     )
     save_samples(x, spec, file)

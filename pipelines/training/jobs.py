@@ -95,7 +95,9 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         )
     if launch.baseline:
         other = _baseline(launch.baseline, run)
-        after = directory / "pretrained" if shared else start
+        # a score network that takes labels is no start for one that does not
+        same = other.model.conditional == run.model.conditional
+        after = directory / "pretrained" if shared and same else start
         beside = root / ((f"{launch.name}-{other.recipe}" if launch.name else other.recipe) + ending)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after, command=command))
     for job in jobs:

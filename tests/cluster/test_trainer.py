@@ -7,14 +7,16 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
-from ray_session import TINY_2D, later_wins
+from ray_session import TINY, TINY_2D, later_wins
 
 from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.recipes import RECIPES
 from pipelines.runs.job import finished, read_metrics
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
+from pipelines.training.stream import local_rows
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
@@ -48,6 +50,26 @@ def job_of(root: Path, name: str, *words: str):
     job.directory.mkdir()
     open_run(job, root)
     return job
+
+
+def test_labels_come_with_their_images_as_without_ray(root):
+    """In the same order, from any row on, for every rank of a group."""
+    from pipelines.training.on_ray.stream import ray_rows
+
+    words = ["digits_conditional", *TINY]
+    _, given = split_arguments(later_wins(words)[1:])
+    (job,) = jobs_for(override(RECIPES["digits_conditional"](), given), Launch(name="labels"), root)
+    first = 2 * job.run.train.batch_size
+    here = list(local_rows(job, first))
+    there = [list(ray_rows(job, first, rank, 2)) for rank in (0, 1)]
+    assert len(here) == len(there[0]) == 4
+    for alone, parts in zip(here, zip(*there, strict=True), strict=True):
+        order = np.argsort(np.concatenate([part["row"] for part in parts]))
+        for column in ("x", "label", "row"):
+            together = np.concatenate([part[column] for part in parts])[order]
+            np.testing.assert_array_equal(together, alone[column][np.argsort(alone["row"])])
+    (whole,) = {len(set(part["label"])) > 1 for part in here}
+    assert whole
 
 
 def test_a_group_is_made_without_being_started_and_is_told_of(root):

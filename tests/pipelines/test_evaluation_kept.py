@@ -238,7 +238,7 @@ def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(runs, monkey
 class Seen(Estimator):
     """What an estimator is given, the sum of each image."""
 
-    def __call__(self, model: Any, x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    def __call__(self, model: Any, x: torch.Tensor, generator: torch.Generator, y: Any = None) -> torch.Tensor:
         return x.flatten(1).sum(1)
 
 

@@ -20,7 +20,7 @@ from indm_core.metrics import inception_score, kernel_distance
 from indm_core.sampling import Sampling
 from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
-from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Span
+from pipelines.evaluation.plan import REFERENCE_CHUNK, Of, Plan, Span
 from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.sampling import Drawn, draw_by, shown
 
@@ -78,22 +78,32 @@ class Samples(Task[SampleBatch]):
     Args:
         seeds: One per sample, in a row.
         start: What sampling starts from: the model's law, or data, of which the sample of seed i takes the row i.
+        labelled: Whether the model is given labels: those of the rows that it starts from, else as frequent as in the data.
     """
 
     model: int
     seeds: range
     sampling: Sampling
     start: Literal["prior", "data"] = "prior"
+    labelled: bool = False
 
     def needs(self) -> tuple[Span, ...]:
-        return (Span(of="starts", first=self.seeds.start, stop=self.seeds.stop),) if self.start == "data" else ()
+        spans = [self._span("starts")] if self.start == "data" else []
+        return (*spans, self._labels()) if self.labelled else tuple(spans)
+
+    def _labels(self) -> Span:
+        return self._span("start labels" if self.start == "data" else "drawn labels")
+
+    def _span(self, of: Of) -> Span:
+        return Span(of=of, first=self.seeds.start, stop=self.seeds.stop)
 
     def run(self, bench: Bench) -> SampleBatch:
         model, spec = bench.model(self.model)
-        data = next(map(bench.rows, self.needs()), None)
+        data = bench.rows(self._span("starts")) if self.start == "data" else None
+        label = bench.rows(self._labels()) if self.labelled else None
         began = time.monotonic()
         try:
-            drawn = draw_by(model, self.seeds, self.sampling, data)
+            drawn = draw_by(model, self.seeds, self.sampling, data, label)
         except ConvergenceError:  # one sampler that fails does not cost the table
             drawn = Drawn(torch.full((len(self.seeds), *spec.shape), math.nan), math.nan)
         drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began
@@ -191,6 +201,7 @@ class DistancesResult(Result):
         evaluations: Of the score, by a sample; nan where no sample came out.
         weights: Of the networks: averaged over training (EMA), or raw.
         diverged: Samples that had left the data's range; they are counted in.
+        labels: Whether they were drawn with labels, as frequent as in the data.
     """
 
     distances: Compared
@@ -200,6 +211,7 @@ class DistancesResult(Result):
     evaluations: float = math.nan
     weights: Literal["averaged", "raw"] = "averaged"
     diverged: int = 0
+    labels: bool = False
 
     def lines(self) -> list[str]:
         """What stands beside the Frechet distance of the row, and what the distances are of."""
@@ -211,6 +223,7 @@ class DistancesResult(Result):
         ]
         cost = "" if math.isnan(self.evaluations) else f", {self.evaluations:.1f} evaluations of the score each"
         begun = ", started from data" if self.start == "data" else ""
+        begun += ", with labels as frequent as in the data" if self.labels else ""
         made = f"{f.n:,} samples by {self.sampling}{begun}{cost}, {self.weights} weights"
         return ["; ".join(figures), f"{made}; compared with {self.reference}"]
 
@@ -231,7 +244,10 @@ class Distances(Measurement[DistancesResult]):
         self.model, self.plan, s = model, plan, plan.settings
         step = max(s.chunk, 250)
         ends = ((a, min(a + step, s.samples)) for a in range(0, s.samples, step))
-        self.samples = [Samples(model=model, seeds=range(a, b), sampling=s.sampling) for a, b in ends]
+        self.labelled = plan.labelled(model)
+        self.samples = [
+            Samples(model=model, seeds=range(a, b), sampling=s.sampling, labelled=self.labelled) for a, b in ends
+        ]
         self.reference = [Features(model=None, rows=rows) for rows in plan.spans("train", REFERENCE_CHUNK)]
 
     @classmethod
@@ -255,6 +271,7 @@ class Distances(Measurement[DistancesResult]):
             sampling=plan.settings.sampling,
             evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
             diverged=sum(batch.diverged for batch in made),
+            labels=self.labelled,
         )
 
 

@@ -48,10 +48,12 @@ L = TypeVar("L", bound="LikelihoodResult")
 
 
 class Estimator(ABC):
-    """-log p of images, nats (b,); a frozen dataclass."""
+    """-log p of images, of a conditional model given their labels y, nats (b,); a frozen dataclass."""
 
     @abstractmethod
-    def __call__(self, model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Tensor: ...
+    def __call__(
+        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
+    ) -> Tensor: ...
 
 
 @final
@@ -69,9 +71,11 @@ class OdeNll(Estimator):
     rtol: float
     atol: float
 
-    def __call__(self, model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
+    ) -> Tensor:
         options = {"exact_divergence": self.exact, "num_probes": self.num_probes, "rtol": self.rtol, "atol": self.atol}
-        return nll(model, x, residual=self.residual, generator=generator, **options)
+        return nll(model, x, residual=self.residual, generator=generator, y=y, **options)
 
 
 @final
@@ -82,8 +86,10 @@ class Bound(Estimator):
     residual: bool
     num_draws: int
 
-    def __call__(self, model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Tensor:
-        return nelbo(model, x, residual=self.residual, num_draws=self.num_draws, generator=generator)
+    def __call__(
+        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
+    ) -> Tensor:
+        return nelbo(model, x, residual=self.residual, num_draws=self.num_draws, generator=generator, y=y)
 
 
 @final
@@ -91,7 +97,9 @@ class Bound(Estimator):
 class FlowNll(Estimator):
     """Of a bridge's second data set under its flow and prior. Only runs with a partner have one, and these are bridges."""
 
-    def __call__(self, model: GenerativeModel, x: Tensor, generator: torch.Generator) -> Tensor:
+    def __call__(
+        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
+    ) -> Tensor:
         with torch.no_grad():
             return cast(Bridge, model).partner_nll(x, generator)
 
@@ -99,21 +107,27 @@ class FlowNll(Estimator):
 @final
 @dataclass(frozen=True, kw_only=True)
 class Likelihoods(Task[Tensor]):
-    """An estimator on some images, in the unit of the data, (b,); the draws depend on the seed alone."""
+    """An estimator on some images, in the unit of the data, (b,); the draws depend on the seed alone.
+
+    Args:
+        labels: Those of the images, where the model is given them.
+    """
 
     estimator: Estimator
     model: int
     images: Span
     seed: int
+    labels: Span | None = None
 
     def needs(self) -> tuple[Span, ...]:
-        return (self.images,)
+        return (self.images,) if self.labels is None else (self.images, self.labels)
 
     def run(self, bench: Bench) -> Tensor:
         model, spec = bench.model(self.model)
         x = spec.to_model(bench.rows(self.images), torch.Generator().manual_seed(self.seed))
         generator = torch.Generator(bench.device).manual_seed(step_seed(self.seed, 1, 0))
-        return spec.in_unit(self.estimator(model, x.to(bench.device), generator).cpu())
+        y = None if self.labels is None else bench.rows(self.labels).to(bench.device)
+        return spec.in_unit(self.estimator(model, x.to(bench.device), generator, y).cpu())
 
 
 @final
@@ -124,9 +138,13 @@ class PerImage:
     replicates: Sequence[Sequence[Likelihoods]]
 
     @staticmethod
-    def of(estimator: Estimator, model: int, spans: Sequence[Span], replicates: int, seed: int) -> PerImage:
+    def of(
+        estimator: Estimator, model: int, spans: Sequence[Span], replicates: int, seed: int, labelled: bool = False
+    ) -> PerImage:
         def task(r: int, images: Span) -> Likelihoods:
-            return Likelihoods(estimator=estimator, model=model, images=images, seed=step_seed(seed, r, images.first))
+            labels = replace(images, of="test labels") if labelled else None
+            of_images = {"images": images, "seed": step_seed(seed, r, images.first), "labels": labels}
+            return Likelihoods(estimator=estimator, model=model, **of_images)
 
         return PerImage([[task(r, images) for images in spans] for r in range(replicates)])
 
@@ -145,18 +163,21 @@ class LikelihoodResult(Result):
     Args:
         after: Of the data.
         before: Of the data fed at t_min as they are.
+        labels: Whether the model was given each row's label.
     """
 
     after: Estimate
     before: Estimate | None = None
+    labels: bool = False
 
     @abstractmethod
     def names(self) -> tuple[str, str]:
         """What it is called in the log, and what the figure before correction is called in a table."""
 
     def lines(self) -> list[str]:
-        """The figure before correction; that after it stands in the row."""
-        return [] if self.before is None else [f"{self.names()[1]}: {self.before}"]
+        """What is given and the figure before correction; that after it stands in the row."""
+        given = [f"{self.names()[0].upper()} of each row given its label"] if self.labels else []
+        return given + ([] if self.before is None else [f"{self.names()[1]}: {self.before}"])
 
     def metrics(self) -> dict[str, float]:
         name, _ = self.names()
@@ -235,7 +256,7 @@ class OnTestImages(Measurement[R]):
     """An estimator on the test images of one model, with the residual and, where it is asked for, without it."""
 
     def __init__(self, plan: Plan, model: int) -> None:
-        self.model = model
+        self.model, self.labels = model, plan.labelled(model)
         kinds = (True, False) if plan.settings.uncorrected else (True,)
         self.parts = [self.part(plan, model, residual) for residual in kinds]
 
@@ -264,14 +285,17 @@ class Likelihood(OnTestImages[NllResult]):
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s, exact = plan.settings, _divergence(plan) == "exact"
         estimator = OdeNll(residual=residual, exact=exact, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol)
-        return PerImage.of(estimator, model, plan.spans("test", s.chunk), s.nll_replicates, s.seed)
+        return PerImage.of(
+            estimator, model, plan.spans("test", s.chunk), s.nll_replicates, s.seed, plan.labelled(model)
+        )
 
     def __init__(self, plan: Plan, model: int) -> None:
         super().__init__(plan, model)
         self.divergence: Divergence = _divergence(plan)
 
     def reduce(self, done: Done) -> NllResult:
-        return replace(_result(NllResult, map(Estimate.of, self.values(done))), divergence=self.divergence)
+        found = _result(NllResult, map(Estimate.of, self.values(done)))
+        return replace(found, divergence=self.divergence, labels=self.labels)
 
 
 @final
@@ -282,10 +306,12 @@ class Nelbo(OnTestImages[NelboResult]):
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s = plan.settings
         estimator = Bound(residual=residual, num_draws=s.nelbo_draws)
-        return PerImage.of(estimator, model, plan.spans("test", s.chunk), s.nelbo_replicates, s.seed)
+        return PerImage.of(
+            estimator, model, plan.spans("test", s.chunk), s.nelbo_replicates, s.seed, plan.labelled(model)
+        )
 
     def reduce(self, done: Done) -> NelboResult:
-        return _result(NelboResult, map(Estimate.of, self.values(done)))
+        return replace(_result(NelboResult, map(Estimate.of, self.values(done))), labels=self.labels)
 
 
 @final

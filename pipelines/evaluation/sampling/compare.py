@@ -51,9 +51,11 @@ class Entry:
     model: int
     row: Row
     pieces: Pieces
+    labelled: bool
 
     def task(self, seeds: range) -> Samples:
-        return Samples(model=self.model, seeds=seeds, sampling=self.row.sampling, start=self.row.start)
+        row = self.row
+        return Samples(model=self.model, seeds=seeds, sampling=row.sampling, start=row.start, labelled=self.labelled)
 
     def result(self, parts: Sequence[range], real: ReferenceFeatures, reference: Reference) -> RowResult:
         """Its figures, from all pieces."""
@@ -66,6 +68,7 @@ class Entry:
             start=self.row.start,
             evaluations=evaluations_of([len(p.features) for p in made], [p.evaluations for p in made]),
             diverged=sum(piece.diverged for piece in made),
+            labels=self.labelled,
         )
         return RowResult(row=self.row.text, seconds=sum(piece.seconds for piece in made), result=result)
 
@@ -133,7 +136,8 @@ def _entries(runs: Sequence[Weights], subjects: Sequence[Subject], rows: str, ke
     entries = []
     for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
         model, chosen = identity(run), choose(rows, subject.build(), run.name)
-        entries += [Entry(i, row, Pieces.of(run, model, row, key)) for row in chosen.rows]
+        labelled = subject.run.model.conditional
+        entries += [Entry(i, row, Pieces.of(run, model, row, key), labelled) for row in chosen.rows]
     return entries
 
 

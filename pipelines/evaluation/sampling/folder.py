@@ -22,6 +22,10 @@ from pipelines.storage.reading import read_json
 __all__ = ["SAMPLES", "TRANSLATIONS", "claim", "named"]
 
 RECORD = "drawn.json"
+LATER = {"label": "", "guidance": 0.0}
+"""What the record of an earlier version does not say."""
+MOST_SHOWN = 12
+"""Classes in a folder's name."""
 SAMPLES = re.compile(r"sample-\d{6,}\.png|samples\.npy|grid\.png")
 TRANSLATIONS = re.compile(r"(forward|backward)\.(png|npy)")
 """Names of the files that a drawing makes in its folder."""
@@ -38,6 +42,8 @@ class Drawing:
         path: On which images are carried forward.
         seed: Of the first sample.
         num_samples: How many.
+        label: Classes of the samples in turn, with commas between; '' for none.
+        guidance: Towards them.
     """
 
     model: str
@@ -46,6 +52,8 @@ class Drawing:
     path: str
     seed: int
     num_samples: int
+    label: str = ""
+    guidance: float = 0.0
 
 
 def named(wanted: SampleOptions) -> str:
@@ -53,6 +61,8 @@ def named(wanted: SampleOptions) -> str:
     parts = [_part(*word.partition("=")) for word in re.split("[:,]", str(wanted.sampling))]
     parts += [f"seed{wanted.seed}"] * (wanted.seed > 0)
     parts += [f"from-{wanted.start}"] * (wanted.start != "prior") + [f"path-{wanted.path}"] * (wanted.path != "sde")
+    shown = "-".join(map(str, wanted.label[:MOST_SHOWN])) + "..." * (len(wanted.label) > MOST_SHOWN)
+    parts += [f"label{shown}"] * bool(wanted.label) + [f"guidance{wanted.guidance:g}"] * (wanted.guidance > 0)
     return "-".join(parts)
 
 
@@ -78,6 +88,8 @@ def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str]
         path=wanted.path,
         seed=wanted.seed,
         num_samples=wanted.num_samples,
+        label=",".join(map(str, wanted.label)),
+        guidance=wanted.guidance,
     )
     there = [file for file in out.iterdir() if files.fullmatch(file.name)]
     if wanted.overwrite:
@@ -100,7 +112,7 @@ def _difference(out: Path, drawing: Drawing) -> str:
     if not isinstance(earlier, dict):
         return "of which nothing says how they were drawn"
     for name, value in asdict(drawing).items():
-        before = earlier.get(name)
+        before = earlier.get(name, LATER.get(name))
         if name == "num_samples" and isinstance(before, int) and before <= value:
             continue
         if before != value:

@@ -13,6 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from indm_core.draw import Drawn, check_sampling, draw_by
+from indm_core.model import GenerativeModel
+from indm_core.model.labels import labels_of
 from indm_core.sampling import Sampling
 from indm_core.training import network_tensors
 from pipelines.config.store import check_data, configuration, load
@@ -58,8 +60,10 @@ class Artist:
         torch.set_num_threads(threads)
         self.model = subject.build().to(device)
 
-    def draw(self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None) -> Drawn:
-        drawn = draw_by(self.model, seeds, sampling, start)
+    def draw(
+        self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None, label: Tensor | None, guidance: float
+    ) -> Drawn:
+        drawn = draw_by(self.model, seeds, sampling, start, label, guidance)
         return Drawn(drawn.x.cpu(), drawn.evaluations)
 
 
@@ -67,15 +71,16 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     """Draws samples of a run and writes them: images as sample-000000.png, ..., vectors as samples.npy, and grid.png of both.
 
     Raises:
-        ValueError: a run without weights, a sampler that its model does not allow, or a folder with other samples.
+        ValueError: a run without weights, a sampler or labels that its model does not take, or a folder with other samples.
     """
     config, spec = configuration(run)
     model = load(run)
     check_sampling(model, wanted.sampling)
+    labels = _labels(run, model, wanted)
     out = claim(run, wanted, "samples", SAMPLES)
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
-    for first, drawn in _batches(run, Subject(config, spec, network_tensors(model)), wanted):
+    for first, drawn in _batches(run, Subject(config, spec, network_tensors(model)), wanted, labels):
         values, lost = shown(drawn.x, spec)
         evaluated, diverged, done = evaluated + drawn.evaluations * len(values), diverged + lost, done + len(values)
         if rank == 3:
@@ -91,7 +96,26 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     return Written(out=out, evaluations=evaluated / wanted.num_samples, diverged=diverged)
 
 
-def _batches(run: Weights, subject: Subject, wanted: SampleOptions) -> Iterator[tuple[int, Drawn]]:
+def _labels(run: Weights, model: GenerativeModel, wanted: SampleOptions) -> Tensor | None:
+    """The classes of all samples, those that are wanted in turn; None of samples without.
+
+    Raises:
+        ValueError: a run without labels, or a class that it was not trained on.
+    """
+    if not wanted.label:
+        return None
+    classes = torch.tensor(wanted.label)
+    if not model.num_classes:
+        raise ValueError(
+            f"label={','.join(map(str, wanted.label))}: {run} was trained without labels; leave --label out, or train a run "
+            "with --conditional true"
+        )
+    return labels_of(classes, len(classes), model.num_classes)[torch.arange(wanted.num_samples) % len(classes)]
+
+
+def _batches(
+    run: Weights, subject: Subject, wanted: SampleOptions, labels: Tensor | None
+) -> Iterator[tuple[int, Drawn]]:
     """(number of the first sample, samples and what they took) as they are done."""
     data = None
     if wanted.start == "data":
@@ -101,9 +125,10 @@ def _batches(run: Weights, subject: Subject, wanted: SampleOptions) -> Iterator[
         data = starts(place, card, wanted.num_samples, wanted.seed)
     seeds, firsts = range(wanted.seed, wanted.seed + wanted.num_samples), range(0, wanted.num_samples, wanted.batch)
 
-    def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None]:
+    def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None, Tensor | None, float]:
         part = slice(first, first + wanted.batch)
-        return seeds[part], wanted.sampling, None if data is None else data[part].clone()
+        start, label = (None if rows is None else rows[part].clone() for rows in (data, labels))
+        return seeds[part], wanted.sampling, start, label, wanted.guidance
 
     if not wanted.actors:
         artist = Artist(subject, torch.get_num_threads(), str(device_of(wanted.device)))

@@ -1,7 +1,8 @@
 """The validation curve: the NELBO of the averaged model on rows that it is not trained on.
 
 Every point is taken on the same rows, with the same dequantisation, times and noise, so that the points of a run, and of runs
-on the same data, differ by the model alone. With values v_i of n rows, each the mean over `DRAWS` draws of (t, eps),
+on the same data, differ by the model alone; a conditional model is given their labels. With values v_i of n rows, each the mean
+over `DRAWS` draws of (t, eps),
 
     NELBO = mean_i v_i,     se^2 = Var_i(v_i)/n.
 
@@ -45,16 +46,17 @@ def held_out_rows(job: Job, device: torch.device) -> Callable[[GenerativeModel],
     most = min(count, ROWS[len(card.shape)])
     starts = np.linspace(0, count - most // BLOCKS, BLOCKS, dtype=int) if most < count else (0,)
     size = most // len(starts)
-    parts = [part["x"] for start in starts for part in read_split(job.data, card, split, size, int(start))]
-    k = torch.from_numpy(np.concatenate(parts))
+    parts = [part for start in starts for part in read_split(job.data, card, split, size, int(start))]
+    k, labels = (torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in ("x", "label"))
     x = job.spec.to_model(k, torch.Generator().manual_seed(SEED))
-    return partial(_measure, job.spec, x, device)
+    return partial(_measure, job.spec, x, labels if job.run.model.conditional else None, device)
 
 
-def _measure(spec: DataSpec, x: Tensor, device: torch.device, model: GenerativeModel) -> HeldOut:
-    values = []
-    for number, part in enumerate(x.split(BATCH)):
+def _measure(spec: DataSpec, x: Tensor, labels: Tensor | None, device: torch.device, model: GenerativeModel) -> HeldOut:
+    values, parts = [], x.split(BATCH)
+    ys = [None] * len(parts) if labels is None else labels.to(device).split(BATCH)
+    for number, (part, y) in enumerate(zip(parts, ys, strict=True)):
         generator = torch.Generator(device).manual_seed(step_seed(SEED, number, 0))
-        values.append(nelbo(model, part.to(device), num_draws=DRAWS, generator=generator).cpu())
+        values.append(nelbo(model, part.to(device), num_draws=DRAWS, generator=generator, y=y).cpu())
     nelbos = spec.in_unit(torch.cat(values).double())
     return HeldOut(nelbo=float(nelbos.mean()), se=float(nelbos.std() / math.sqrt(len(nelbos))))
