@@ -47,7 +47,8 @@ def package(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("site")
     (place / "of_a_package").mkdir()
     (place / "of_a_package" / "__init__.py").write_text("")
-    (place / "of_a_package" / "diffusions.py").write_text(MINE.replace("import os\n", f"import os\n{HEAD}", 1) + READS)
+    own = MINE.replace("Halved", "Lowered").replace("Stretch", "Enlarge")  # a class has one definition in a process
+    (place / "of_a_package" / "diffusions.py").write_text(own.replace("import os\n", f"import os\n{HEAD}", 1) + READS)
     (place / "of_a_package" / "broken.py").write_text("import nothing_of_that_name\n")
     info = place / "of_a_package-1.dist-info"
     info.mkdir()
@@ -74,7 +75,7 @@ def test_an_installed_extension_trains_on_its_own_format_and_is_read_by_its_name
     (kept,) = json.loads((run / "config.json").read_text())["modules"]
     assert (kept["import"], kept["file"]) == ("halves", str(file))
     draw = (str(run), "--num-samples", "3", "--out", str(package / "samples"), "--rtol", "0.1", "--atol", "0.1")
-    one_line(here(package, *draw, script="sample").stderr, "unknown class 'Halved'", "--import halves", str(file))
+    one_line(here(package, *draw, script="sample").stderr, "unknown class 'Lowered'", "--import halves", str(file))
     assert here(package, *draw, "--import", "halves", script="sample").returncode == 0
     shown = here(package, "in_halves", "--import", "halves", "--help").stdout
     for part in ("of halves: in_halves", "--share 0.5", "--factor 1.0"):
