@@ -186,8 +186,8 @@ def load(path: str | Path | Weights, module: str | Path = "") -> GenerativeModel
     """The trained model of a run, in evaluation mode, rebuilt from config.json and safetensors.
 
     Args:
-        path: The directory of a run (its averaged weights) or of an exported model; of a checkpoint DIRECTORY@STEP, @last or
-            @best, with :raw for weights that are not averaged (see `weights`).
+        path: The directory of a run (its averaged weights) or of an exported model; of a checkpoint `DIRECTORY@STEP`, `@last`
+            or `@best`, with `:raw` for weights that are not averaged (see `weights`).
         module: The extension that defines the run's own classes, where it has any (see `modules`): the path of a file or the
             name of an entry point; it is executed. What the environment variable INDM_MODULES names need not be given.
 
