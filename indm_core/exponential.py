@@ -283,7 +283,9 @@ def _plan(
     t, s = ts[:-1], ts[1:]
     psi = sde.psi(over_event(s), over_event(t))
     whole = sde.R(over_event(s)) - psi @ sde.R(over_event(t))
-    if method == "iPNDM":
+    if method == "iPNDM" or (
+        order == 0 and basis == "R" and not corrector
+    ):  # combinations of whole steps: no integrals
         return [_Step(psi[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
     grid = ts if method == "t-AB" else _rho(sde, ts)
     share = max(1, PLAN_ENTRIES // (NODES[basis] * psi[0].numel()))  # steps whose nodes are in memory together
