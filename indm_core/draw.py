@@ -111,12 +111,7 @@ def draw(
     else:
         u_0, _ = model.encode(start.to(like), generator)
         u = start_temperature * model.sde.transition(u_0, ts[0], torch.zeros_like(ts[0]), generator)
-    if y is None:
-        u = _descend(model, sampler, u, ts, denoise, generator)
-    else:
-        u = sampler(model.sde, score, u, ts, generator, y)
-        u = model.sde.denoise(u, ts[-1], score(u, ts[-1], y)) if denoise else u
-    return model.decode(temperature * u)
+    return model.decode(temperature * _descend(model.sde, sampler, score, u, ts, denoise, generator, y))
 
 
 def _conditioned(
@@ -133,11 +128,19 @@ def _conditioned(
 
 
 def _descend(
-    model: GenerativeModel, sampler: Sampler, u: Tensor, ts: Tensor, denoise: bool, generator: Noise
+    sde: SDE,
+    sampler: Sampler,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    denoise: bool,
+    generator: Noise,
+    y: Tensor | None = None,
 ) -> Tensor:
-    """From a state at ts[0] down to ts[-1] without labels, and optionally Tweedie's mean there."""
-    u = sampler(model.sde, model.score, u, ts, generator)
-    return model.sde.denoise(u, ts[-1], model.score(u, ts[-1])) if denoise else u
+    """From a state at ts[0] down to ts[-1], and optionally Tweedie's mean there."""
+    given = () if y is None else (y,)  # a sampler of one's own need not know labels
+    u = sampler(sde, score, u, ts, generator, *given)
+    return sde.denoise(u, ts[-1], score(u, ts[-1], *given)) if denoise else u
 
 
 def draw_by(
@@ -329,7 +332,7 @@ def translate_backward(
     """
     u, _ = model.encode(y, generator)
     u_T = _prior_given_positions(model.sde, u, generator)
-    return model.decode(_descend(model, sampler, u_T, ts, denoise, generator))
+    return model.decode(_descend(model.sde, sampler, model.score, u_T, ts, denoise, generator))
 
 
 def _prior_given_positions(sde: LinearSDE, u: Tensor, generator: Noise) -> Tensor:
