@@ -29,12 +29,12 @@ from indm_core.exponential import sample_deis
 from indm_core.noise import Noise
 from indm_core.ranges import check_count
 from indm_core.sample import Score
-from indm_core.sde import SDE, LinearSDE
+from indm_core.sampling import Sampler
+from indm_core.sde import LinearSDE
 from indm_core.times import check_times
 
 __all__ = ["sample_outpainted", "sample_resampled", "sample_shifted", "tiles"]
 
-Sampler = Callable[[SDE, Score, Tensor, Tensor, Noise], Tensor]
 Guide = Callable[[Score, LinearSDE, Observation, Tensor], Score]
 
 
@@ -124,11 +124,8 @@ def sample_outpainted(
         The state at ts[-1]; one run of the sampler for each factor.
     """
     check_pixelwise(sde)
-    axes = len(graph.shape)
-    if u.ndim < axes + 2 or tuple(u.shape[-1 - axes : -1]) != graph.shape:
-        raise ValueError(f"u: a state of shape {tuple(u.shape)} on a canvas (b, ..., {graph.shape}, k)")
-    lead = u.shape[1 : -1 - axes]
-    flat = u.reshape(len(u), math.prod(lead), math.prod(graph.shape), u.shape[-1]).clone()
+    lead, flat = graph.flatten(u)
+    flat = flat.clone()
     done = torch.zeros(math.prod(graph.shape), dtype=torch.bool)
     for factor in _from_the_middle(graph):
         index, shape = factor.index, (len(u), *lead, *factor.index.shape, u.shape[-1])

@@ -160,7 +160,8 @@ def replacement(score: Score, sde: LinearSDE, observation: Observation, observed
 
     Args:
         sde: Its noise is independent per position.
-        observed: y of the equations, (b, *observed), or one for all.
+        observed: y of the equations: one for all, or (b, *observed), one for each, with a sampler that keeps its batch whole
+            (`sample_ode` leaves out samples that have arrived, and takes one for all).
     """
 
     check_pixelwise(sde)
@@ -180,7 +181,7 @@ def reconstruction(
     """The score with the gradient of how well E[x | u] agrees with what is observed.
 
     Args:
-        observed: y of the equations, (b, *observed), or one for all.
+        observed: As of `replacement`.
         weight: w, not negative.
     """
     check_pixelwise(sde)

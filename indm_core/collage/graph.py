@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from indm_core.ranges import check_count
-from indm_core.shapes import Int
+from indm_core.shapes import Float, Int
 
 __all__ = ["FactorGraph", "Region"]
 
@@ -111,6 +111,18 @@ class FactorGraph:
     def kinds(self) -> tuple[str, ...]:
         """The kinds of its regions, each once."""
         return tuple(dict.fromkeys(region.kind for region in self.regions))
+
+    def flatten(self, u: Float[Tensor, "b *canvas k"]) -> tuple[torch.Size, Float[Tensor, "b l p k"]]:
+        """The axes of a state on this canvas that the graph does not cut, and the state (b, their product, positions, K).
+
+        Raises:
+            ValueError: a state on another canvas.
+        """
+        axes = len(self.shape)
+        if u.ndim < axes + 2 or tuple(u.shape[-1 - axes : -1]) != self.shape:
+            raise ValueError(f"u: a state of shape {tuple(u.shape)} on a canvas (b, ..., {self.shape}, k)")
+        lead = u.shape[1 : -1 - axes]
+        return lead, u.reshape(len(u), math.prod(lead), math.prod(self.shape), u.shape[-1])
 
     def of_height(self, height: int) -> FactorGraph:
         """The same graph on a canvas with an axis more, (height, *shape): every region spans it whole."""

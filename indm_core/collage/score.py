@@ -12,7 +12,6 @@ All regions of one shape and score are one batch: a gather, an evaluation (in ch
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
@@ -110,9 +109,7 @@ class Collage:
         Raises:
             ValueError: u on another canvas; t or y of another length than u; y beside conditions of the regions.
         """
-        axes = len(self.graph.shape)
-        if u.ndim < axes + 2 or tuple(u.shape[-1 - axes : -1]) != self.graph.shape:
-            raise ValueError(f"u: a state of shape {tuple(u.shape)} on a canvas (b, ..., {self.graph.shape}, k)")
+        lead, flat = self.graph.flatten(u)
         if y is not None and any(batch.y is not None for batch in self.batches):
             raise ValueError("y: this collage has a condition for each region; give one or the other")
         if t.ndim and t.numel() != len(u):
@@ -121,8 +118,6 @@ class Collage:
             )
         if y is not None and (not y.ndim or len(y) != len(u)):
             raise ValueError(f"y: has shape {tuple(y.shape)} for {len(u)} canvases; give one condition for each")
-        lead = u.shape[1 : -1 - axes]
-        flat = u.reshape(len(u), math.prod(lead), math.prod(self.graph.shape), u.shape[-1])
         total = torch.zeros_like(flat)
         for batch in self.batches:
             total = total + _scored(batch, self.max_pieces, flat, lead, t, y)

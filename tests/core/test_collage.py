@@ -337,7 +337,7 @@ def test_the_corrected_sampler_follows_its_recursion_to_the_chain(piece, overlap
     x = sample_collage(sde, score, randn(num, d, 1), ts, generator=rng(1), final_step=0.5).squeeze(-1)
     wanted = recursion(sde, score, ts, [[0.5] * langevin] * 20, torch.eye(d, dtype=torch.float64))
     assert covariance_error(x, wanted) < 5.5  # the largest of 2080 entries
-    assert float((wanted - cov).norm() / cov.norm()) < (0.37 if overlap == 1 else 0.025)  # SPEC.md's table
+    assert float((wanted - cov).norm() / cov.norm()) < (0.37 if overlap == 1 else 0.025)  # docs/RESULTS.md
     plain = recursion(sde, score, ts, [[]] * 20, torch.eye(d, dtype=torch.float64))
     ode = sample_deis(sde, score, randn(num, d, 1, seed=2), ts, order=0).squeeze(-1)
     assert covariance_error(ode, plain) < 5.5
