@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import statistics
 from collections.abc import Sequence
 from datetime import UTC, datetime
 
 import torch
 
+from pipelines.config.history import installed
 from pipelines.reporting.page.parts import Row, Table
 from pipelines.reporting.tables import Run
 from pipelines.runs.hardware import Hardware, read_hardware
@@ -48,7 +48,8 @@ def hardware_table(runs: Sequence[Run]) -> Table:
         if not machines:
             rows.append((f"training of {run.name}", "not recorded", "", "", speed))
     rows.append(("this page", *_cells(_here()), ""))
-    versions = ", ".join(f"{name} {_version(name)}" for name in PACKAGES)
+    there = installed(*PACKAGES)
+    versions = ", ".join(f"{name} {there.get(name, 'not installed')}" for name in PACKAGES)
     head = ("work", "machine", "system", "Python, PyTorch", "rows/s (median)")
     return Table(head=head, rows=rows, note=f"Packages here: {versions}.")
 
@@ -60,10 +61,3 @@ def _cells(hardware: Hardware) -> Row:
 def _of(run: Run) -> list[Hardware]:
     """The machines of a run, as far as its weights are trained."""
     return [each for each in read_hardware(run.weights.run) if each.step < run.config.train.steps]
-
-
-def _version(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
