@@ -15,6 +15,7 @@ References:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Protocol, runtime_checkable
 
@@ -28,6 +29,7 @@ from indm_core.sde import SDE, apply, sqrt_psd
 from indm_core.times import check_times, edm_times, log_rho_times, power_times, uniform_times
 
 __all__ = [
+    "Sampler",
     "Score",
     "edm_times",
     "log_rho_times",
@@ -44,6 +46,10 @@ class Score(Protocol):
     """grad log p_t(u), like u; t is 0-d or (b, 1, ..., 1), y a label or another condition."""
 
     def __call__(self, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor: ...
+
+
+Sampler = Callable[..., Tensor]
+"""sampler(sde, score, u, ts, generator) -> u; of labels y (b, ...) sampler(sde, score, u, ts, generator, y)."""
 
 
 @torch.no_grad()

@@ -13,16 +13,16 @@ from typing import Literal
 
 from torch import Tensor
 
+from indm_core.collage.baselines import sample_resampled
+from indm_core.collage.sampling import Predictor, evaluations, sample_collage
 from indm_core.exponential import Basis, Method, Warmup, check_options, sample_deis, steps_for
 from indm_core.noise import Noise
-from indm_core.sample import Score, sample_em, sample_ode, sample_pc
+from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
 
 __all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
 
-Sampler = Callable[..., Tensor]
-"""sampler(sde, score, u, ts, generator) -> u; of labels y (b, ...) sampler(sde, score, u, ts, generator, y)."""
 Grid = Literal["uniform", "power", "log-rho", "edm", "trained"]
 
 READ = {
@@ -30,6 +30,18 @@ READ = {
     "em": ("steps", "grid", "power", "nfe", "lam"),
     "pc": ("steps", "grid", "power", "nfe", "snr", "corrector_steps"),
     "deis": ("steps", "grid", "power", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
+    "collage": (
+        "steps",
+        "grid",
+        "power",
+        "nfe",
+        "langevin_steps",
+        "langevin_step",
+        "final_step",
+        "predictor",
+        "metropolis",
+    ),
+    "resampled": ("steps", "grid", "power", "nfe", "repeats"),
 }
 """Options that not every sampler reads."""
 POWERS: dict[Grid, float] = {"power": 2.0, "edm": 7.0}
@@ -41,12 +53,13 @@ class Sampling:
     """A sampler and its options.
 
     Args:
-        sampler: ode (adaptive RK45), em (Euler-Maruyama), pc (predictor-corrector) or deis (exponential: DDIM, DEIS,
-            gDDIM).
-        steps: Steps of em, pc and deis.
-        nfe: Evaluations of the score that em, pc and deis may take in all, instead of `steps`; 0 leaves it to them.
+        sampler: ode (adaptive RK45), em (Euler-Maruyama), pc (predictor-corrector), deis (exponential: DDIM, DEIS, gDDIM),
+            collage (a predictor with Langevin steps of the diffusion's own length, exact for collages) or resampled (steps of
+            DDIM, each repeated from a state that is noised back up).
+        steps: Steps of all but ode.
+        nfe: Evaluations of the score that all but ode may take in all, instead of `steps`; 0 leaves it to them.
         grid: Spacing of the times: uniform, power, log-rho, edm, or trained (the model's own: uniform for a linear
-            diffusion); auto is power for deis, else trained.
+            diffusion); auto is power for deis, collage and resampled, else trained.
         power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
         method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
@@ -57,13 +70,19 @@ class Sampling:
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
         corrector_steps: Langevin steps of pc per time.
+        langevin_steps: Langevin steps of collage per time.
+        langevin_step: Their length h, in units of the noise's covariance.
+        final_step: h at the last time; over the last tenth of the times it falls from `langevin_step`.
+        predictor: Of collage: deis (DDIM's step) or em (of the reverse SDE).
+        metropolis: Whether collage takes a Langevin step with the probability that leaves each level's law as it is.
+        repeats: Steps of resampled per time.
         denoise: Whether Tweedie's mean replaces the last state.
         temperature: Factor of the final latent.
         start_temperature: Factor of the noise that sampling starts from.
         stop: Time at which sampling ends; 0 takes the diffusion's smallest.
     """
 
-    sampler: Literal["ode", "em", "pc", "deis"] = "ode"
+    sampler: Literal["ode", "em", "pc", "deis", "collage", "resampled"] = "ode"
     steps: int = 1000
     nfe: int = 0
     grid: Literal["auto", "uniform", "power", "log-rho", "edm", "trained"] = "auto"
@@ -78,6 +97,12 @@ class Sampling:
     atol: float = 1e-4
     snr: float = 0.16
     corrector_steps: int = 1
+    langevin_steps: int = 4
+    langevin_step: float = 0.5
+    final_step: float = 0.1
+    predictor: Predictor = "deis"
+    metropolis: bool = False
+    repeats: int = 5
     denoise: bool = True
     temperature: float = 1.0
     start_temperature: float = 1.0
@@ -110,11 +135,15 @@ class Sampling:
             raise ValueError(
                 f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
             )
+        if self.langevin_steps < 0 or self.repeats < 1:
+            raise ValueError(
+                f"langevin_steps={self.langevin_steps} must not be negative, and repeats={self.repeats} at least 1"
+            )
         if self.nfe < 0 or self.power < 0:
             raise ValueError(f"nfe={self.nfe} and power={self.power} must not be negative")
         if self.lam < 0 and self.lam != -1:
             raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
-        for name in ("rtol", "atol", "snr", "temperature", "start_temperature"):
+        for name in ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
@@ -133,7 +162,7 @@ class Sampling:
         """The grid that `grid` stands for."""
         if self.grid != "auto":
             return self.grid
-        return "power" if self.sampler == "deis" else "trained"
+        return "power" if self.sampler in ("deis", "collage", "resampled") else "trained"
 
     @property
     def exponent(self) -> float:
@@ -150,7 +179,7 @@ class Sampling:
         if not self.nfe:
             return self.steps
         if self.sampler != "deis":
-            each = 1 + self.corrector_steps if self.sampler == "pc" else 1
+            each = self._evaluations_of_a_step()
             if self.nfe < each + self.denoise:
                 raise ValueError(f"nfe={self.nfe}: one step takes {each + self.denoise} evaluations; give more")
             return (self.nfe - self.denoise) // each
@@ -162,6 +191,11 @@ class Sampling:
             corrector=self.corrector,
             denoise=self.denoise,
         )
+
+    def _evaluations_of_a_step(self) -> int:
+        if self.sampler == "collage":
+            return evaluations(1, langevin_steps=self.langevin_steps, metropolis=self.metropolis)
+        return {"pc": 1 + self.corrector_steps, "resampled": self.repeats}.get(self.sampler, 1)
 
     def given(self) -> dict[str, str | int | float | bool]:
         """The options that are not the defaults, the sampler apart, in their order."""
@@ -195,6 +229,15 @@ def sampler_of(sampling: Sampling) -> Sampler:
             corrector=sampling.corrector,
             basis=sampling.basis,
         ),
+        "collage": partial(
+            sample_collage,
+            langevin_steps=sampling.langevin_steps,
+            step=sampling.langevin_step,
+            final_step=sampling.final_step,
+            predictor=sampling.predictor,
+            metropolis=sampling.metropolis,
+        ),
+        "resampled": partial(sample_resampled, repeats=sampling.repeats),
     }
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, y: Tensor | None = None) -> Tensor:

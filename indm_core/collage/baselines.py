@@ -28,8 +28,7 @@ from indm_core.collage.score import collage
 from indm_core.exponential import sample_deis
 from indm_core.noise import Noise
 from indm_core.ranges import check_count
-from indm_core.sample import Score
-from indm_core.sampling import Sampler
+from indm_core.sample import Sampler, Score
 from indm_core.sde import LinearSDE
 from indm_core.times import check_times
 

@@ -38,7 +38,16 @@ entry, and no entry is ever changed. A field is looked up under the names, of no
 FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every": 0}
 """What a field is in files from before its class had it, where that is not its default of today."""
 
-LATER = {"ModelConfig.conditional": False, "Objective.label_dropout": 0.1}
+LATER = {
+    "ModelConfig.conditional": False,
+    "Objective.label_dropout": 0.1,
+    "Sampling.langevin_steps": 4,
+    "Sampling.langevin_step": 0.5,
+    "Sampling.final_step": 0.1,
+    "Sampling.predictor": "deis",
+    "Sampling.metropolis": False,
+    "Sampling.repeats": 5,
+}
 """Fields that are written only where they are not this, their default: what has none of them is written, and hashed, as it was
 before there were such fields."""
 

@@ -1,0 +1,26 @@
+"""What takes a model: samples (`samples`), the paths of data and samples through it (`paths`), and canvases that are made of
+its pieces (`canvas`)."""
+
+from __future__ import annotations
+
+from indm_core.draw.canvas import Canvas, canvas
+from indm_core.draw.paths import forward_path, generative_path, translate_backward, translate_forward
+from indm_core.draw.samples import Drawable, Drawn, check_sampling, draw, draw_by, start_times, times_of
+from indm_core.sample import Sampler
+
+__all__ = [
+    "Canvas",
+    "Drawable",
+    "Drawn",
+    "Sampler",
+    "canvas",
+    "check_sampling",
+    "draw",
+    "draw_by",
+    "forward_path",
+    "generative_path",
+    "start_times",
+    "times_of",
+    "translate_backward",
+    "translate_forward",
+]

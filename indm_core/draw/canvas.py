@@ -1,0 +1,178 @@
+r"""Canvases: samples of any size and topology from a model of their pieces.
+
+A canvas has the latent u of all its positions, whose score is the collage of the model's (`indm_core.collage`), and the prior
+of that many positions at t_start. The model's flow maps the whole canvas to its latent, and h^-1 runs once, at the end: it has
+to be the same invertible map at every size (`Flow.size_free`). With h = identity the latent is the canvas itself.
+
+A canvas is drawn like a model (`draw`, `draw_by`), by every sampler; `Sampling(sampler="collage")` is the one that ends in the
+law that the graph stands for. There is no likelihood: at t > 0 the collage is not the score of a diffusion's marginals.
+
+References: Zhang 2023 (thesis), chapter 4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import final
+
+import torch
+from torch import Tensor
+
+from indm_core.collage.conditions import Observation, guided
+from indm_core.collage.graph import VARIABLE, FactorGraph, Region
+from indm_core.collage.sampling import check_pixelwise
+from indm_core.collage.score import collage
+from indm_core.model.base import GenerativeModel
+from indm_core.model.labels import labels_of, null_of
+from indm_core.noise import Noise
+from indm_core.sample import Score
+from indm_core.sde import LinearSDE
+from indm_core.times import uniform_times
+
+__all__ = ["Canvas", "canvas"]
+
+Guide = Callable[[Score, LinearSDE, Observation, Tensor], Score]
+"""`replacement` or `reconstruction`."""
+
+
+@final
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """What is drawn on a graph with a model of its pieces; made by `canvas`.
+
+    Args:
+        model: Of a piece.
+        graph: How the canvas is made of pieces.
+        score: Of the whole canvas.
+        shape: Of the canvas, as data: the axes of a piece that the graph does not cut, then the graph's.
+        num_classes: Of labels that a whole canvas may be given; 0 where its regions have their own, or the model knows none.
+    """
+
+    model: GenerativeModel
+    graph: FactorGraph
+    score: Score
+    shape: tuple[int, ...]
+    num_classes: int
+
+    @property
+    def sde(self) -> LinearSDE:
+        return _linear(self.model)
+
+    @property
+    def t_start(self) -> float:
+        return self.model.t_start
+
+    def state_like(self, num: int, like: Tensor) -> Tensor:
+        """Zeros of the shape of `num` states, in the dtype and on the device of `like`."""
+        return self.sde.embed(like.new_zeros(num, *self.shape))
+
+    def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
+        return temperature * self.sde.sample_prior(like, generator)
+
+    def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        return self.model.encode(x, generator)
+
+    def decode(self, u: Tensor) -> Tensor:
+        return self.model.decode(u)
+
+    def times(self, num_steps: int, low: float) -> Tensor:
+        """Equally spaced."""
+        return uniform_times(self.sde, num_steps, low=low, high=self.t_start)
+
+    def parameters(self) -> Iterator[Tensor]:
+        return self.model.parameters()
+
+    def given(self, guide: Guide, observation: Observation, x: Tensor, generator: Noise = None) -> Canvas:
+        """The canvas of which something is known: what `observation` sees of the data x (b, *shape), or (1, *shape) for all.
+
+        It is seen in the latent. A flow mixes a position with others near it, so that along the border of what is known it is
+        known up to what x says beyond.
+        """
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x: has shape {tuple(x.shape)}, the canvas is (b, {', '.join(map(str, self.shape))})")
+        u, _ = self.encode(x, generator)
+        observed = observation.measure(self.sde.project(u)).detach()
+        score = guide(self.score, self.sde, observation, observed)
+        return Canvas(self.model, self.graph, score, self.shape, self.num_classes)
+
+
+def canvas(
+    model: GenerativeModel,
+    graph: FactorGraph,
+    *,
+    condition: Tensor | None = None,
+    guidance: float = 0.0,
+    score: Score | None = None,
+    max_pieces: int = 4096,
+) -> Canvas:
+    """The canvas of a graph whose factors are pieces as the model was trained on.
+
+    Args:
+        model: Of a piece; its diffusion is linear, with noise independent per position.
+        graph: Its factors have the model's shape, or its last axes.
+        condition: Labels (-1: none) or weights over none and the classes, one for each factor, or for each region, the factors'
+            first. Variables without have none.
+        guidance: w of s(u, y) + w (s(u, y) - s(u, none)), of the regions that have a condition.
+        score: What scores pieces in place of the model's own score, for instance on several machines.
+        max_pieces: The most pieces that are evaluated together.
+
+    Raises:
+        ValueError: a model without a collage, factors of another shape, a condition that the model does not know, or a region
+            that the network cannot take; the message names the region.
+    """
+    sde = _linear(model)
+    check_pixelwise(sde)
+    lead = model.shape[: len(model.shape) - len(graph.shape)]
+    for factor in graph.factors:
+        if (*lead, *factor.index.shape) != tuple(model.shape):
+            raise ValueError(
+                f"{factor.name}: a piece of shape {(*lead, *factor.index.shape)}, and the model was trained on pieces of "
+                f"{tuple(model.shape)}; cut the canvas into such"
+            )
+    piece = model.score if score is None else score
+    _try_each_shape(model, graph, piece, lead)
+    scores = dict.fromkeys(graph.kinds, piece)
+    if condition is not None:
+        condition = labels_of(condition, len(condition), model.num_classes)
+        if guidance:
+            of_regions = len(condition) == len(graph.regions)
+            conditioned = guided(piece, guidance, null_of(condition))
+            scores = {kind: conditioned if of_regions or kind != VARIABLE else piece for kind in graph.kinds}
+    elif guidance:
+        raise ValueError(f"guidance={guidance:g}: it leads towards a class; give a condition, or no guidance")
+    whole = collage(scores, graph, condition, max_pieces=max_pieces)
+    num_classes = 0 if condition is not None else model.num_classes
+    return Canvas(model, graph, whole, (*lead, *graph.shape), num_classes)
+
+
+def _linear(model: GenerativeModel) -> LinearSDE:
+    linear = model.sde.linear
+    if linear is None:
+        raise ValueError(
+            f"{type(model).__name__}: its drift is learned, and noised pieces are then no pieces of a noised canvas; take an "
+            "INDM or a linear diffusion"
+        )
+    return linear
+
+
+@torch.no_grad()
+def _try_each_shape(model: GenerativeModel, graph: FactorGraph, score: Score, lead: tuple[int, ...]) -> None:
+    """Scores one region of each shape, so that what a network cannot take is said before any work."""
+    first: dict[tuple[int, ...], Region] = {}
+    for region in graph.regions:
+        first.setdefault(tuple(region.index.shape), region)
+    like = next(model.parameters(), torch.zeros(()))
+    for shape, region in first.items():
+        u = _linear(model).embed(like.new_zeros(1, *lead, *shape))
+        t = torch.tensor(model.t_start, dtype=torch.float64, device=like.device)
+        try:
+            taken = score(u, t).shape == u.shape
+            why = "" if taken else "it gives another shape"
+        except (ValueError, RuntimeError) as error:
+            taken, why = False, str(error)
+        if not taken:
+            raise ValueError(
+                f"{region.name}: the network cannot score a region of shape {(*lead, *shape)} ({why}); take a network of any "
+                "size, as the U-Net is, or another overlap"
+            )
