@@ -3,7 +3,7 @@ its pieces (`canvas`)."""
 
 from __future__ import annotations
 
-from indm_core.draw.canvas import Canvas, canvas
+from indm_core.draw.canvas import Canvas, Join, canvas, draw_canvases
 from indm_core.draw.paths import forward_path, generative_path, translate_backward, translate_forward
 from indm_core.draw.samples import Drawable, Drawn, check_sampling, draw, draw_by, start_times, times_of
 from indm_core.sample import Sampler
@@ -12,11 +12,13 @@ __all__ = [
     "Canvas",
     "Drawable",
     "Drawn",
+    "Join",
     "Sampler",
     "canvas",
     "check_sampling",
     "draw",
     "draw_by",
+    "draw_canvases",
     "forward_path",
     "generative_path",
     "start_times",

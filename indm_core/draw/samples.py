@@ -158,16 +158,18 @@ def draw_by(
     start: Tensor | None = None,
     label: int | Tensor | None = None,
     guidance: float = 0.0,
+    through: Callable[[Sampler], Sampler] = lambda sampler: sampler,
 ) -> Drawn:
     """One sample per seed, in the model's dtype and on its device: a sample depends on its seed alone, not on its neighbours.
 
     Args:
         start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
         label, guidance: See `draw`. A guided evaluation counts as the two of the network that it is.
+        through: Changes the sampler.
     """
     evaluated, each = 0, 2 if guidance and label is not None else 1
     check_sampling(model, sampling)
-    chosen = sampler_of(sampling)
+    chosen = through(sampler_of(sampling))
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *y: Tensor) -> Tensor:
         def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Canvases of a run: how they are laid out (`layout`)."""

@@ -1,0 +1,82 @@
+"""How canvases are laid out of pieces, as commands take it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from indm_core.collage import FactorGraph, chain, corners, cube_map, grid, loop
+from indm_core.draw import Join
+from indm_core.sampling import Sampling
+
+__all__ = ["Layout", "sampling_of_canvases"]
+
+STEPS = 50
+"""Of the corrected sampler, where none are given: 250 evaluations of the score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """How a canvas is made of pieces of the model's shape.
+
+    Args:
+        collage: none, or the graph: chain, loop (both along the width), grid, corners (pieces that share quarters), cube (six
+            faces; a piece is four faces side by side).
+        num_factors: Pieces of a chain or loop.
+        rows, cols: Pieces of a grid, or of corners.
+        overlap: What neighbours share, in pixels; 0 takes half a piece, or the nearest that training has seen.
+        join: How pieces are joined: collage, or what it is compared with: tiles (independent), naive (the network on the whole
+            canvas), shifted (tiles moved at every step), replacement and reconstruction (one piece after the other).
+    """
+
+    collage: Literal["none", "chain", "loop", "grid", "corners", "cube"] = "none"
+    num_factors: int = 8
+    rows: int = 3
+    cols: int = 3
+    overlap: int = 0
+    join: Join = "collage"
+
+    def __post_init__(self) -> None:
+        for name in ("num_factors", "rows", "cols"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.overlap < 0:
+            raise ValueError(f"overlap={self.overlap} must not be negative; 0 takes half a piece")
+        if self.collage == "none" and self != Layout():
+            raise ValueError("collage=none: no canvas is made, and the other options say how; give --collage chain")
+
+    def graph(self, shape: tuple[int, ...], step: int = 1) -> FactorGraph:
+        """The graph of pieces of a shape, (c, h, w), (c, l) or (d,).
+
+        Args:
+            step: Overlaps that training has seen are its multiples.
+
+        Raises:
+            ValueError: a shape that the graph cannot be made of.
+        """
+        width = shape[-1]
+        overlap = self.overlap or max(step, width // 2 // step * step)
+        if self.collage in ("chain", "loop"):
+            return (chain if self.collage == "chain" else loop)(self.num_factors, width, overlap)
+        if len(shape) != 3:
+            raise ValueError(
+                f"collage={self.collage}: it is of images, and pieces have the shape {shape}; take chain or loop"
+            )
+        if self.collage == "cube":
+            if width != 4 * shape[1]:
+                raise ValueError(
+                    f"collage=cube: a piece is four faces side by side, (c, s, 4 s), and this run's are {shape}; train on such"
+                )
+            return cube_map(shape[1])
+        if shape[1] != width:
+            raise ValueError(
+                f"collage={self.collage}: its pieces are squares, and this run's are {shape}; take chain or loop"
+            )
+        if self.collage == "grid":
+            return grid(self.rows, self.cols, width, overlap)
+        return corners(self.rows, self.cols, width, self.overlap or None)
+
+
+def sampling_of_canvases(sampling: Sampling) -> Sampling:
+    """The sampler of canvases where none was asked for: the corrected one."""
+    return Sampling(sampler="collage", steps=STEPS) if sampling == Sampling() else sampling
