@@ -26,7 +26,8 @@ class Data:
     """Where the data come from.
 
     Args:
-        source: An embedded set (digits, toy2d:spiral, ...) or a path in any format that prepare.py reads.
+        source: An embedded set (digits, toy2d:spiral, ...), a path in any format that prepare.py reads, or mosaics of either
+            (mosaic:digits:1x3).
         options: How the source is prepared.
         flip: Whether images are mirrored left to right at random.
         partner: A second data set of the same shape, for a bridge; its training rows come with the first's as `y`.

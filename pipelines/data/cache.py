@@ -14,7 +14,7 @@ from pathlib import Path
 
 from pipelines.data.card import CARD, Card, load_card
 from pipelines.data.ingest import check_kind, prepare
-from pipelines.data.origin import canonical, fingerprint, label
+from pipelines.data.origin import canonical, fingerprint, label, path_of
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.source import Options
 from pipelines.data.summary import from_earlier_rules, summary
@@ -90,7 +90,8 @@ def _current(directory: Path, origin: str, options: Options) -> bool:
         card = load_card(directory)
     except (OSError, ValueError):  # OSError: another process is putting a newer one in its place
         return False
-    there = embedded(origin) or not Path(origin).exists()  # a source that was taken away cannot have changed
+    path = path_of(origin)
+    gone = path is None or not path.exists()  # a source that was taken away cannot have changed
     return (card.source, card.options) == (origin, options.to_json()) and (
-        there or card.fingerprint == fingerprint(origin)
+        gone or card.fingerprint == fingerprint(origin)
     )

@@ -3,9 +3,7 @@
 A source is an embedded set (`digits`, `toy2d:NAME`), a file or a directory; the first of the readers that recognises it
 streams its splits. The labels are read first, and become classes (labels.py). Each row is checked on the way: an integer k
 must satisfy 0 <= k < L, a vector must be finite. Rows that do not decode are skipped and counted, up to the share
-`max_skip` of a split. A source with a single split of n rows gets a hold-out: the first round(n * test_fraction) rows of a
-permutation that depends on (seed, n) only become `test`; where the format comes with a test split that is missing, only if the
-user asks for it. The card is written last.
+`max_skip` of a split. A source with a single split gets a hold-out (holdout.py). The card is written last.
 """
 
 from __future__ import annotations
@@ -17,18 +15,17 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from pipelines.data.card import CARD, Card, Split, load_card, write_card
-from pipelines.data.labels import NONE, Classes, classes_of
-from pipelines.data.order import permutation
-from pipelines.data.origin import canonical, fingerprint, label
-from pipelines.data.readers import READERS, formats
-from pipelines.data.readers.embedded import embedded
+from pipelines.data.holdout import Routes
+from pipelines.data.labels import Classes
+from pipelines.data.origin import canonical, fingerprint, label, path_of
+from pipelines.data.readers import formats, recognised
 from pipelines.data.shards import ShardWriter
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.data.splits import canonical_split
@@ -41,14 +38,13 @@ IMAGE_OPTIONS = ("size", "crop", "channels", "background", "orient")
 """Options that hold for encoded images only."""
 MOST_REASONS = 20
 """Different reasons for skipped rows that are told apart in a split."""
-HELD_OUT = ("what is not held out", "held out by --test-fraction")
 
 
 def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
     """Write the shards and the card of a source.
 
     Args:
-        source: "digits", "toy2d:NAME", or a path.
+        source: "digits", "toy2d:NAME", "mosaic:BASE:RxC", or a path.
         out: directory, made when absent; what an earlier preparation left there is replaced when this one is whole.
         options: see `Options`.
 
@@ -57,7 +53,7 @@ def prepare(source: str | Path, out: str | Path, options: Options = Options()) -
     """
     directory, origin = local_path(out, "--out"), canonical(source)
     found = _open_source(origin, options)
-    if not embedded(origin) and directory.resolve() == Path(origin):
+    if directory.resolve() == path_of(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
     building, made = directory / f".{uuid.uuid4().hex}.preparing", not directory.exists()
     try:
@@ -93,7 +89,7 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
     splits: dict[str, Split] = {}
     (classes, why_none), seen, trained = _classes(found, options), _Seen(), _Columns(found.shape)
     for name, part in found.splits.items():
-        routes = _routes(name, part, found, options)
+        routes = Routes.of(name, part, found, options)
         splits |= _write(directory, card, found, routes, part, partial(classes.of, name), options, seen, trained)
     notes = (*found.notes, *why_none, *seen.notes(found))
     if options.standardise and "train" not in splits:
@@ -121,8 +117,7 @@ def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]
     if options.labels == "ignore":
         return Classes(), ()
     try:
-        labels = {name: part.labels() if part.labels else NONE for name, part in found.splits.items()}
-        return classes_of(labels, lambda name, row: found.splits[name].locate(row), found.num_classes), ()
+        return found.classes(), ()
     except ValueError as error:
         if options.labels == "classes":
             raise
@@ -131,12 +126,12 @@ def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]
 
 def _open_source(origin: str, options: Options) -> Source:
     """The answer of the first reader that recognises the source."""
-    path = Path(origin)
-    if not embedded(origin) and not path.exists():
+    path, there = Path(origin), path_of(origin)
+    if there is not None and not there.exists():
         raise ValueError(f"source={origin!r}: no such file or directory; known: {formats()}")
     if (path / CARD).is_file():
         raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
-    found = next((answer for reader in READERS if (answer := reader.read(origin, options))), None)
+    found = recognised(origin, options)
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
         raise ValueError(
@@ -182,48 +177,10 @@ def _clear(directory: Path, building: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Routes:
-    """Which split of the result each row of a source's split goes to."""
-
-    names: tuple[str, ...]
-    target: np.ndarray
-
-
-def _routes(name: str, part: SourceSplit, found: Source, options: Options) -> _Routes:
-    target = np.zeros(part.count, np.uint8)
-    names = (name,)
-    if tuple(found.splits) == ("train",) and options.test_fraction > 0:
-        _check_whole(found, options)
-        held = round(part.count * options.test_fraction)
-        if not 0 < held < part.count:
-            raise ValueError(
-                f"test_fraction={options.test_fraction}: the source has {part.count} rows, of which {held} would be held out "
-                f"and {part.count - held} trained on; give more rows, or 0, which holds none out"
-            )
-        target[permutation(options.seed, 0, 0, part.count)[:held]] = 1
-        names = ("train", "test")
-    available = {*found.splits, *names}
-    for wanted in options.splits:
-        if canonical_split(wanted) not in map(canonical_split, available):
-            raise ValueError(f"splits={','.join(options.splits)}: the source has {', '.join(sorted(available))}")
-    return _Routes(names=names, target=target)
-
-
-def _check_whole(found: Source, options: Options) -> None:
-    """Refuses to hold rows out of train in place of a test split that is missing, unless it is asked for."""
-    asked = "test" in map(canonical_split, options.splits) or options.test_fraction != Options().test_fraction
-    if found.missing and not asked:
-        raise ValueError(
-            f"{found.missing} is missing: the set comes with a test split; put it beside the training data, or say what to "
-            f"test on: --splits train,test holds {options.test_fraction:.0%} of the training rows out, --test-fraction 0 none"
-        )
-
-
 class _Bad:
     """The rows of a source's split that did not decode: how many in each split of the result, why, and the first of them."""
 
-    def __init__(self, part: SourceSplit, routes: _Routes, max_skip: float) -> None:
+    def __init__(self, part: SourceSplit, routes: Routes, max_skip: float) -> None:
         self._part, self._routes, self._max_skip = part, routes, max_skip
         self.counts = np.zeros(len(routes.names), np.int64)
         self._first = ""
@@ -312,7 +269,7 @@ def _write(
     directory: Path,
     card: Card,
     found: Source,
-    routes: _Routes,
+    routes: Routes,
     part: SourceSplit,
     classes: Callable[[np.ndarray], np.ndarray],
     options: Options,
@@ -344,7 +301,7 @@ def _write(
         splits = {
             name: replace(
                 writer.close(int(bad.counts[index])),
-                source=", ".join(filter(None, (part.source, *([HELD_OUT[index]] if len(routes.names) > 1 else [])))),
+                source=routes.source(part, index),
                 classes=len(labels[name]),
                 reasons=bad.reasons(index),
             )

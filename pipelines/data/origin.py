@@ -1,4 +1,4 @@
-"""Where a data set comes from: its canonical name, what people call it, and whether its files have changed."""
+"""Where a data set comes from: its canonical name, its files and whether they have changed, and what people call it."""
 
 from __future__ import annotations
 
@@ -7,26 +7,49 @@ from pathlib import Path
 
 from pipelines.data.listing import list_files
 from pipelines.data.readers.embedded import embedded
+from pipelines.data.readers.mosaic import Mosaic
 from pipelines.storage.paths import local_path
 
-__all__ = ["canonical", "fingerprint", "label"]
+__all__ = ["canonical", "fingerprint", "label", "path_of", "without_path"]
 
 
 def canonical(source: str | Path) -> str:
-    """A source as a card names it: an absolute path, or the name of an embedded set."""
+    """A source as a card names it: an absolute path, the name of an embedded set, or mosaics of one of the two."""
+    if Mosaic.means(str(source)):
+        mosaic = Mosaic.parse(str(source))
+        return str(mosaic.of(canonical(mosaic.base)))
     return str(source) if embedded(str(source)) else str(local_path(source, "source").resolve())
 
 
 def label(origin: str) -> str:
     """What people call a canonical source, fit for a file name."""
+    if Mosaic.means(origin):
+        mosaic = Mosaic.parse(origin)
+        return str(mosaic.of(label(mosaic.base))).replace(":", "-")
     return origin.replace(":", "-") if embedded(origin) else Path(origin).stem or "data"
+
+
+def without_path(source: str) -> str:
+    """A source without where it lies on this machine: the last name of its path."""
+    if Mosaic.means(source):
+        mosaic = Mosaic.parse(source)
+        return str(mosaic.of(without_path(mosaic.base)))
+    return Path(source).name
+
+
+def path_of(origin: str) -> Path | None:
+    """The file or directory that a canonical source is read from; None of an embedded set."""
+    if Mosaic.means(origin):
+        return path_of(Mosaic.parse(origin).base)
+    return None if embedded(origin) else Path(origin)
 
 
 def fingerprint(origin: str) -> str:
     """A hash of the names, lengths and times of a canonical source's files; '' for an embedded set."""
-    if embedded(origin):
+    path = path_of(origin)
+    if path is None:
         return ""
-    path, sha = Path(origin), hashlib.sha256()
+    sha = hashlib.sha256()
     files = {*path.rglob("*"), *list_files(path).files} if path.is_dir() else {path}  # those of linked folders, too
     for file in sorted(files):
         if file.is_file():

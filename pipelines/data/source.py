@@ -17,7 +17,7 @@ from typing import BinaryIO, Literal, NamedTuple
 import numpy as np
 
 from pipelines.data.card import LeftOut
-from pipelines.data.labels import Labels
+from pipelines.data.labels import NONE, Classes, Labels, classes_of
 from pipelines.data.splits import given_parts
 
 __all__ = [
@@ -178,6 +178,15 @@ class Source:
     def column(self, index: int) -> str:
         """The name of a vector's coordinate."""
         return self.columns[index] if self.columns else str(index)
+
+    def classes(self) -> Classes:
+        """What the labels of all splits stand for.
+
+        Raises:
+            ValueError: labels that are no classes; the message names the row.
+        """
+        labels = {name: part.labels() if part.labels else NONE for name, part in self.splits.items()}
+        return classes_of(labels, lambda name, row: self.splits[name].locate(row), self.num_classes)
 
 
 def chunk_rows(row_bytes: int) -> int:

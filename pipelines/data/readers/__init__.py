@@ -7,6 +7,7 @@ answers reads the source, so the order decides where several could.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 from pipelines.data.readers.arrays import read_numpy
@@ -17,10 +18,11 @@ from pipelines.data.readers.embedded import SKLEARN, read_digits, read_sklearn, 
 from pipelines.data.readers.hdf5 import read_hdf5
 from pipelines.data.readers.idx import read_idx
 from pipelines.data.readers.images import read_folder, read_image_parquet
+from pipelines.data.readers.mosaic import read_mosaic
 from pipelines.data.readers.toy2d import TOY2D
 from pipelines.data.source import Options, Source
 
-__all__ = ["READERS", "Reader", "formats"]
+__all__ = ["READERS", "Reader", "formats", "recognised"]
 
 
 class Reader(NamedTuple):
@@ -30,11 +32,19 @@ class Reader(NamedTuple):
     name: str
 
 
+def recognised(source: str, options: Options) -> Source | None:
+    """The answer of the first reader that recognises a canonical source; None where none does."""
+    return next((answer for reader in READERS if (answer := reader.read(source, options))), None)
+
+
 READERS = [
     Reader(read_table, f"a published table with --table ({', '.join(TABLES)})"),
     Reader(read_digits, "digits"),
     Reader(read_toy2d, ", ".join(f"toy2d:{name}" for name in TOY2D)),
     Reader(read_sklearn, ", ".join(f"sklearn:{name}" for name in SKLEARN)),
+    Reader(
+        partial(read_mosaic, read_base=recognised), "mosaic:BASE:RxC of a labelled set of images (mosaic:digits:1x3)"
+    ),
     Reader(read_idx, "IDX files (MNIST, EMNIST)"),
     Reader(read_cifar, "CIFAR-10 batches"),
     Reader(read_image_parquet, "Hugging Face image Parquet"),

@@ -11,6 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from pipelines.data.order import permutation
+from pipelines.data.readers.mosaic import Mosaic
 from pipelines.data.readers.toy2d import TOY2D
 from pipelines.data.source import Options, Source, in_memory
 
@@ -20,7 +21,9 @@ SKLEARN = ("wine", "iris", "breast_cancer", "diabetes")
 
 
 def embedded(source: str) -> bool:
-    """Whether a source needs no path: digits, a generated set or a bundled table."""
+    """Whether a source needs no path: digits, a generated set, a bundled table, or mosaics of one of them."""
+    if Mosaic.means(source):
+        return embedded(Mosaic.parse(source).base)
     return source == "digits" or source.startswith(("toy2d:", "sklearn:"))
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from pipelines.config.modules import defining
 from pipelines.config.run import RunConfig
 from pipelines.config.terminal.cli import options
+from pipelines.data.origin import without_path
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
 from pipelines.evaluation.results.estimates import with_error
@@ -101,7 +102,7 @@ def trained_by(run: RunConfig) -> str:
 
 def _word(path: str, value: Any) -> str:
     if path in ("data.source", "data.partner"):
-        return Path(value).name or '""'
+        return without_path(value) or '""'
     text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
     return text.lower() if isinstance(value, bool) else text or '""'
 

@@ -17,6 +17,7 @@ from pipelines.config.provenance import Provenance
 from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG, WEIGHTS, load, read_run, weights_state, write_run, write_weights
 from pipelines.config.weights import Weights
+from pipelines.data.origin import without_path
 from pipelines.reporting.hub.card import model_card
 from pipelines.reporting.hub.options import ExportOptions
 from pipelines.reporting.tables import Run
@@ -79,7 +80,7 @@ def export(run: Weights, wanted: ExportOptions) -> Path:
 def without_paths(run: RunConfig) -> RunConfig:
     """The configuration with the names of its sources in place of their paths on this machine."""
     data = run.data
-    return replace(run, data=replace(data, source=Path(data.source).name, partner=Path(data.partner).name))
+    return replace(run, data=replace(data, source=without_path(data.source), partner=without_path(data.partner)))
 
 
 def _refuse_others(out: Path, run: Path) -> None:
