@@ -57,13 +57,15 @@ class Mosaic:
         """The parts of a name; a base may have colons of its own.
 
         Raises:
-            ValueError: no base, or no R x C of at least one cell.
+            ValueError: no base, one of mosaics, or no R x C of at least one cell.
         """
         base, _, size = source.removeprefix(PREFIX).rpartition(":")
         cells = re.fullmatch(r"([0-9]{1,6})x([0-9]{1,6})", size)
         if not base or not cells:
             raise ValueError(f"source={source!r}: a base and a number of cells are missing; {LIKE}")
         rows, cols = int(cells[1]), int(cells[2])
+        if Mosaic.means(base):
+            raise ValueError(f"source={source!r}: mosaics of mosaics follow no rule; {LIKE}")
         if min(rows, cols) < 1:
             raise ValueError(f"source={source!r}: {size} has no cells; {LIKE}")
         return Mosaic(base=base, rows=rows, cols=cols)
