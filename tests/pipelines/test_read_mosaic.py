@@ -135,6 +135,7 @@ def test_classes_keep_their_names(tmp_path):
     x, label = stored(tmp_path / "out")
     assert (card.classes, card.num_classes, card.shape) == (names, 2, (1, 5, 8))
     np.testing.assert_array_equal(x[:, 0, 0, 0] >= 100, label == 1)
+    assert prepare(card.source, tmp_path / "sized", Options(rows=50, size=8)).shape == (1, 8, 16)
 
 
 @pytest.mark.parametrize(
