@@ -59,6 +59,8 @@ def test_mosaics_of_digits_are_prepared_and_read_back(tmp_path):
     written = (where / "card.json").stat().st_mtime_ns
     assert ensure("mosaic:digits:1x3", tmp_path, FEW) == where
     assert (where / "card.json").stat().st_mtime_ns == written
+    seen = [{cell.tobytes() for cell in cells(stored(where, split)[0], 1, 3).reshape(-1, 64)} for split in card.splits]
+    assert not seen[0] & seen[1]
     prepare("digits", tmp_path / "base", FEW)
     for split in ("train", "test"):
         (x, label), (images, labels) = stored(where, split), stored(tmp_path / "base", split)
