@@ -162,7 +162,7 @@ def canvas(
 def draw_canvases(
     canvas: Canvas, seeds: Sequence[int], sampling: Sampling, label: int | Tensor | None = None, guidance: float = 0.0
 ) -> Drawn:
-    """One canvas per seed: it depends on its seed alone. Where the canvas's score is that of a piece, evaluations are of pieces.
+    """One canvas per seed: it depends on its seed alone. Where its score is that of a piece, evaluations are of pieces.
 
     Args:
         label, guidance: For whole canvases, see `draw`.

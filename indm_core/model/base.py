@@ -80,13 +80,17 @@ class Trainable(nn.Module, ABC):
 class GenerativeModel(Trainable):
     """A model of data x of shape (b, *shape), levels scaled to the card's range and dequantised.
 
-    Its score may take labels of `num_classes` classes (see `labels`): p(x) is then p(x | y) wherever y is given.
+    Its score may take labels of `num_classes` classes (see `labels`): p(x) is then p(x | y) wherever y is given. It may be
+    trained on windows of the data too, which a collage asks for: of sides from `smallest_window` on, () for none, in steps of
+    `window_step` (see `Objective`).
     """
 
     sde: SDE
     t_start: float
     shape: tuple[int, ...]
     num_classes: int = 0
+    smallest_window: tuple[int, ...] = ()
+    window_step: int = 1
 
     @abstractmethod
     def forward(self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None) -> Losses:

@@ -33,12 +33,14 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from indm_core.collage.sampling import check_pixelwise
 from indm_core.flow import Flow
 from indm_core.model.base import LinearModel, Losses, Node
 from indm_core.model.elbo import entropy_production, linear_nelbo
 from indm_core.model.labels import dropped
 from indm_core.model.objective import Objective
 from indm_core.model.score import ScoreModel, importance_times, likelihood_error, stratified
+from indm_core.model.windows import check_windows, draw_window
 from indm_core.noise import Noise, rand, randn_like
 from indm_core.sde import LinearSDE, apply
 from indm_core.times import uniform_times
@@ -78,6 +80,10 @@ class Diffusion(LinearModel):
         self.flow, self.score_model, self.sde = flow, ScoreModel(backbone, sde, objective.data_var), sde
         self.shape, self.t_start, self.objective = tuple(shape), t_start, objective
         self.num_classes = num_classes
+        self.smallest_window, self.window_step = objective.smallest_window, objective.window_step
+        if self.smallest_window:
+            check_windows(self.shape, self.smallest_window, self.window_step)
+            check_pixelwise(sde)
         self.pretraining = False
 
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
@@ -104,7 +110,19 @@ class Diffusion(LinearModel):
         constant = entropy_production(self.sde, u_0, t_low, self.t_start)
         nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
         terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
+        if self.smallest_window:
+            of_window, windows = self._of_window(u_t.detach(), t, eps, weight, generator)
+            loss, terms["windows"] = loss + of_window, windows - constant
         return Losses(loss, {name: term.detach() for name, term in terms.items()})
+
+    def _of_window(
+        self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, generator: Noise
+    ) -> tuple[Tensor, Tensor]:
+        """`_denoising` of a window of u_t and eps, times the piece's dimensions over the window's."""
+        cut = (..., *draw_window(self.shape, self.smallest_window, self.window_step, u_t, generator), slice(None))
+        scale = u_t.numel() / u_t[cut].numel()
+        loss, likelihood = self._denoising(u_t[cut], t, eps[cut], weight, None)
+        return scale * loss, scale * likelihood
 
     def _denoising(
         self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, y: Tensor | None
@@ -161,7 +179,7 @@ class Diffusion(LinearModel):
         return uniform_times(self.sde, num_steps, low=low, high=self.t_start)
 
     def evaluations(self) -> dict[str, int]:
-        return dict.fromkeys(self.networks(), 1)
+        return dict.fromkeys(self.networks(), 1) | ({"score": 2} if self.smallest_window else {})
 
     def phase(self, step: int) -> str:
         """'pretraining' (the flow rests at the identity) for the objective's `pretrain_steps`, then 'joint'; or 'linear'."""

@@ -41,6 +41,8 @@ FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every
 LATER = {
     "ModelConfig.conditional": False,
     "Objective.label_dropout": 0.1,
+    "Objective.smallest_window": (),
+    "Objective.window_step": 1,
     "Sampling.langevin_steps": 4,
     "Sampling.langevin_step": 0.5,
     "Sampling.final_step": 0.1,
