@@ -16,6 +16,7 @@ from pipelines.recipes.common import Recipe
 from pipelines.recipes.digits import DIGITS
 from pipelines.recipes.images import IMAGES
 from pipelines.recipes.mnist import MNIST
+from pipelines.recipes.mosaics import MOSAICS
 from pipelines.recipes.own import OWN
 from pipelines.recipes.tables import TABLES
 from pipelines.recipes.toy2d import TOY2D
@@ -29,6 +30,7 @@ BY_DATA: dict[str, dict[str, Recipe]] = {
     "your own data": OWN,
     "points on the plane": TOY2D,
     "MNIST": MNIST,
+    "pieces of mosaics": MOSAICS,
     "images as published": IMAGES,
     "tables": TABLES,
 }

@@ -19,10 +19,12 @@ from pipelines.recipes.common import Recipe
 
 __all__ = ["HEAD", "Overview"]
 
-CLASSES = {"digits": 10, "mnist": 10, "cifar10": 10}
+CLASSES = {"digits": 10, "mosaic:digits": 10, "mnist": 10, "cifar10": 10}
 """Of the sets that have labels, likewise."""
 PUBLISHED: dict[str, tuple[tuple[int, ...], int]] = {
     "digits": ((1, 8, 8), 17),
+    "mosaic:digits:1x3": ((1, 8, 24), 17),
+    "mosaic:digits:2x2": ((1, 16, 16), 17),
     "toy2d": ((2,), 0),
     "sklearn:wine": ((13,), 0),
     "mnist": ((1, 28, 28), 256),

@@ -1,0 +1,62 @@
+"""Pieces of mosaics of digits, whose long-range truth is known: models for collages (`sample.py --collage`)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from indm_core.model import Objective
+from pipelines.config.flows import IdentityConfig, ResFlowConfig
+from pipelines.config.models import INDMConfig
+from pipelines.config.networks import UNetConfig
+from pipelines.config.run import Data, RunConfig, Train
+from pipelines.data.source import Options
+from pipelines.recipes.common import adamw, by_name
+
+__all__ = ["MOSAICS"]
+
+UNET = UNetConfig(nf=24, ch_mult=(1, 2, 2), num_res_blocks=1, attention=(), dropout=0.0, time="log-snr")
+CELLS = Objective(mode="fid", smallest_window=(8, 8), window_step=8)
+"""Windows are whole cells, as what neighbouring pieces share is."""
+LINEAR = INDMConfig(flow=IdentityConfig(), backbone=UNET, objective=CELLS)
+FLOW = ResFlowConfig(blocks=(6,), width=32, constraint="infinity", actnorm="channel")
+"""One map at every size, and invertible there."""
+TRAIN = Train(
+    steps=2500,
+    batch_size=64,
+    optimisers=adamw(1e-3, "score", "flow", decay="cosine"),
+    ema_decay=0.998,
+    log_every=100,
+    checkpoint_every=500,
+    sample_every=1250,
+    validate_every=1250,
+)
+UNLABELLED = Options(labels="ignore")
+
+
+def strips_linear() -> RunConfig:
+    """Three digits in a row that follow a rule, for collages of any length: a linear diffusion, half an hour on one core."""
+    data = Data(source="mosaic:digits:1x3", options=UNLABELLED)
+    return RunConfig(recipe="strips_linear", data=data, model=LINEAR, train=TRAIN)
+
+
+def strips_indm() -> RunConfig:
+    """strips_linear with a flow that is one map at every size: collages are made in its latent."""
+    objective = replace(CELLS, mode="nll", pretrain_steps=600)
+    model = replace(LINEAR, flow=FLOW, objective=objective)
+    return replace(strips_linear(), recipe="strips_indm", model=model)
+
+
+def strips_conditional() -> RunConfig:
+    """strips_linear with the class of the first digit as label, for a class of each piece."""
+    data = Data(source="mosaic:digits:1x3")
+    model = replace(LINEAR, conditional=True)
+    return replace(strips_linear(), recipe="strips_conditional", data=data, model=model)
+
+
+def squares_linear() -> RunConfig:
+    """Two by two digits that follow a rule, for grids of any height and width: a linear diffusion."""
+    data = Data(source="mosaic:digits:2x2", options=UNLABELLED)
+    return replace(strips_linear(), recipe="squares_linear", data=data)
+
+
+MOSAICS = by_name(strips_linear, strips_indm, strips_conditional, squares_linear)
