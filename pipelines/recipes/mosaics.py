@@ -1,4 +1,5 @@
-"""Pieces of mosaics of digits, whose long-range truth is known: models for collages (`sample.py --collage`)."""
+"""Pieces of mosaics of digits and of random fields, whose long-range truth is known: models for collages
+(`sample.py --collage`)."""
 
 from __future__ import annotations
 
@@ -59,4 +60,20 @@ def squares_linear() -> RunConfig:
     return replace(strips_linear(), recipe="squares_linear", data=data)
 
 
-MOSAICS = by_name(strips_linear, strips_indm, strips_conditional, squares_linear)
+def field_linear() -> RunConfig:
+    """Twice as wide as high pieces of a random field, for chains, loops and cubes: a linear diffusion."""
+    return _of_field("field_linear", "field:4:8x16", (8, 4))
+
+
+def field_squares() -> RunConfig:
+    """Square pieces of a random field, for grids: a linear diffusion."""
+    return _of_field("field_squares", "field:4:16x16", (4, 4))
+
+
+def _of_field(name: str, source: str, smallest: tuple[int, ...]) -> RunConfig:
+    objective = replace(CELLS, smallest_window=smallest, window_step=4)
+    data = Data(source=source, options=Options(low=-4.0, high=4.0))
+    return replace(strips_linear(), recipe=name, data=data, model=replace(LINEAR, objective=objective))
+
+
+MOSAICS = by_name(strips_linear, strips_indm, strips_conditional, squares_linear, field_linear, field_squares)

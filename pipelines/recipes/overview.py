@@ -25,6 +25,8 @@ PUBLISHED: dict[str, tuple[tuple[int, ...], int]] = {
     "digits": ((1, 8, 8), 17),
     "mosaic:digits:1x3": ((1, 8, 24), 17),
     "mosaic:digits:2x2": ((1, 16, 16), 17),
+    "field:4:8x16": ((1, 8, 16), 64),
+    "field:4:16x16": ((1, 16, 16), 64),
     "toy2d": ((2,), 0),
     "sklearn:wine": ((13,), 0),
     "mnist": ((1, 28, 28), 256),

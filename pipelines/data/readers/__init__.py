@@ -15,6 +15,7 @@ from pipelines.data.readers.cifar import read_cifar
 from pipelines.data.readers.csv_table import read_csv
 from pipelines.data.readers.density import TABLES, read_table
 from pipelines.data.readers.embedded import SKLEARN, read_digits, read_sklearn, read_toy2d
+from pipelines.data.readers.field import read_field
 from pipelines.data.readers.hdf5 import read_hdf5
 from pipelines.data.readers.idx import read_idx
 from pipelines.data.readers.images import read_folder, read_image_parquet
@@ -40,6 +41,7 @@ def recognised(source: str, options: Options) -> Source | None:
 READERS = [
     Reader(read_table, f"a published table with --table ({', '.join(TABLES)})"),
     Reader(read_digits, "digits"),
+    Reader(read_field, "field:LENGTH:HxW, random fields"),
     Reader(read_toy2d, ", ".join(f"toy2d:{name}" for name in TOY2D)),
     Reader(read_sklearn, ", ".join(f"sklearn:{name}" for name in SKLEARN)),
     Reader(

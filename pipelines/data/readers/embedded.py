@@ -24,7 +24,7 @@ def embedded(source: str) -> bool:
     """Whether a source needs no path: digits, a generated set, a bundled table, or mosaics of one of them."""
     if Mosaic.means(source):
         return embedded(Mosaic.parse(source).base)
-    return source == "digits" or source.startswith(("toy2d:", "sklearn:"))
+    return source == "digits" or source.startswith(("field:", "toy2d:", "sklearn:"))
 
 
 def read_digits(source: str, options: Options) -> Source | None:
