@@ -5,8 +5,8 @@ spectral norm (for a convolution that of the operator on the image) or the infin
 closed form: each row is scaled by its own sum). Either makes g a contraction in that norm, if its activations are 1-Lipschitz.
 
 **Which images.** The infinity norm bounds a convolution on images of every size. The spectral norm is that on images of one
-size, `shape`; on larger images it is larger. The constraint "torus" bounds the spectral norms of all sizes at once, 1 % too high
-at most (`torus`). A kernel of one point has the same spectral norm at every size.
+size, `shape`; on larger images it is larger. The constraint "torus" bounds the spectral norms of all sizes at once, too high by
+1 % at most (`torus`). A kernel of one point has the same spectral norm at every size.
 
 **Spectral norm.** On the side of W, input or output, that has fewer dimensions, a layer keeps k approximate singular vectors V.
 For each new W they and a random vector that never changes are improved in the block Krylov space

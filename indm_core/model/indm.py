@@ -25,8 +25,8 @@ from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, invers
 __all__ = ["INDM", "Bridge"]
 
 ONE_PIECE = (
-    "its flow, {flow}, is a bijection at that size only; take a convolutional ResFlow with constraint 'torus' or 'infinity' and "
-    "ActNorm per channel (actnorm 'channel') or none, a Glow of images, or no flow"
+    "its flow, {flow}, is a bijection at that size only; take a convolutional ResFlow with constraint 'torus' or 'infinity' "
+    "and ActNorm per channel (actnorm 'channel') or none, a Glow of images, or no flow"
 )
 
 
