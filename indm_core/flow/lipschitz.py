@@ -72,7 +72,7 @@ class LipschitzLayer(nn.Module):
     """A linear map or a convolution (stride 1, zero padding) whose operator norm is at most `coefficient`.
 
     Args:
-        shape: Input event: (d,) for a linear map, (c, h, w) for a convolution.
+        shape: Input event: (d,) for a linear map, (c, l) or (c, h, w) for a convolution.
         num_out: Output dimensions or channels.
         coefficient: Upper bound of the norm, in (0, 1].
         constraint: Norm that is bounded (`Constraint`).
@@ -100,10 +100,10 @@ class LipschitzLayer(nn.Module):
             raise ValueError(f"kernel={kernel} must be odd")
         if constraint not in get_args(Constraint):
             raise ValueError(f"constraint={constraint!r} is none of {', '.join(map(repr, get_args(Constraint)))}")
-        self.is_conv = len(shape) == 3
-        self.padding = kernel // 2 if self.is_conv else 0
+        self.num_axes = len(shape) - 1
+        self.padding = kernel // 2 if self.num_axes else 0
         self.coefficient, self.constraint = coefficient, constraint
-        weight = torch.empty(num_out, shape[0], *((kernel, kernel) if self.is_conv else ()))
+        weight = torch.empty(num_out, shape[0], *[kernel] * self.num_axes)
         nn.init.zeros_(weight) if zero else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(num_out))
@@ -199,13 +199,15 @@ class LipschitzLayer(nn.Module):
 
     def _transposed_times(self, y: Tensor) -> Tensor:
         if self.padding:
-            return functional.conv_transpose2d(y, self.weight, padding=self.padding)
+            transposed = functional.conv_transpose1d if self.num_axes == 1 else functional.conv_transpose2d
+            return transposed(y, self.weight, padding=self.padding)
         return y @ self.weight.flatten(1)
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.is_conv:
-            return functional.conv2d(x, weight, bias, padding=self.padding)
-        return functional.linear(x, weight, bias)
+        if not self.num_axes:
+            return functional.linear(x, weight, bias)
+        convolution = functional.conv1d if self.num_axes == 1 else functional.conv2d
+        return convolution(x, weight, bias, padding=self.padding)
 
     def of_today(self, state: dict[str, Tensor], prefix: str) -> None:
         """Brings the state of a layer that tracked one vector, `left`, up to date; the norm of its weight is found anew."""

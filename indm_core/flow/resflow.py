@@ -83,9 +83,9 @@ class ResFlow(Flow):
     """A multi-scale residual flow; starts at the identity.
 
     Args:
-        shape: Event, (d,) or (c, h, w); where the flow is size-free, one of the sizes that it takes.
-        blocks: Residual blocks at each scale; the image is squeezed (2 x 2 pixels to channels) between scales, so that
-            (0, 8) is eight blocks at half the size. Vectors take one scale.
+        shape: Event, (d,), (c, l) or (c, h, w); where the flow is size-free, one of the sizes that it takes.
+        blocks: Residual blocks at each scale; the image is squeezed (2 x 2 pixels, or 2 places of a sequence, to channels)
+            between scales, so that (0, 8) is eight blocks at half the size. Vectors take one scale.
         width: Hidden units or channels of a block.
         kernels: Kernel sides of a block's convolutions; vectors and `dense` use only their number.
         dense: Whether an image is treated as a vector (small images: every pixel has its own weights).
@@ -141,7 +141,7 @@ class ResFlow(Flow):
         self.scales = nn.ModuleList()
         first_scale = next((scale for scale, num_blocks in enumerate(blocks) if num_blocks), 0)
         for scale, num_blocks in enumerate(blocks):
-            at_scale = (shape[0] * 4**scale, *[side // 2**scale for side in shape[1:]])
+            at_scale = (shape[0] * 2 ** (scale * (len(shape) - 1)), *[side // 2**scale for side in shape[1:]])
             self.scales.append(
                 nn.ModuleList(
                     ResidualBlock(
@@ -170,14 +170,14 @@ class ResFlow(Flow):
         counts = iter([[0]] * num_blocks if exact else roulette.draws(num_blocks, x, generator))
         z, log_det = self._flatten(x), x.new_zeros(x.shape[0])
         for index, scale in enumerate(self.scales):
-            z = functional.pixel_unshuffle(z, 2) if index else z
+            z = squeeze(z) if index else z
             for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
                 num_extra = next(counts)
                 estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator, stop)
                 z, term = residual_step(block.bound(z.dtype), z, estimate)
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):
-            z = functional.pixel_shuffle(z, 2)
+            z = unsqueeze(z)
         return z.reshape(x.shape), log_det
 
     @torch.no_grad()
@@ -206,7 +206,7 @@ class ResFlow(Flow):
         check_positive(tolerance=tolerance, max_iterations=max_iterations)
         x = self._flatten(z.double() if double else z)
         for _ in range(len(self.scales) - 1):
-            x = functional.pixel_unshuffle(x, 2)
+            x = squeeze(x)
         for index in reversed(range(len(self.scales))):
             for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
                 x = invert_block(
@@ -216,8 +216,22 @@ class ResFlow(Flow):
                     max_iterations=max_iterations,
                     g_double=lambda v, block=block: block.bound(torch.float64)(v),
                 )
-            x = functional.pixel_shuffle(x, 2) if index else x
+            x = unsqueeze(x) if index else x
         return x.reshape(z.shape).to(z.dtype)
 
     def _flatten(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.dense else x
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """2 x 2 pixels of an image, or 2 places of a sequence, to channels: half the sides, and 4 or 2 times the channels."""
+    if x.ndim == 4:
+        return functional.pixel_unshuffle(x, 2)
+    return x.unflatten(2, (-1, 2)).movedim(3, 2).flatten(1, 2)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    """The inverse of `squeeze`."""
+    if x.ndim == 4:
+        return functional.pixel_shuffle(x, 2)
+    return x.unflatten(1, (-1, 2)).movedim(2, 3).flatten(2, 3)

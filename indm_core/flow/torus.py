@@ -15,7 +15,8 @@ equally spaced points one is no further than h = pi / N. With u, v and a held, a
 
     max over the grid |K|  <=  |W|  <=  max over the grid |K| / cos(pi r / N)^2,
 
-which for N = 32 r is too large by 1 % at most. A kernel of one point needs one frequency, and no factor.
+which for N = 32 r is too large by 1 % at most. An axis along which the kernel is one point (a sequence has one) needs one
+frequency, and no factor.
 
 The right-hand side is a norm of W too: the maximum of <W, P> over linear forms P, one for each frequency of the grid and each u
 and v. The P that attains it is its gradient.
@@ -47,9 +48,10 @@ def steepest_form(weight: Tensor) -> Tensor:
     where one side of a wide layer has few channels.
 
     Args:
-        weight: (num_out, num_in, k, k), k = 2 r + 1.
+        weight: (num_out, num_in, k, k) of images or (num_out, num_in, k) of sequences, k = 2 r + 1.
     """
-    W, (num_out, num_in, *sides) = weight.double(), weight.shape
+    W = weight.double().reshape(*weight.shape[:2], *[1] * (4 - weight.ndim), *weight.shape[2:])
+    num_out, num_in, *sides = W.shape
     W = W if num_in <= num_out else W.transpose(0, 1)  # K and its transpose have the same norm
     W = torch.nan_to_num(W / W.abs().amax().clamp(min=1e-300))  # no square overflows; weights may be no numbers
     radii = [side // 2 for side in sides]
@@ -62,7 +64,8 @@ def steepest_form(weight: Tensor) -> Tensor:
     u = u / u.norm().clamp(min=1e-300)
     P = torch.einsum("o,i,d->oid", u.conj(), v, wave).real
     P = P / math.prod(math.cos(math.pi / POINTS) if radius else 1.0 for radius in radii)
-    return (P if num_in <= num_out else P.transpose(0, 1)).reshape(weight.shape).to(weight.dtype)
+    P = P if num_in <= num_out else P.transpose(0, 1)
+    return P.reshape(weight.shape).to(weight.dtype)
 
 
 def _frequencies(radii: list[int], like: Tensor) -> Tensor:

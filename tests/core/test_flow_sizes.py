@@ -15,6 +15,7 @@ from indm_core.checks import check_flow
 from indm_core.flow import ActNorm, Composed, Flow, Glow, Identity, ResFlow
 from indm_core.flow.glow import AffineCoupling, InvertibleConv
 from indm_core.flow.lipschitz import Constraint, LipschitzLayer
+from indm_core.flow.resflow import squeeze, unsqueeze
 from indm_core.model import FFJORD, INDM, Bridge, DiffFlow, DiNof
 from indm_core.sde import VP
 
@@ -108,6 +109,22 @@ def test_the_inverse_forgets_the_edges():
     assert float(error[:4].max()) < 0.05 * float(error[-4:].max())
 
 
+@FREE
+def test_sequences(constraint):
+    """Events (c, l): every identity of a flow, at two lengths."""
+    torch.manual_seed(0)
+    flow = ResFlow((2, 4), blocks=(1, 1), width=6, constraint=constraint, exact_train=16)
+    assert flow.size_free
+    check_flow(flow, (2, 4))
+
+
+def test_a_squeeze_puts_neighbours_in_channels():
+    x = torch.arange(12.0).reshape(1, 2, 6)
+    assert squeeze(x).tolist() == [[[0, 2, 4], [1, 3, 5], [6, 8, 10], [7, 9, 11]]]
+    for event in ((2, 6), (2, 6, 4)):
+        torch.testing.assert_close(unsqueeze(squeeze(randn(3, *event))), randn(3, *event), rtol=0, atol=0)
+
+
 FLOWS = [
     (Identity(), True),
     (ActNorm((2, 4, 4)), True),
@@ -123,6 +140,7 @@ FLOWS = [
     (ResFlow((1, 4, 4), blocks=(1,), width=4, constraint="spectral"), False),
     (ResFlow((1, 4, 4), blocks=(1,), width=4, constraint="torus", dense=True), False),
     (ResFlow((4,), blocks=(1,), width=4, constraint="infinity"), False),
+    (ResFlow((2, 4), blocks=(1,), width=4, constraint="torus"), True),
     (Composed([]), True),
     (Composed([ActNorm((1, 4, 4)), Identity()]), True),
     (Composed([ActNorm((1, 4, 4), per_pixel=True), Identity()]), False),
