@@ -359,6 +359,11 @@ FLOWS: dict[str, tuple[Callable[[], Flow], tuple[int, ...], float]] = {
     "Glow image": (lambda: Glow((1, 4, 8), levels=2, steps=2, hidden=5), (1, 4, 8), 1e-9),
     "exact": (lambda: resflow(2), (2,), 1e-4),
     "exact image": (lambda: ResFlow((1, 4, 4), blocks=(1, 1), width=8, activation=LipSwish), (1, 4, 4), 1e-4),
+    "exact image of any size": (
+        lambda: ResFlow((1, 4, 4), blocks=(1, 1), width=8, constraint="torus", exact_eval=32),
+        (1, 4, 4),
+        1e-4,
+    ),
     "estimated": (lambda: resflow(5, exact_train=0, exact_eval=0, constraint="infinity"), (5,), 1e-4),
     "estimated with few terms": (
         lambda: resflow(5, exact_eval=0, eval_terms=2, roulette=Roulette(law="geometric", parameter=0.7)),

@@ -6,7 +6,7 @@ where a wrong log-det is 0 like the right one, is seen away from it.
 
 The Jacobian J is that of automatic differentiation. A log_det that the generator does not change is compared with log|det J|,
 an estimate by its mean over passes. Its gradient, which training follows, is compared with central differences of log|det J|
-along a direction of the parameters.
+along a direction of the parameters. Where a flow says that it is size-free, inverse and log_det are checked at twice the width.
 """
 
 from __future__ import annotations
@@ -192,8 +192,21 @@ FLOW = {
 }
 
 
+LARGER = {
+    name: FLOW[name]
+    for name in (
+        "z is like x and log_det (b,), finite",
+        "inverse(forward(x)) = x",
+        "forward(inverse(z)) = z",
+        "log_det = log|det dz/dx|",
+    )
+}
+"""What is asked of a size-free flow on events of another size."""
+
+
 def check_flow(flow: Flow, shape: tuple[int, ...], *, tolerance: float = 1e-4) -> None:
-    """The identities of a flow (`FLOW`): inverse, log-det and its gradient, independence of rows.
+    """The identities of a flow (`FLOW`): inverse, log-det and its gradient, independence of rows; and, where it says that it is
+    size-free, inverse and log-det on events twice as wide (`LARGER`).
 
     The flow itself is left as it is: its parameters, gradients, buffers and mode.
 
@@ -208,9 +221,16 @@ def check_flow(flow: Flow, shape: tuple[int, ...], *, tolerance: float = 1e-4) -
     """
     shape = limited(shape)
     for setting, copied, dtype in copies(flow, shape, lambda flow, x: flow(x, seeded(0))[0]):
-        x, z = torch.randn(2, 3, *shape, generator=seeded(5), dtype=torch.float64).to(dtype)
-        case = Bijection(module=copied, forward=copied, inverse=copied.inverse, x=x, z=z, tolerance=tolerance)
-        verify(f"{type(flow).__name__} {setting}", FLOW, case)
+        name = f"{type(flow).__name__} {setting}"
+        verify(name, FLOW, _case(copied, shape, dtype, tolerance))
+        if flow.size_free and len(shape) > 1:
+            wider = (*shape[:-1], 2 * shape[-1])
+            verify(f"{name}, on events {wider}", LARGER, _case(copied, wider, dtype, tolerance))
+
+
+def _case(flow: Flow, shape: tuple[int, ...], dtype: torch.dtype, tolerance: float) -> Bijection:
+    x, z = torch.randn(2, 3, *shape, generator=seeded(5), dtype=torch.float64).to(dtype)
+    return Bijection(module=flow, forward=flow, inverse=flow.inverse, x=x, z=z, tolerance=tolerance)
 
 
 def limited(shape: tuple[int, ...]) -> tuple[int, ...]:

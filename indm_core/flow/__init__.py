@@ -3,7 +3,7 @@
 Identity, Composed   h(x) = x; one flow after another (`base`)
 ActNorm              a learned scale and shift (`actnorm`)
 Glow                 multi-scale couplings with closed log-dets (`glow`)
-ResFlow              residual blocks of bounded Lipschitz constant (`resflow`, `lipschitz`, `log_det`, `anderson`)
+ResFlow              residual blocks of bounded Lipschitz constant (`resflow`, `lipschitz`, `torus`, `log_det`, `anderson`)
 """
 
 from __future__ import annotations

@@ -42,7 +42,7 @@ class ActNorm(Flow):
     ) -> None:
         super().__init__()
         check_positive(min_std=min_std)
-        self.min_std = min_std
+        self.min_std, self.size_free = min_std, not per_pixel and len(shape) > 1
         size = tuple(shape) if per_pixel or len(shape) == 1 else (shape[0], *[1] * (len(shape) - 1))
         self.log_scale = nn.Parameter(torch.zeros(size))
         self.shift = nn.Parameter(torch.zeros(size))

@@ -2,7 +2,8 @@ r"""Normalizing flows: bijections x -> z with log|det dz/dx|.
 
     log p(x) = log p_z(h(x)) + log|det dh/dx|
 
-A flow keeps the event shape of its input; composition is a fold that adds the log-dets.
+A flow keeps the event shape of its input; composition is a fold that adds the log-dets. Some flows are bijections of events of
+every size with the parameters that they have: a latent may then be larger than what was trained on, and h^-1 runs on it once.
 
 References:
     Rezende and Mohamed 2015, "Variational inference with normalizing flows".
@@ -20,11 +21,17 @@ from torch import Tensor, nn
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
-__all__ = ["Composed", "Flow", "Identity", "estimate_log_det"]
+__all__ = ["Composed", "Flow", "Identity", "check_event", "estimate_log_det"]
 
 
 class Flow(nn.Module, ABC):
-    """A bijection of (b, *event) with its log-determinant."""
+    """A bijection of (b, *event) with its log-determinant.
+
+    `size_free` says whether the same parameters give an invertible map of events of every size of the trailing axes (all but
+    the channels) that its squeezes divide. A flow that does not say so is of one size.
+    """
+
+    size_free: bool = False
 
     @abstractmethod
     def forward(
@@ -41,6 +48,8 @@ class Flow(nn.Module, ABC):
 class Identity(Flow):
     """h(x) = x: turns an INDM into the linear diffusion it generalises."""
 
+    size_free = True
+
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
         return x, x.new_zeros(x.shape[0])
 
@@ -55,6 +64,7 @@ class Composed(Flow):
     def __init__(self, flows: Sequence[Flow]) -> None:
         super().__init__()
         self.flows = nn.ModuleList(flows)
+        self.size_free = all(flow.size_free for flow in flows)
 
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
         log_det = x.new_zeros(x.shape[0])
@@ -67,6 +77,33 @@ class Composed(Flow):
         for flow in reversed(self.flows):
             z = flow.inverse(z)  # pyright: ignore[reportCallIssue]
         return z
+
+
+def check_event(x: Tensor, shape: tuple[int, ...], *, size_free: bool, fold: int) -> None:
+    """Refuses events that a flow has not been made for.
+
+    Args:
+        x: (b, *event).
+        shape: The event that the flow was built with.
+        size_free: Of the flow.
+        fold: What the sides must be multiples of.
+
+    Raises:
+        ValueError: another shape, of a flow of one size; other channels or axes, or sides that the squeezes do not divide.
+    """
+    event = tuple(x.shape[1:])
+    if event == shape:
+        return
+    said = f"x: events {event} given to a flow made for {shape}"
+    if not size_free:
+        raise ValueError(
+            f"{said} alone; for every size take a convolutional ResFlow with constraint 'torus' or 'infinity', and ActNorm per "
+            "channel (actnorm 'channel')"
+        )
+    if len(event) != len(shape) or event[0] != shape[0]:
+        raise ValueError(f"{said}: of other sizes, but of as many axes and channels")
+    if any(side < 1 or side % fold for side in event[1:]):
+        raise ValueError(f"{said}: the sides must be multiples of {fold}")
 
 
 @torch.no_grad()

@@ -11,6 +11,9 @@ by a mean and a scale that depend on the half that stays: what Glow writes as a 
 coupling, so that the base law of every coordinate is N(0, 1). The halves are put together and un-squeezed at the end: z has the
 shape of x. A temperature T is a base law N(0, T^2).
 
+All of these are bijections of images of every size that the squeezes divide: the coupling's networks are convolutions, and the
+rest is the same at every position.
+
 A vector takes one level without a squeeze, an MLP in place of the convolutions of a coupling.
 
 References:
@@ -29,7 +32,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from indm_core.flow.actnorm import ActNorm
-from indm_core.flow.base import Flow
+from indm_core.flow.base import Flow, check_event
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
@@ -50,6 +53,7 @@ class InvertibleConv(Flow):
     References: Kingma and Dhariwal 2018, section 3.2 and Eq. 10.
     """
 
+    size_free = True
     permutation: Tensor
     sign: Tensor
 
@@ -103,6 +107,7 @@ class AffineCoupling(Flow):
         if shape[0] < 2:
             raise ValueError(f"shape={tuple(shape)}: a coupling needs at least two channels or coordinates")
         self.flip, self.sizes = flip, (shape[0] // 2, shape[0] - shape[0] // 2)
+        self.size_free = len(shape) == 3
         num_in, num_out = self.sizes[flip], 2 * self.sizes[not flip]
         last = _layer(hidden or num_in, num_out, 3, images=len(shape) == 3)
         for parameter in last.parameters():
@@ -169,6 +174,7 @@ class Glow(Flow):
             if value < 1:
                 raise ValueError(f"{name}={value} must be at least 1")
         self.shape, self.images = tuple(shape), len(shape) == 3
+        self.size_free = self.images
         if not self.images and levels > 1:
             raise ValueError(f"levels={levels}: a vector {self.shape} takes one level")
         for side in self.shape[1:]:
@@ -187,8 +193,7 @@ class Glow(Flow):
         self.top = ActNorm(shape)
 
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
-        if x.shape[1:] != self.shape:
-            raise ValueError(f"x: events {tuple(x.shape[1:])} given to a flow made for {self.shape}")
+        check_event(x, self.shape, size_free=self.size_free, fold=2 ** len(self.levels))
         log_det, left = x.new_zeros(x.shape[0]), []
         for level, steps in enumerate(self.levels):
             x = self._squeeze(x)
@@ -207,6 +212,7 @@ class Glow(Flow):
         return x, log_det + term
 
     def inverse(self, z: Tensor) -> Tensor:
+        check_event(z, self.shape, size_free=self.size_free, fold=2 ** len(self.levels))
         left = []
         for _ in self.splits:
             z, out = self._squeeze(z).chunk(2, dim=1)

@@ -4,6 +4,10 @@ With coefficient c < 1 for a network g as a whole (c^{1/layers} per layer), a we
 spectral norm (for a convolution that of the operator on the image) or the infinity norm (the largest absolute row sum, in
 closed form: each row is scaled by its own sum). Either makes g a contraction in that norm, if its activations are 1-Lipschitz.
 
+**Which images.** The infinity norm bounds a convolution on images of every size. The spectral norm is that on images of one
+size, `shape`; on larger images it is larger. The constraint "torus" bounds the spectral norms of all sizes at once, too high by
+1 % at most (`torus`). A kernel of one point has the same spectral norm at every size.
+
 **Spectral norm.** On the side of W, input or output, that has fewer dimensions, a layer keeps k approximate singular vectors V.
 For each new W they and a random vector that never changes are improved in the block Krylov space
 
@@ -24,15 +28,18 @@ References:
 from __future__ import annotations
 
 import math
-from typing import Literal, final
+from typing import Literal, final, get_args
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from indm_core.flow.torus import steepest_form
+
 __all__ = ["Constraint", "LipSwish", "LipschitzLayer", "Sine"]
 
-Constraint = Literal["spectral", "infinity"]
+Constraint = Literal["spectral", "torus", "infinity"]
+"""The norm that is bounded: the spectral norm at one size, the spectral norm at every size, the infinity norm at every size."""
 
 TRACKED = 2
 POWERS = {True: 8, False: 24}
@@ -65,10 +72,10 @@ class LipschitzLayer(nn.Module):
     """A linear map or a convolution (stride 1, zero padding) whose operator norm is at most `coefficient`.
 
     Args:
-        shape: Input event: (d,) for a linear map, (c, h, w) for a convolution.
+        shape: Input event: (d,) for a linear map, (c, l) or (c, h, w) for a convolution.
         num_out: Output dimensions or channels.
         coefficient: Upper bound of the norm, in (0, 1].
-        constraint: Norm that is bounded.
+        constraint: Norm that is bounded (`Constraint`).
         kernel: Odd side of the convolution's kernel.
         zero: Whether the weight starts at 0.
     """
@@ -91,23 +98,25 @@ class LipschitzLayer(nn.Module):
             raise ValueError(f"coefficient={coefficient} must lie in (0, 1]")
         if kernel % 2 == 0:
             raise ValueError(f"kernel={kernel} must be odd")
-        if constraint not in ("spectral", "infinity"):
-            raise ValueError(f"constraint={constraint!r} is neither 'spectral' nor 'infinity'")
-        self.is_conv = len(shape) == 3
-        self.padding = kernel // 2 if self.is_conv else 0
+        if constraint not in get_args(Constraint):
+            raise ValueError(f"constraint={constraint!r} is none of {', '.join(map(repr, get_args(Constraint)))}")
+        self.num_axes = len(shape) - 1
+        self.padding = kernel // 2 if self.num_axes else 0
         self.coefficient, self.constraint = coefficient, constraint
-        weight = torch.empty(num_out, shape[0], *((kernel, kernel) if self.is_conv else ()))
+        weight = torch.empty(num_out, shape[0], *[kernel] * self.num_axes)
         nn.init.zeros_(weight) if zero else nn.init.kaiming_uniform_(weight, a=math.sqrt(5))
         self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(num_out))
         event = shape[1:] if kernel > 1 else ()  # a convolution of kernel 1 has the norm of its matrix
         sides = (shape[0], *event), (num_out, *event)
         self.from_input = math.prod(sides[0]) <= math.prod(sides[1])
-        num, side = TRACKED if constraint == "spectral" else 0, sides[0] if self.from_input else sides[1]
+        self.on_torus = constraint == "torus" and self.padding > 0
+        num = 0 if constraint == "infinity" or self.on_torus else TRACKED
+        side = sides[0] if self.from_input else sides[1]
         start = torch.randn(2 * num, *side, generator=torch.Generator().manual_seed(num_out))
         self.register_buffer("vectors", _units(start[:num]))
         self.register_buffer("fresh", _units(start[num : num + 1]), persistent=False)
-        self._kept: tuple[tuple[int, int, bool], Tensor, Tensor] | None = None
+        self._kept: tuple[tuple[int, int, bool], tuple[Tensor, ...]] | None = None
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map in x's dtype with a weight from `bounded_weight`, which is computed once for all uses in a step."""
@@ -122,12 +131,24 @@ class LipschitzLayer(nn.Module):
             norm = self.weight.abs().flatten(1).sum(1).reshape(-1, *[1] * (self.weight.ndim - 1))
         else:
             with torch.autocast(self.weight.device.type, enabled=False):  # bfloat16 would move the norm by 0.4 %
-                left, right = self._singular_vectors()
-                norm = (left * self._times(right)).sum()  # the vectors are held: with the norm's gradient
+                norm = self._torus_norm() if self.on_torus else self._spectral_norm()
         return self.weight * (self.coefficient / norm.clamp(min=1e-12)).clamp(max=1.0)
 
+    def _torus_norm(self) -> Tensor:
+        """<W, P>: P is held, and so the gradient is the norm's. It is the same in training and in evaluation."""
+        key = (self.weight.data_ptr(), self.weight._version, True)
+        if self._kept is None or self._kept[0] != key:
+            self._kept = (key, (steepest_form(self.weight),))
+        (P,) = self._kept[1]
+        return (self.weight * P).sum()
+
+    def _spectral_norm(self) -> Tensor:
+        """<left, W right>: the vectors are held, and so the gradient is the norm's."""
+        left, right = self._singular_vectors()
+        return (left * self._times(right)).sum()
+
     @torch.no_grad()
-    def _singular_vectors(self) -> tuple[Tensor, Tensor]:
+    def _singular_vectors(self) -> tuple[Tensor, ...]:
         """The vectors (left, right) of the largest singular value of the present W, kept until W or the mode changes."""
         key = (self.weight.data_ptr(), self.weight._version, self.training)
         if self._kept is None or self._kept[0] != key:
@@ -140,8 +161,8 @@ class LipschitzLayer(nn.Module):
             self.vectors.copy_(torch.where(usable, found, self.vectors))
             first = found[:1]
             other = _units(self._there(first))
-            self._kept = (key, *((other, first) if self.from_input else (first, other)))
-        return self._kept[1:]
+            self._kept = (key, (other, first) if self.from_input else (first, other))
+        return self._kept[1]
 
     def _iteration(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
         """The leading singular vectors in the Krylov space of those so far, and |A v - theta^2 v| / theta^2 of the first.
@@ -178,13 +199,15 @@ class LipschitzLayer(nn.Module):
 
     def _transposed_times(self, y: Tensor) -> Tensor:
         if self.padding:
-            return functional.conv_transpose2d(y, self.weight, padding=self.padding)
+            transposed = functional.conv_transpose1d if self.num_axes == 1 else functional.conv_transpose2d
+            return transposed(y, self.weight, padding=self.padding)
         return y @ self.weight.flatten(1)
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if self.is_conv:
-            return functional.conv2d(x, weight, bias, padding=self.padding)
-        return functional.linear(x, weight, bias)
+        if not self.num_axes:
+            return functional.linear(x, weight, bias)
+        convolution = functional.conv1d if self.num_axes == 1 else functional.conv2d
+        return convolution(x, weight, bias, padding=self.padding)
 
     def of_today(self, state: dict[str, Tensor], prefix: str) -> None:
         """Brings the state of a layer that tracked one vector, `left`, up to date; the norm of its weight is found anew."""

@@ -39,6 +39,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from indm_core.flow.lipschitz import Constraint
 from indm_core.noise import Noise, rademacher_like
 
 __all__ = ["LogDet", "Roulette", "Stop", "exact_log_det", "residual_step", "series_log_det"]
@@ -50,17 +51,17 @@ class Stop:
 
     Args:
         lipschitz: L, the bound of the block's Lipschitz constant, in (0, 1).
-        norm: Its norm: 'spectral' (dual to itself) or 'infinity' (dual to the 1-norm).
+        norm: Its norm: 'infinity' (dual to the 1-norm), or a bound of the spectral norm (dual to itself).
         tolerance: Of what is left out, nats for each block and probe.
     """
 
     lipschitz: float
-    norm: Literal["spectral", "infinity"]
+    norm: Constraint
     tolerance: float = 1e-3
 
     def remainder(self, v: Tensor, w: Tensor, k: int) -> Tensor:
         """The bound on the terms after k, (b,), from the probe v and w = (J^T)^k v."""
-        order = 2 if self.norm == "spectral" else 1
+        order = 1 if self.norm == "infinity" else 2
         size = v.flatten(1).norm(2 if order == 2 else math.inf, dim=1) * w.flatten(1).norm(order, dim=1)
         return size * (self.lipschitz / ((k + 1) * (1 - self.lipschitz)))
 

@@ -3,6 +3,9 @@ r"""Residual flows: z = x + g(x) with Lip(g) < 1, inverted by an accelerated fix
 g is a small network whose every layer is kept below a Lipschitz bound (`lipschitz`). The log-determinant is a power series in
 dg/dx, cut by a Russian roulette, or exact in few dimensions (`log_det`). The inverse is a fast fixed point (`anderson`).
 
+Convolutions with the constraint "torus" or "infinity" are contractions on images of every size, so that the flow is a bijection
+there. With "spectral" Lip(g) < 1 is bounded at the size that the flow was built for, and other sizes are refused.
+
 References:
     Behrmann et al. 2019, "Invertible residual networks", Algorithm 1; Chen et al. 2019, "Residual flows", Eqs. 6-8; Kim et al.
     2022 (INDM), appendix F.
@@ -19,7 +22,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from indm_core.flow.anderson import invert_block
-from indm_core.flow.base import Flow
+from indm_core.flow.base import Flow, check_event
 from indm_core.flow.lipschitz import Constraint, LipschitzLayer, Sine
 from indm_core.flow.log_det import Roulette, Stop, exact_log_det, residual_step, series_log_det
 from indm_core.noise import Noise
@@ -80,14 +83,15 @@ class ResFlow(Flow):
     """A multi-scale residual flow; starts at the identity.
 
     Args:
-        shape: Event, (d,) or (c, h, w).
-        blocks: Residual blocks at each scale; the image is squeezed (2 x 2 pixels to channels) between scales, so that
-            (0, 8) is eight blocks at half the size. Vectors take one scale.
+        shape: Event, (d,), (c, l) or (c, h, w); where the flow is size-free, one of the sizes that it takes.
+        blocks: Residual blocks at each scale; the image is squeezed (2 x 2 pixels, or 2 places of a sequence, to channels)
+            between scales, so that (0, 8) is eight blocks at half the size. Vectors take one scale.
         width: Hidden units or channels of a block.
         kernels: Kernel sides of a block's convolutions; vectors and `dense` use only their number.
         dense: Whether an image is treated as a vector (small images: every pixel has its own weights).
         coefficient: Lipschitz bound of each g, in (0, 1).
-        constraint: Norm in which g is a contraction.
+        constraint: Norm in which g is a contraction; "torus" costs least where each convolution with a kernel above 1 has few
+            channels on one side, as with the default kernels.
         activation: Constructor of a 1-Lipschitz activation.
         first_activation: Whether an activation stands before the very first layer too. With the sine the flow then commutes
             with integer shifts, so that black, grey and white images cannot be told apart; the published form has none.
@@ -127,7 +131,9 @@ class ResFlow(Flow):
         fold = 2 ** (num_scales - 1)
         if not self.dense and any(side % fold for side in shape[1:]):
             raise ValueError(f"blocks={tuple(blocks)}: {num_scales} scales need sides divisible by {fold}, not {shape}")
-        self.num_dims = math.prod(shape)
+        self.shape, self.fold = tuple(shape), fold
+        self.size_free = not self.dense and constraint != "spectral"
+        num_dims = math.prod(shape)
         self.roulette = roulette or Roulette()
         self.eval_roulette = Roulette(law="geometric", parameter=coefficient, exact=eval_terms)
         self.stop: Stop | None = Stop(lipschitz=coefficient, norm=constraint)
@@ -135,11 +141,11 @@ class ResFlow(Flow):
         self.scales = nn.ModuleList()
         first_scale = next((scale for scale, num_blocks in enumerate(blocks) if num_blocks), 0)
         for scale, num_blocks in enumerate(blocks):
-            at_scale = (shape[0] * 4**scale, *[side // 2**scale for side in shape[1:]])
+            at_scale = (shape[0] * 2 ** (scale * (len(shape) - 1)), *[side // 2**scale for side in shape[1:]])
             self.scales.append(
                 nn.ModuleList(
                     ResidualBlock(
-                        (self.num_dims,) if self.dense else at_scale,
+                        (num_dims,) if self.dense else at_scale,
                         width=width,
                         kernels=kernels,
                         coefficient=coefficient,
@@ -152,21 +158,26 @@ class ResFlow(Flow):
             )
 
     def forward(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
-        """z and log_det: unbiased, or exact where the event has at most `exact_train` / `exact_eval` dimensions."""
-        exact = self.num_dims <= (self.exact_train if self.training else self.exact_eval)
+        """z and log_det: unbiased, or exact where the event has at most `exact_train` / `exact_eval` dimensions.
+
+        Raises:
+            ValueError: an x of another shape than the flow takes.
+        """
+        check_event(x, self.shape, size_free=self.size_free, fold=self.fold)
+        exact = math.prod(x.shape[1:]) <= (self.exact_train if self.training else self.exact_eval)
         roulette, stop = (self.roulette, None) if self.training else (self.eval_roulette, self.stop)
         num_blocks = sum(len(scale) for scale in self.scales)  # pyright: ignore[reportArgumentType]
         counts = iter([[0]] * num_blocks if exact else roulette.draws(num_blocks, x, generator))
         z, log_det = self._flatten(x), x.new_zeros(x.shape[0])
         for index, scale in enumerate(self.scales):
-            z = functional.pixel_unshuffle(z, 2) if index else z
+            z = squeeze(z) if index else z
             for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
                 num_extra = next(counts)
                 estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator, stop)
                 z, term = residual_step(block.bound(z.dtype), z, estimate)
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):
-            z = functional.pixel_shuffle(z, 2)
+            z = unsqueeze(z)
         return z.reshape(x.shape), log_det
 
     @torch.no_grad()
@@ -188,12 +199,14 @@ class ResFlow(Flow):
 
         Raises:
             ConvergenceError: a block that did not reach the tolerance.
-            ValueError: a tolerance or a number of iterations that is not positive and finite.
+            ValueError: a tolerance or a number of iterations that is not positive and finite; a z of another shape than the
+                flow takes.
         """
+        check_event(z, self.shape, size_free=self.size_free, fold=self.fold)
         check_positive(tolerance=tolerance, max_iterations=max_iterations)
         x = self._flatten(z.double() if double else z)
         for _ in range(len(self.scales) - 1):
-            x = functional.pixel_unshuffle(x, 2)
+            x = squeeze(x)
         for index in reversed(range(len(self.scales))):
             for block in list(self.scales[index])[::-1]:  # pyright: ignore[reportArgumentType]
                 x = invert_block(
@@ -203,8 +216,22 @@ class ResFlow(Flow):
                     max_iterations=max_iterations,
                     g_double=lambda v, block=block: block.bound(torch.float64)(v),
                 )
-            x = functional.pixel_shuffle(x, 2) if index else x
+            x = unsqueeze(x) if index else x
         return x.reshape(z.shape).to(z.dtype)
 
     def _flatten(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.dense else x
+
+
+def squeeze(x: Tensor) -> Tensor:
+    """2 x 2 pixels of an image, or 2 places of a sequence, to channels: half the sides, and 4 or 2 times the channels."""
+    if x.ndim == 4:
+        return functional.pixel_unshuffle(x, 2)
+    return x.unflatten(2, (-1, 2)).movedim(3, 2).flatten(1, 2)
+
+
+def unsqueeze(x: Tensor) -> Tensor:
+    """The inverse of `squeeze`."""
+    if x.ndim == 4:
+        return functional.pixel_shuffle(x, 2)
+    return x.unflatten(1, (-1, 2)).movedim(2, 3).flatten(2, 3)

@@ -83,6 +83,9 @@ class GenerativeModel(Trainable):
     Its score may take labels of `num_classes` classes (see `labels`): p(x) is then p(x | y) wherever y is given. It may be
     trained on windows of the data too, which a collage asks for: of sides from `smallest_window` on, () for none, in steps of
     `window_step` (see `Objective`).
+
+    `one_size` says why all samples have the size of the data, and is empty where the state may be larger, decoded as one piece.
+    A model that says nothing of it is of one size.
     """
 
     sde: SDE
@@ -91,6 +94,7 @@ class GenerativeModel(Trainable):
     num_classes: int = 0
     smallest_window: tuple[int, ...] = ()
     window_step: int = 1
+    one_size: str = "its class does not say that it makes samples of every size"
 
     @abstractmethod
     def forward(self, x: Float[Tensor, " b *event"], y: Tensor | None = None, generator: Noise = None) -> Losses:
@@ -220,6 +224,15 @@ class GenerativeModel(Trainable):
         labels = [None] * len(batches) if every is None else every.split(batch_size)
         given = zip(batches, labels, strict=True)
         return torch.cat([draw_by(self, batch, sampling, label=y, guidance=guidance).x for batch, y in given])
+
+    def check_any_size(self) -> None:
+        """Refuses a model whose states cannot be larger than its data; what its networks take is not looked at.
+
+        Raises:
+            ValueError: such a model; the reason is named.
+        """
+        if self.one_size:
+            raise ValueError(f"{type(self).__name__} makes samples of one size, {self.shape}: {self.one_size}")
 
     def check_data(self, x: Tensor) -> None:
         """Refuses what is no batch of data of this model.

@@ -115,6 +115,8 @@ class DiffFlow(GenerativeModel):
         ValueError: an argument out of range; N < 2; a network that gives another value at each call.
     """
 
+    one_size = "its diffusion is learned, no linear SDE"
+
     def __init__(
         self,
         drift: nn.Module,

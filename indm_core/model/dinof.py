@@ -48,6 +48,8 @@ class DiNof(Diffusion):
         ValueError: t_m outside (0, 1], or so small that nothing is left above t_min.
     """
 
+    one_size = "it starts at T_m from a flow's law of one piece"
+
     def __init__(
         self,
         prior: Flow,

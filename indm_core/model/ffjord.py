@@ -53,6 +53,8 @@ class FFJORD(GenerativeModel):
         ValueError: an argument out of range; a network that gives another value at each call.
     """
 
+    one_size = "its ODE is learned, no linear SDE"
+
     def __init__(self, drift: nn.Module, *, shape: tuple[int, ...], t_max: float = 1.0, num_steps: int = 10) -> None:
         super().__init__()
         if num_steps < 1:

@@ -24,6 +24,11 @@ from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, invers
 
 __all__ = ["INDM", "Bridge"]
 
+ONE_PIECE = (
+    "its flow, {flow}, is a bijection at that size only; take a convolutional ResFlow with constraint 'torus' or 'infinity' "
+    "and ActNorm per channel (actnorm 'channel') or none, a Glow of images, or no flow"
+)
+
 
 class INDM(Diffusion):
     """Flow, score and linear SDE on all of [t_min, t_max], its prior at the end.
@@ -46,6 +51,7 @@ class INDM(Diffusion):
         super().__init__(
             flow, backbone, sde, shape=shape, t_start=sde.t_max, objective=objective, num_classes=num_classes
         )
+        self.one_size = "" if flow.size_free else ONE_PIECE.format(flow=type(flow).__name__)
 
     def sample_start(self, like: Tensor, generator: Noise = None, temperature: float = 1.0) -> Tensor:
         return temperature * self.sde.sample_prior(like, generator)

@@ -51,7 +51,8 @@ class ResFlowConfig(FlowConfig):
         kernels: Sides of a block's convolutions.
         dense: Treat images as vectors.
         coefficient: Lipschitz bound of a block, in (0, 1).
-        constraint: Norm that is bounded.
+        constraint: Norm that is bounded: spectral, at the size of the data; torus, the spectral norm at every size; infinity,
+            at every size.
         activation: 1-Lipschitz activation.
         first_activation: Whether one stands before the very first layer too; the published form has none there.
         roulette: Law of the number of series terms in training.
@@ -65,7 +66,7 @@ class ResFlowConfig(FlowConfig):
     kernels: tuple[int, ...] = (3, 1, 3)
     dense: bool = False
     coefficient: float = 0.98
-    constraint: Literal["spectral", "infinity"] = "infinity"
+    constraint: Literal["spectral", "torus", "infinity"] = "infinity"
     activation: Literal["sine", "lipswish"] = "sine"
     first_activation: bool = False
     roulette: Roulette = field(default_factory=Roulette)

@@ -139,6 +139,27 @@ def test_refused(shape, options, message):
         Glow(shape, **options)
 
 
-def test_another_event_is_refused():
-    with pytest.raises(ValueError, match=r"events \(1, 8, 8\) given to a flow made for \(1, 4, 4\)"):
-        Glow((1, 4, 4), levels=1, steps=1, hidden=4)(torch.zeros(1, 1, 8, 8))
+@pytest.mark.parametrize(
+    ("event", "message"),
+    [((2, 4, 4), "of as many axes and channels"), ((1, 6, 4), "multiples of 4"), ((4,), "of as many axes")],
+    ids=str,
+)
+@pytest.mark.usefixtures("unchecked")
+def test_another_event_is_refused(event, message):
+    flow = Glow((1, 4, 4), levels=2, steps=1, hidden=4)
+    for run in (flow, flow.inverse):
+        with pytest.raises(
+            ValueError, match=rf"events \({event[0]},.* given to a flow made for \(1, 4, 4\).*{message}"
+        ):
+            run(torch.zeros(1, *event))
+    with pytest.raises(ValueError, match=r"events \(4,\) given to a flow made for \(3,\) alone"):
+        Glow((3,), levels=1, steps=1, hidden=4)(torch.zeros(1, 4))
+
+
+def test_images_of_every_size():
+    """One set of parameters, on 4 x 8 as built, and wider, higher and smaller: every identity of `check_flow`."""
+    flow = woken(Glow((1, 4, 8), levels=2, steps=2, hidden=5))
+    assert flow.size_free
+    assert not Glow((3,), levels=1, steps=1, hidden=4).size_free
+    for event in ((1, 4, 4), (1, 12, 4), (1, 4, 16)):
+        check_flow(flow, event, tolerance=1e-10)

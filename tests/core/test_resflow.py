@@ -55,7 +55,9 @@ def dense_matrix(layer: LipschitzLayer, event: tuple[int, ...]) -> Tensor:
 
 
 @CONSTRAINTS
-@pytest.mark.parametrize(("event", "kernel"), [((12,), 1), ((3, 5, 4), 3), ((2, 4, 4), 1)], ids=["dense", "3x3", "1x1"])
+@pytest.mark.parametrize(
+    ("event", "kernel"), [((12,), 1), ((3, 5, 4), 3), ((2, 4, 4), 1), ((3, 9), 3)], ids=["dense", "3x3", "1x1", "3"]
+)
 @pytest.mark.parametrize("scale", [0.01, 3.0], ids=["small weights", "large weights"])
 def test_the_operator_norm_is_bounded(constraint, event, kernel, scale):
     """True norms by SVD and by row sums of the explicit matrix: at most 0.9, and reached where the weight is large."""
