@@ -140,6 +140,7 @@ def canvas(
             that the network cannot take; the message names the region.
     """
     check_pixelwise(_linear(model))
+    model.check_any_size()
     if join not in get_args(Join):
         raise ValueError(f"join={join!r} is none of {', '.join(get_args(Join))}")
     lead = model.shape[: len(model.shape) - len(graph.shape)]

@@ -19,7 +19,7 @@ UNET = UNetConfig(nf=24, ch_mult=(1, 2, 2), num_res_blocks=1, attention=(), drop
 CELLS = Objective(mode="fid", smallest_window=(8, 8), window_step=8)
 """Windows are whole cells, as what neighbouring pieces share is."""
 LINEAR = INDMConfig(flow=IdentityConfig(), backbone=UNET, objective=CELLS)
-FLOW = ResFlowConfig(blocks=(6,), width=32, constraint="infinity", actnorm="channel")
+FLOW = ResFlowConfig(blocks=(6,), width=32, constraint="torus", actnorm="channel")
 """One map at every size, and invertible there."""
 TRAIN = Train(
     steps=2500,
