@@ -185,7 +185,7 @@ class Plan:
     @cached_property
     def extractor(self) -> Extractor:
         """What samples are compared in."""
-        if not self.settings.samples:
+        if not self.settings.compares:
             return Extractor("raw", partial(raw, self.card.num_dims))
         return extractor_of(self.card, self.data, self.root, self.settings.inception_weights)
 
