@@ -95,7 +95,9 @@ class Settings:
                 f"give --canvases {fewest} or more"
             )
         if not self.collages and (self.canvases != CANVASES or self.canvas_sampling != _of_canvases()):
-            raise ValueError("canvases, canvas_sampling: no canvas is made; say how with --collage chain, or remove them")
+            raise ValueError(
+                "canvases, canvas_sampling: no canvas is made; say how with --collage chain, or remove them"
+            )
 
     @property
     def collages(self) -> bool:

@@ -1,10 +1,12 @@
 """A command line generated from dataclasses.
 
 Every field is an option named by its dotted path, `--train.steps 2000`, and by every shorter ending of that path that no other
-field has, `--steps 2000`. The fields of one with the metadata `WHOLE` have whole paths alone, and take no ending from others. A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or
-without the ending Config, `--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood
-(`codec.ALIASES`). In a name - and _ are one. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses'
-docstrings (`help`).
+field has, `--steps 2000`. What lies below a field with the metadata `WHOLE` has its whole path alone, and takes no ending from
+others.
+
+A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or without the ending Config,
+`--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood (`codec.ALIASES`). In a name
+- and _ are one. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses' docstrings (`help`).
 """
 
 from __future__ import annotations
@@ -19,7 +21,17 @@ from typing import Any, Literal, TypeVar
 from pipelines.config.codec import form, moved, subclasses
 from pipelines.storage.messages import nearest
 
-__all__ = ["WHOLE", "Option", "dashed", "form_names", "options", "override", "short_name", "split_arguments", "with_values"]
+__all__ = [
+    "WHOLE",
+    "Option",
+    "dashed",
+    "form_names",
+    "options",
+    "override",
+    "short_name",
+    "split_arguments",
+    "with_values",
+]
 
 T = TypeVar("T")
 
