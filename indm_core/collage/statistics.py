@@ -1,6 +1,6 @@
 r"""What canvases are measured by, beside the distances of their pieces: seams, and correlations at a distance.
 
-x (n, *lead, *axes) are n canvases; the last axes are those that a graph cuts.
+x (n, *lead, *axes) are n canvases, levels or real numbers; the last axes are those that a graph cuts.
 
 Two positions a, b are *neighbours* where a factor holds them side by side, and each such pair is of one kind:
 
@@ -58,9 +58,7 @@ __all__ = [
 ]
 
 
-def random_pieces(
-    x: Float[Tensor, "n ..."], shape: Sequence[int], step: int = 1, generator: Noise = None
-) -> Float[Tensor, "n ..."]:
+def random_pieces(x: Tensor, shape: Sequence[int], step: int = 1, generator: Noise = None) -> Tensor:
     """One crop of each canvas, of a piece's shape: its Frechet distance to data is FD+.
 
     The thesis (4.5.1, FID+) crops squares out of panoramas of squares; here a crop has the shape of a piece, square or not.
@@ -87,7 +85,7 @@ def random_pieces(
     return torch.stack(crops) if crops else x.new_zeros(0, *x.shape[1 : x.ndim - len(shape)], *shape)
 
 
-def pieces_at(x: Float[Tensor, "n ..."], graph: FactorGraph) -> list[Float[Tensor, "n ..."]]:
+def pieces_at(x: Tensor, graph: FactorGraph) -> list[Tensor]:
     """What canvases have at each factor, in the order of the factors: how errors accumulate along them (Fig. 4.4)."""
     flat = _flat(x, graph.shape)
     lead = x.shape[1 : x.ndim - len(graph.shape)]
@@ -151,14 +149,14 @@ def joints(graph: FactorGraph, step: int = 1, borders: FactorGraph | None = None
     return Joints(seam=of_kind(cut & ~apart), inside=of_kind(~cut & ~apart), closing=of_kind(apart))
 
 
-def jumps(x: Float[Tensor, "n ..."], graph: FactorGraph, neighbours: Neighbours) -> Float[Tensor, " n"]:
+def jumps(x: Tensor, graph: FactorGraph, neighbours: Neighbours) -> Float[Tensor, " n"]:
     """J of each canvas, float64; nan where there are no such neighbours."""
     flat = _flat(x, graph.shape).double()
     first, second = neighbours.first.to(x.device), neighbours.second.to(x.device)
     return (flat[..., first] - flat[..., second]).square().mean((1, 2))
 
 
-def real_jumps(x: Float[Tensor, "m ..."], axes: int, step: int = 1) -> Float[Tensor, "m axes step"]:
+def real_jumps(x: Tensor, axes: int, step: int = 1) -> Float[Tensor, "m axes step"]:
     """R_k of real pieces, float64; nan at phases that a piece does not have.
 
     Args:
@@ -219,7 +217,7 @@ class LagCorrelations:
     standard_errors: Float[Tensor, " lags"]
 
 
-def lag_correlations(x: Float[Tensor, "n ..."], lags: Sequence[int], axis: int = -1) -> LagCorrelations:
+def lag_correlations(x: Tensor, lags: Sequence[int], axis: int = -1) -> LagCorrelations:
     """rho_l of the means over all axes but one; of statistics (n, positions), of these themselves.
 
     Args:
@@ -249,7 +247,8 @@ def _correlation(a: Tensor, b: Tensor) -> tuple[float, float]:
     return float(rho), float(psi.std() / len(a) ** 0.5)
 
 
-def _flat(x: Tensor, shape: Sequence[int]) -> Float[Tensor, "n l p"]:
+def _flat(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """(n, what the graph does not cut, positions)."""
     if tuple(x.shape[x.ndim - len(shape) :]) != tuple(shape):
         raise ValueError(f"x: canvases of shape {tuple(x.shape[1:])}, and the graph is on {tuple(shape)}")
     return x.reshape(len(x), -1, math.prod(shape))

@@ -11,20 +11,26 @@ import pytest
 import torch
 from PIL import Image
 from ray_session import TINY, TINY_2D, main_of, one_line, train
+from torch import Tensor, nn
 
 from indm_core.collage import joints, jump_ratio, jumps, lag_correlations, pieces_at, real_jumps
 from indm_core.draw import draw_canvases
+from indm_core.flow import Identity
+from indm_core.model import INDM
 from indm_core.sampling import Sampling
+from indm_core.sde import VP
 from pipelines.config.codec import to_json
 from pipelines.config.terminal.cli import override
 from pipelines.config.weights import Weights
+from pipelines.data.spec import DataSpec
 from pipelines.evaluation import measure
 from pipelines.evaluation.collages.canvases import canvas_of, unseen_separators
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import Canvases, places
 from pipelines.evaluation.evaluator import Evaluator
+from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.measurement import Done, Task
-from pipelines.evaluation.measurements.collages import CollageResult, Collages
+from pipelines.evaluation.measurements.collages import CollageResult, Collages, lags_of
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.plan import Plan, check, subjects_of
 from pipelines.evaluation.results.document import Evaluation
@@ -34,8 +40,10 @@ from pipelines.evaluation.results.table import table
 from pipelines.evaluation.sampling import shown
 from pipelines.evaluation.settings import Settings
 from pipelines.reporting.collages import collages
+from pipelines.reporting.page.parts import Table
 from pipelines.reporting.tables import Run
 
+LINEAR = (*TINY[:6], *TINY[10:])
 FAST = Sampling(sampler="deis", steps=2, order=0)
 LOOP = Layout(collage="loop", num_factors=4, overlap=4)
 SETTINGS = Settings(
@@ -55,10 +63,10 @@ SETTINGS = Settings(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-    """A run on digits, of six steps."""
+    """A run on digits, of six steps, without a flow."""
     out = tmp_path_factory.mktemp("runs")
-    train("digits_vp_nll", *TINY, out=out)
-    return out / "digits_vp_nll"
+    train("digits_linear_nll", *LINEAR, out=out)
+    return out / "digits_linear_nll"
 
 
 def planned(run: Path, settings: Settings = SETTINGS) -> Plan:
@@ -135,11 +143,12 @@ def test_fd_plus_is_of_one_piece_of_each_canvas_wherever_it_is_drawn(run):
 def test_the_same_comes_out_alone_and_beside_likelihoods(run, local, capsys):
     beside = measure.evaluate([Weights(run=run)], SETTINGS, run.parent)
     alone = measure.evaluate([Weights(run=run)], replace(SETTINGS, samples=0, images=2), run.parent)
-    results = [document.runs[run.name].of(CollageResult) for document in (beside, alone)]
+    results = [found for each in (beside, alone) if (found := each.runs[run.name].of(CollageResult))]
     assert repr(replace(results[0], seconds=0.0)) == repr(replace(results[1], seconds=0.0))
     assert alone.runs[run.name].of(DistancesResult) is None
     assert repr(Evaluation.read(run / "evaluation.json").runs[run.name].of(CollageResult)) in map(repr, results)
-    assert Image.open(run / "canvases.png").size[0] > 100
+    with Image.open(run / "canvases.png") as picture:
+        assert picture.size == (5 * (4 * 17 + 1), 5 * (2 * 9 + 1))
     said = table(beside) + legend(beside)
     for part in (
         "24 canvases of 1 x 8 x 16: loop of 4 pieces, overlap 4, join collage, by deis",
@@ -151,7 +160,7 @@ def test_the_same_comes_out_alone_and_beside_likelihoods(run, local, capsys):
     ):
         assert part in said, part
     section = collages([Run.read(Weights(run=run))])
-    assert [len(part.rows) for part in section.parts if hasattr(part, "rows")] == [1]
+    assert [len(part.rows) for part in section.parts if isinstance(part, Table)] == [1]
     metrics = results[0].metrics()
     assert {"collage/frechet", "collage/seam", "collage/seam_se", "collage/lag_8", "collage/diverged"} <= metrics.keys()
 
@@ -173,7 +182,7 @@ def test_every_layout_and_join_is_measured(run, layout):
     assert result.seam.value > 0
     assert result.inside.se > 0
     assert bool(result.unseen) == (layout.join == "collage")
-    assert len(result.lines()) == 5 + (layout.join == "collage") - 0
+    assert len(result.lines()) == 5 + len(result.unseen)
 
 
 def test_tiles_have_their_seams_where_tiles_meet(run):
@@ -186,6 +195,50 @@ def test_tiles_have_their_seams_where_tiles_meet(run):
     x = shown(draw_canvases(canvas_of(model, plan.settings.layout), range(12), FAST).x, spec).values.double()
     border = (x[..., 8] - x[..., 7]).square().mean()
     assert result.seam.value == pytest.approx(float(border / real_jumps(plan.train.double(), 1).mean()), rel=1e-6)
+
+
+class Halved(nn.Module):
+    """A backbone of any size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.share = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return self.share * x
+
+
+class OfPixels(Evaluator):
+    """A bench with one model, whose features are the pixels."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__([], lambda: raw(4), 1, "cpu")
+        model = INDM(Identity(), Halved(), VP(), shape=shape).eval()
+        self.models = {0: (model, DataSpec(name="", shape=shape, levels=0, low=-1.0, high=1.0, num_classes=0))}
+
+    def seen(self, values: Tensor) -> tuple[Tensor, Tensor]:
+        return values.flatten(1), values.new_zeros(len(values), 0)
+
+
+def test_a_random_piece_of_a_cube_is_one_of_its_loops():
+    bench = OfPixels((1, 2, 8))
+    task = Canvases(model=0, seeds=range(30), layout=Layout(collage="cube"), sampling=FAST)
+    found = task.run(bench)
+    same = (found.features.unsqueeze(1) == found.at).all(2)
+    assert (same.sum(1) == 1).all()
+    assert (same.sum(0) > 0).all()
+    assert found.jumps.isfinite().all()
+    assert found.shown.shape == (8, 1, 2, 12)
+
+
+def test_canvases_of_vectors_are_measured_and_lags_are_multiples_of_the_step():
+    found = Canvases(
+        model=0, seeds=range(3), layout=Layout(collage="chain", num_factors=3, overlap=2), sampling=FAST
+    ).run(OfPixels((6,)))
+    assert found.at.shape == (3, 3, 6)
+    assert found.along.shape == (3, 14)
+    assert torch.equal(found.along, found.shown.double())
+    assert lags_of(16, 80, 8) == [8, 16, 24, 32, 64]
 
 
 def test_separators_that_training_has_seen_are_no_remark(run):
@@ -254,8 +307,12 @@ def test_layouts_that_do_not_fit_the_run_are_refused(run, layout, parts):
 def test_runs_that_have_no_canvas_are_refused_before_a_session_is_started(tmp_path, capsys, monkeypatch):
     """Of a nonlinear diffusion of vectors, and of images whose flow has one size."""
     monkeypatch.setattr("pipelines.cluster.session.connect", lambda *_: pytest.fail("a session was started"))
-    train("toy2d_diffflow", *TINY_2D[6:], out=tmp_path)
-    cases = [("toy2d_diffflow", ["--collage", "chain"], "take an INDM or a linear diffusion")]
+    train("digits_vp_nll", *TINY, out=tmp_path)
+    cases = [("digits_vp_nll", ["--collage", "chain"], "its flow is no map of a canvas of shape (1, 8, 36)")]
+    few = ("--num-steps", "2,4", "--change-at", "3", "--drift.width", "8", "--score.width", "8")
+    words = [word for word in TINY_2D[6:] if word not in ("--pretrain-steps", "3")]
+    train("toy2d_spiral_diffflow", *few, *words, out=tmp_path)
+    cases += [("toy2d_spiral_diffflow", ["--collage", "chain"], "take an INDM or a linear diffusion")]
     train("toy2d_linear", "--backbone.width", "16", *TINY_2D[6:], out=tmp_path)
     cases += [
         ("toy2d_linear", ["--collage", "grid"], "take chain or loop"),

@@ -28,7 +28,7 @@ from pipelines.evaluation.measurements.distances import Compared, Features, comp
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan
 from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 
-__all__ = ["CollageResult", "Collages", "Lag", "Place", "RatioResult"]
+__all__ = ["CollageResult", "Collages", "Lag", "Place", "RatioResult", "lags_of"]
 
 
 @final
@@ -225,7 +225,7 @@ class Collages(Measurement[CollageResult]):
         if self.layout.collage == "cube":
             return ()
         width, real = self.shape[-1], torch.cat([task.of(done)[1] for task in self.real])
-        chosen = _lags_of(width, along.shape[1], self.step)
+        chosen = lags_of(width, along.shape[1], self.step)
         own, data = (lag_correlations(x, [lag for lag in chosen if lag < x.shape[1]]) for x in (along, real))
         each = zip(own.lags, own.values.tolist(), own.standard_errors.tolist(), strict=True)
         lags = [Lag(lag=lag, value=value, se=se) for lag, value, se in each]
@@ -235,7 +235,7 @@ class Collages(Measurement[CollageResult]):
         return tuple(lags)
 
 
-def _lags_of(piece: int, canvas: int, step: int) -> list[int]:
+def lags_of(piece: int, canvas: int, step: int) -> list[int]:
     """One step, quarters of a piece, and pieces, as far as the canvas goes; multiples of the step."""
     wanted = [step, *(round(share * piece) // step * step for share in (0.25, 0.5, 0.75, 1, 1.5, 2, 4))]
     return sorted({lag for lag in wanted if 0 < lag < canvas})
