@@ -18,6 +18,9 @@ kind's pairs that lie so in the factors which hold them,
 is 1 where canvases are as data are, and above 1 where there is a seam. Its standard error is that of the ratio of independent
 means over n canvases and m real pieces, to first order: ratio^2 (Var J / (n J^2) + Var R / (m R^2)).
 
+R is an average over positions. Where data are not stationary but for their phase (a digit in the middle of its piece), it is not
+the jump at any one position, and canvases of the data's own law would not give 1: compare the seam with the inside then.
+
 The correlation at lag l of m_i(j), the mean of canvas i over all axes but one, at the position j of that one, is
 
     rho_l = sum_ij a_ij b_ij / sqrt(sum_ij a_ij^2 sum_ij b_ij^2),    a_ij = m_i(j) - m(j),  b_ij = m_i(j + l) - m(j + l),
@@ -61,7 +64,8 @@ __all__ = [
 def random_pieces(x: Tensor, shape: Sequence[int], step: int = 1, generator: Noise = None) -> Tensor:
     """One crop of each canvas, of a piece's shape: its Frechet distance to data is FD+.
 
-    The thesis (4.5.1, FID+) crops squares out of panoramas of squares; here a crop has the shape of a piece, square or not.
+    The thesis (4.5.1, FID+) crops squares out of panoramas of squares; here a crop has the shape of a piece, square or not. No
+    crop goes over the ends of a loop.
 
     Args:
         x: Canvases.
