@@ -18,8 +18,8 @@ kind's pairs that lie so in the factors which hold them,
 is 1 where canvases are as data are, and above 1 where there is a seam. Its standard error is that of the ratio of independent
 means over n canvases and m real pieces, to first order: ratio^2 (Var J / (n J^2) + Var R / (m R^2)).
 
-R is an average over positions. Where data are not stationary but for their phase (a digit in the middle of its piece), it is not
-the jump at any one position, and canvases of the data's own law would not give 1: compare the seam with the inside then.
+R is an average over positions. Where data are not stationary but for their phase (a digit in the middle of its piece), it is no
+position's own jump, and the ratio of data themselves need not be 1 at joints: compare the seam with the inside then.
 
 The correlation at lag l of m_i(j), the mean of canvas i over all axes but one, at the position j of that one, is
 
