@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from indm_core.collage import joints, jump_ratio, jumps, lag_correlations, pieces_at, real_jumps
 from indm_core.draw import draw_canvases
-from indm_core.flow import Identity
+from indm_core.flow import Glow, Identity
 from indm_core.model import INDM
 from indm_core.sampling import Sampling
 from indm_core.sde import VP
@@ -24,7 +24,7 @@ from pipelines.config.terminal.cli import override
 from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation import measure
-from pipelines.evaluation.collages.canvases import canvas_of, unseen_separators
+from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, unseen_separators
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import Canvases, places
 from pipelines.evaluation.evaluator import Evaluator
@@ -304,11 +304,29 @@ def test_layouts_that_do_not_fit_the_run_are_refused(run, layout, parts):
     one_line(str(caught.value), *parts)
 
 
+def test_a_flow_may_ask_for_sides_that_can_be_halved():
+    """Glow of two levels takes multiples of four: eight pieces of 8 that share 4 make 36, such that share 3 make 43."""
+    made = INDM(Glow((1, 8, 8), levels=2, steps=1, hidden=4, start="identity"), Halved(), VP(), shape=(1, 8, 8)).eval()
+    spec = DataSpec(name="", shape=(1, 8, 8), levels=17, low=-1.0, high=1.0, num_classes=0)
+    check_canvases("one", made, spec, Layout(collage="chain", overlap=4), FAST)
+    with pytest.raises(ValueError, match="43") as caught:
+        check_canvases("one", made, spec, Layout(collage="chain", overlap=3), FAST)
+    one_line(str(caught.value), "collage=chain of one", "another overlap")
+
+
+def test_standardised_columns_have_no_canvas():
+    made = INDM(Identity(), Halved(), VP(), shape=(6,)).eval()
+    columns = {"mean": (0.0,) * 6, "std": (1.0,) * 6}
+    spec = DataSpec(name="table", shape=(6,), levels=0, low=-1.0, high=1.0, num_classes=0, **columns)
+    with pytest.raises(ValueError, match="table: its columns are standardised"):
+        check_canvases("one", made, spec, Layout(collage="chain"), FAST)
+
+
 def test_runs_that_have_no_canvas_are_refused_before_a_session_is_started(tmp_path, capsys, monkeypatch):
     """Of a nonlinear diffusion of vectors, and of images whose flow has one size."""
     monkeypatch.setattr("pipelines.cluster.session.connect", lambda *_: pytest.fail("a session was started"))
     train("digits_vp_nll", *TINY, out=tmp_path)
-    cases = [("digits_vp_nll", ["--collage", "chain"], "its flow is no map of a canvas of shape (1, 8, 36)")]
+    cases = [("digits_vp_nll", ["--collage", "chain"], "makes samples of one size, (1, 8, 8)")]
     few = ("--num-steps", "2,4", "--change-at", "3", "--drift.width", "8", "--score.width", "8")
     words = [word for word in TINY_2D[6:] if word not in ("--pretrain-steps", "3")]
     train("toy2d_spiral_diffflow", *few, *words, out=tmp_path)

@@ -48,7 +48,7 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
 
 
 def _try_flow(made: Canvas) -> None:
-    """Decodes one canvas."""
+    """Decodes one canvas: a flow of any size may ask for sides that can be halved."""
     like = next(made.parameters(), torch.zeros(()))
     try:
         shape = made.decode(made.state_like(1, like)).shape
@@ -57,8 +57,7 @@ def _try_flow(made: Canvas) -> None:
         why = str(error)
     if why:
         raise ValueError(
-            f"its flow is no map of a canvas of shape {made.shape} ({why}); take a run whose flow takes every size, or one "
-            "without a flow"
+            f"its flow takes no canvas of shape {made.shape} ({why}); give another number of pieces, or another overlap"
         )
 
 
