@@ -1,7 +1,8 @@
 """Measure trained runs: `python pipelines/evaluate.py RUN [RUN ...] [--option value ...]`.
 
 Test NLL (probability-flow ODE, with the residual), NELBO, their gap and the Frechet and kernel distances of samples are
-computed concurrently by a pool of actors, which take the models' weights once from the object store. Several runs on the same
+computed concurrently by a pool of actors, which take the models' weights once from the object store. With --collage the same
+actors draw canvases of the models' pieces: Frechet distances of their pieces, seams and correlations. Several runs on the same
 data are measured on the same draws, and compared by differences paired per image. What the tasks give is kept in RUN as it
 comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped. A measurement is kept by its settings in
 RUN/evaluations; RUN/evaluation.json is the most precise one, whatever was measured after it.

@@ -4,6 +4,7 @@ baselines   what collages are compared with: tiles, shifted tiles, resampling, o
 graph       factor graphs and counting numbers; `build` makes chains, loops, grids, cubes and any others
 score       the score of a canvas: one batched evaluation for each shape of piece
 conditions  labels with guidance, and what is known of the canvas: pixels, means of blocks, greys
+statistics  what canvases are measured by: random pieces, seams, correlations at a distance
 sampling    the sampler that ends in the joint law: a predictor and Langevin steps at each level
 """
 
@@ -15,14 +16,31 @@ from indm_core.collage.conditions import BlockMeans, Grey, Observation, Pixels, 
 from indm_core.collage.graph import FactorGraph, Region
 from indm_core.collage.sampling import sample_collage
 from indm_core.collage.score import Collage, collage
+from indm_core.collage.statistics import (
+    Joints,
+    LagCorrelations,
+    Neighbours,
+    Ratio,
+    joints,
+    jump_ratio,
+    jumps,
+    lag_correlations,
+    pieces_at,
+    random_pieces,
+    real_jumps,
+)
 
 __all__ = [
     "BlockMeans",
     "Collage",
     "FactorGraph",
     "Grey",
+    "Joints",
+    "LagCorrelations",
+    "Neighbours",
     "Observation",
     "Pixels",
+    "Ratio",
     "Region",
     "chain",
     "collage",
@@ -31,7 +49,14 @@ __all__ = [
     "from_factors",
     "grid",
     "guided",
+    "joints",
+    "jump_ratio",
+    "jumps",
+    "lag_correlations",
     "loop",
+    "pieces_at",
+    "random_pieces",
+    "real_jumps",
     "reconstruction",
     "replacement",
     "sample_collage",

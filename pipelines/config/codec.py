@@ -38,11 +38,16 @@ entry, and no entry is ever changed. A field is looked up under the names, of no
 FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every": 0}
 """What a field is in files from before its class had it, where that is not its default of today."""
 
+DEFAULT = object()
+"""Stands in `LATER` for the default of a field that holds a dataclass."""
 LATER = {
     "ModelConfig.conditional": False,
     "Objective.label_dropout": 0.1,
     "Objective.smallest_window": (),
     "Objective.window_step": 1,
+    "Settings.layout": DEFAULT,
+    "Settings.canvases": 200,
+    "Settings.canvas_sampling": DEFAULT,
     "Sampling.langevin_steps": 4,
     "Sampling.langevin_step": 0.5,
     "Sampling.final_step": 0.1,
@@ -201,13 +206,18 @@ def _former_defaults(owner: type) -> dict[str, Any]:
 
 def _later_defaults(owner: type) -> dict[str, Any]:
     """The fields of a class, and of its bases, that are written only where they are not their default."""
-    entries = {
-        f"{base.__name__}.{f.name}": f.name for base in owner.__mro__ if is_dataclass(base) for f in fields(base)
-    }
-    return {name: LATER[entry] for entry, name in entries.items() if entry in LATER}
+    entries = {f"{base.__name__}.{f.name}": f for base in owner.__mro__ if is_dataclass(base) for f in fields(base)}
+    return {f.name: _default(f, LATER[entry]) for entry, f in entries.items() if entry in LATER}
+
+
+def _default(of: Field[Any], said: Any = DEFAULT) -> Any:
+    """The default of a field, or another one that is said."""
+    if said is not DEFAULT:
+        return said
+    return of.default if of.default_factory is MISSING else of.default_factory()
 
 
 def _with_moved(of: Field[Any], given: dict[str, Any], where: str) -> dict[str, Any]:
     """The default of a field, which holds a dataclass, with the members that have moved into it from the class around it."""
-    default = of.default if of.default_factory is MISSING else of.default_factory()
+    default = _default(of)
     return to_json(default) | _under_names_of_today(type(default), given, f"{where}.{of.name}")

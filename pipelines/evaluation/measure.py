@@ -23,6 +23,7 @@ from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.kept import Kept
 from pipelines.evaluation.measurement import Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
+from pipelines.evaluation.measurements.collages import CollageResult, Collages
 from pipelines.evaluation.measurements.distances import Distances, DistancesResult
 from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.results.archive import best, key, present, put
@@ -85,6 +86,7 @@ def evaluate(
     kept.remove()
     show(document)
     _draw(document, runs, plan, [m for m in measurements if isinstance(m, Distances)], done)
+    _draw_canvases(document, runs, plan, [m for m in measurements if isinstance(m, Collages)], done)
     return document
 
 
@@ -142,3 +144,19 @@ def _draw(
             continue
         shown = torch.cat([batch.shown for batch in measurement.made(done)])
         save_levels(shown[:num], spec, run / "samples.png")
+
+
+def _draw_canvases(
+    document: Evaluation, runs: Sequence[Weights], plan: Plan, collages: Sequence[Collages], done: Done
+) -> None:
+    """The first canvases of each run likewise."""
+    spec = plan.subjects[0].spec
+    if len(spec.shape) != 3:
+        return
+    for run, measurement in zip(runs, collages, strict=False):  # one of each run, or none
+        shown_by = best(run.name, present(run), CollageResult)
+        if shown_by and key(shown_by.document) != key(document):
+            continue
+        first = measurement.first(done)
+        columns = 1 if first.shape[-1] > 2 * first.shape[-2] else 4
+        save_levels(first, spec, run / "canvases.png", columns)

@@ -29,7 +29,7 @@ def check_needs(data: Path, card: Card, settings: Settings, partner: Card | None
             raise ValueError(
                 f"{each.name} has no test split to measure on; prepare one, or train with --evaluate false"
             )
-    if settings.samples:
+    if settings.compares:
         check_features(card, settings.inception_weights)
         if not settings.inception_weights and has_classifier(card):
             _check_labels(data, card)

@@ -21,6 +21,7 @@ from pipelines.data.card import Card, load_card
 from pipelines.data.order import permutation
 from pipelines.data.shards import read_labels
 from pipelines.data.spec import DataSpec
+from pipelines.evaluation.collages.canvases import check_canvases
 from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.features.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.needs import check_needs
@@ -93,13 +94,17 @@ def check(runs: Sequence[Weights], settings: Settings, root: Path) -> dict[str, 
     """The configurations of runs by name, where all that measuring them needs is there.
 
     Raises:
-        ValueError: what `subjects_of` or `needs.check_needs` refuses.
+        ValueError: what `subjects_of`, `needs.check_needs` or `canvases.check_canvases` refuses.
     """
-    configs = {run.name: subject.run for run, subject in zip(runs, subjects_of(runs), strict=True)}
+    subjects = {run.name: subject for run, subject in zip(runs, subjects_of(runs), strict=True)}
+    configs = {name: subject.run for name, subject in subjects.items()}
     for config in configs.values():
         data = ensure(config.data.source, root / "data", config.data.options)
         partner = config.data.partner and load_card(ensure(config.data.partner, root / "data", config.data.options))
         check_needs(data, load_card(data), settings, partner or None)
+    if settings.collages:
+        for name, subject in subjects.items():
+            check_canvases(name, subject.build(), subject.spec, settings.layout, settings.canvas_sampling)
     return configs
 
 
@@ -185,7 +190,7 @@ class Plan:
     @cached_property
     def extractor(self) -> Extractor:
         """What samples are compared in."""
-        if not self.settings.samples:
+        if not self.settings.compares:
             return Extractor("raw", partial(raw, self.card.num_dims))
         return extractor_of(self.card, self.data, self.root, self.settings.inception_weights)
 

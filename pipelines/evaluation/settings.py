@@ -7,10 +7,19 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from indm_core.sampling import Sampling
+from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
+from pipelines.evaluation.collages.layout import Layout, sampling_of_canvases
 from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 
 __all__ = ["EvaluateOptions", "SampleOptions", "Settings"]
+
+
+CANVASES = 200
+
+
+def _of_canvases() -> Sampling:
+    return sampling_of_canvases(Sampling())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +38,9 @@ class Settings:
         uncorrected: Also the NLL and NELBO without the residual, the data fed at t_min as they are ("before correction").
         samples: Samples per model for the distances; 0 leaves them out.
         sampling: How they are drawn.
+        layout: How canvases are made of pieces, which are measured where there are any.
+        canvases: Canvases per model, where a collage is asked for.
+        canvas_sampling: How canvases are drawn.
         inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
         chunk: Images per task.
         actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
@@ -47,6 +59,9 @@ class Settings:
     uncorrected: bool = False
     samples: int = 5000
     sampling: Sampling = field(default_factory=Sampling)
+    layout: Layout = field(default_factory=Layout)
+    canvases: int = CANVASES
+    canvas_sampling: Sampling = field(default_factory=_of_canvases, metadata=WHOLE)
     inception_weights: str = ""
     chunk: int = 64
     actors: int = 0
@@ -70,6 +85,29 @@ class Settings:
                 f"samples={self.samples}: an Inception Score with its error needs {FEWEST_OF_SCORE}; "
                 f"give --samples {FEWEST_OF_SCORE} or more"
             )
+        self._check_canvases()
+
+    def _check_canvases(self) -> None:
+        fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST
+        if self.collages and self.canvases < fewest:
+            raise ValueError(
+                f"canvases={self.canvases}: a distance of their pieces with its error needs {fewest}; "
+                f"give --canvases {fewest} or more"
+            )
+        if not self.collages and (self.canvases != CANVASES or self.canvas_sampling != _of_canvases()):
+            raise ValueError(
+                "canvases, canvas_sampling: no canvas is made; say how with --collage chain, or remove them"
+            )
+
+    @property
+    def collages(self) -> bool:
+        """Whether canvases are measured."""
+        return self.layout.collage != "none"
+
+    @property
+    def compares(self) -> bool:
+        """Whether anything that is drawn is compared with data."""
+        return self.samples > 0 or self.collages
 
 
 @dataclass(frozen=True, kw_only=True)

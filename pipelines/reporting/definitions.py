@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from pipelines.evaluation.measurement import Result
+from pipelines.evaluation.measurements.collages import CollageResult
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import GapResult, NelboResult, NllResult
-from pipelines.evaluation.results.legend import COST, MEANINGS
+from pipelines.evaluation.results.legend import CANVASES, COST, MEANINGS
 from pipelines.reporting.page.parts import Meanings, Section
 from pipelines.reporting.tables import Run
 
@@ -18,6 +19,7 @@ ESTIMATORS: dict[type[Result], str] = {
     NelboResult: "Estimator: the mean over draws of time and noise, with the residual at t_min; unbiased for the bound",
     GapResult: "Estimator: the difference of the two on the same rows",
     DistancesResult: "No unit; of n samples it is too large by about 1/n, which the figure at infinite n is without",
+    CollageResult: "No unit; biased as FD is, so that it stands beside the FD of as many samples; ± over canvases",
 }
 BITS = "bits/dim: nats per row and dimension over log 2, of the discrete levels (a bound from above, by dequantisation)"
 NATS = "nats/dim: nats per row and dimension of the vectors as they are in the source, a standardisation undone"
@@ -46,5 +48,7 @@ def _lines(runs: Sequence[Run]) -> Iterator[str]:
         yield f"{MEANINGS[kind]}. {ESTIMATORS[kind]}"
     if shown:
         yield from (BITS if runs[0].spec.levels else NATS, ERROR, COST)
+    if CollageResult in shown:
+        yield from CANVASES
     if any(run.compared for run in runs):
         yield from (NFE, KERNEL)

@@ -1,7 +1,7 @@
 """The report of runs: what they reach and what they draw, what the figures mean, and what stands beside them.
 
 A reader finds in this order: data, models, date and hardware; samples beside data; the runs' figures and their differences;
-definitions; papers on the same data; samplers and learning curves; diagnostics; hardware; settings.
+canvases; definitions; papers on the same data; samplers and learning curves; diagnostics; hardware; settings.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from indm_core.model import GenerativeModel
 from pipelines.config.store import load, trained
 from pipelines.config.weights import Weights
 from pipelines.evaluation.measurements.likelihood import NelboResult, NllResult
+from pipelines.reporting.collages import collages
 from pipelines.reporting.data import TestRows, read_runs, test_rows
 from pipelines.reporting.definitions import definitions
 from pipelines.reporting.diagnostics.figures import diagnose, norms
@@ -47,6 +48,7 @@ def report(chosen: Sequence[Weights], wanted: ReportOptions) -> Path:
     sections = [
         gallery(runs, models, data, wanted.samples, out, stages),
         Section(title="Figures", parts=[own_table(runs), *difference_tables(runs), *seed_tables(runs)]),
+        collages(runs),
         definitions(runs),
         published_section(runs[0].spec, runs[0].config.data.options.table),
         _samplers(runs),

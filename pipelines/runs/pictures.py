@@ -65,10 +65,14 @@ def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
     save_levels(spec.from_model(x), spec, file)
 
 
-def save_levels(shown: Tensor, spec: DataSpec, file: Path) -> None:
-    """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors."""
+def save_levels(shown: Tensor, spec: DataSpec, file: Path, columns: int = 0) -> None:
+    """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors.
+
+    Args:
+        columns: Of the grid; 0 makes it nearly square.
+    """
     if len(spec.shape) == 3:
-        put(file, image_grid(pixels(shown, spec)).save)
+        put(file, image_grid(pixels(shown, spec), columns=columns).save)
         return
     figure = figure_of(4.5, 4.5)
     axes = figure.add_subplot()

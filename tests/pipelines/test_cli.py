@@ -275,8 +275,16 @@ def test_every_option_has_a_line_of_help(config):
 
 def names(config, taken=()) -> list[str]:
     """The options of a configuration as help shows them."""
-    paths = [option.path for option in options(config)]
-    return [f"--{dashed(short_name(path, [*paths, *taken]))} " for path in paths if path != "recipe"]
+    paths, whole = ([o.path for o in options(config) if o.whole or each] for each in (True, False))
+    return [f"--{dashed(short_name(path, [*paths, *taken], whole))} " for path in paths if path != "recipe"]
+
+
+def test_a_second_configuration_of_a_class_takes_no_name_from_the_first():
+    """`--sampler` is that of samples, as before there were canvases; that of canvases has its whole path."""
+    settings = override(Settings(), {"sampler": "em", "collage": "chain", "canvas_sampling.steps": "7"})
+    assert (settings.sampling.sampler, settings.canvas_sampling.sampler) == ("em", "collage")
+    assert (settings.sampling.steps, settings.canvas_sampling.steps) == (1000, 7)
+    assert {"--sampler ", "--canvas-sampling.sampler "} < set(names(Settings()))
 
 
 @pytest.mark.parametrize("config", [RUN, Settings(), SampleOptions()], ids=lambda c: type(c).__name__)

@@ -1,10 +1,12 @@
 """A command line generated from dataclasses.
 
 Every field is an option named by its dotted path, `--train.steps 2000`, and by every shorter ending of that path that no other
-field has, `--steps 2000`. A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or
-without the ending Config, `--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood
-(`codec.ALIASES`). In a name - and _ are one. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses'
-docstrings (`help`).
+field has, `--steps 2000`. What lies below a field with the metadata `WHOLE` has its whole path alone, and takes no ending from
+others.
+
+A field whose class has several concrete forms takes a form's name, `--model.sde SubVP`, with or without the ending Config,
+`--model.flow ResFlow`, and then shows that form's fields. Names of earlier versions are understood (`codec.ALIASES`). In a name
+- and _ are one. Tuples are comma-separated. Help comes from the `Args:` of the dataclasses' docstrings (`help`).
 """
 
 from __future__ import annotations
@@ -19,10 +21,22 @@ from typing import Any, Literal, TypeVar
 from pipelines.config.codec import form, moved, subclasses
 from pipelines.storage.messages import nearest
 
-__all__ = ["Option", "dashed", "form_names", "options", "override", "short_name", "split_arguments", "with_values"]
+__all__ = [
+    "WHOLE",
+    "Option",
+    "dashed",
+    "form_names",
+    "options",
+    "override",
+    "short_name",
+    "split_arguments",
+    "with_values",
+]
 
 T = TypeVar("T")
 
+WHOLE = {"whole": True}
+"""Metadata of a field that holds a second configuration of a class: its options are named by their whole path."""
 TRUTHS = ("true", "false", "yes", "no", "on", "off", "0", "1")
 """Words that somebody writes behind an option that is true or false; all but the first two are refused as its value."""
 GOES_ON = "nothing has to be said: the same command goes on where it stopped"
@@ -37,12 +51,13 @@ EXPECTED = {
 
 @dataclass(frozen=True)
 class Option:
-    """A field: its dotted path, annotation, current value and one line of help."""
+    """A field: its dotted path, annotation, current value and one line of help; whether it is named by its whole path alone."""
 
     path: str
     annotation: Any
     value: Any
     help: str
+    whole: bool = False
 
     @property
     def plain(self) -> Any:
@@ -100,20 +115,25 @@ def split_arguments(
     return words, given
 
 
-def options(config: Any, prefix: str = "") -> list[Option]:
-    """Every option of a configuration, depth first."""
+def options(config: Any, prefix: str = "", whole: bool = False) -> list[Option]:
+    """Every option of a configuration, depth first.
+
+    Args:
+        prefix: What stands before the paths.
+        whole: Whether they are named by their whole paths alone.
+    """
     hints, helps, found = typing.get_type_hints(type(config)), _field_help(type(config)), []
     for f in fields(config):
         value, path = getattr(config, f.name), f"{prefix}{f.name}"
         if isinstance(value, dict):
             for key, member in value.items():
-                found += options(member, f"{path}.{key}.")
+                found += options(member, f"{path}.{key}.", whole)
         elif is_dataclass(value):
             if len(subclasses(hints[f.name])) > 1:
-                found.append(Option(path, hints[f.name], value, helps.get(f.name, "")))
-            found += options(value, f"{path}.")
+                found.append(Option(path, hints[f.name], value, helps.get(f.name, ""), whole))
+            found += options(value, f"{path}.", whole or "whole" in f.metadata)
         else:
-            found.append(Option(path, hints[f.name], value, helps.get(f.name, "")))
+            found.append(Option(path, hints[f.name], value, helps.get(f.name, ""), whole))
     return found
 
 
@@ -151,11 +171,18 @@ def dashed(name: str) -> str:
     return name.replace("_", "-")
 
 
-def short_name(path: str, paths: Collection[str]) -> str:
-    """The shortest ending of an option's path that means no other one of `paths`."""
+def short_name(path: str, paths: Collection[str], whole: Collection[str] = ()) -> str:
+    """The shortest ending of an option's path that means no other one of `paths`.
+
+    Args:
+        whole: Those of them that are named by their whole path alone.
+    """
+    if path in whole:
+        return path
     parts = path.split(".")
     endings = (".".join(parts[i:]) for i in reversed(range(len(parts))))
-    free = (e for e in endings if not any(p != path and f".{p}".endswith(f".{e}") for p in paths))
+    others = [p for p in paths if p != path and p not in whole]
+    free = (e for e in endings if not any(f".{p}".endswith(f".{e}") for p in others))
     return next(free, path)  # a whole path means its own option
 
 
@@ -170,7 +197,7 @@ def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence
     """The path that a name or its ending stands for; None where nothing fits yet and strict is False."""
     if name in known:
         return name
-    matches = [path for path in known if path.endswith(f".{name}")]
+    matches = [path for path, option in known.items() if path.endswith(f".{name}") and not option.whole]
     if len(matches) == 1:
         return matches[0]
     owner, _, last = name.rpartition(".")

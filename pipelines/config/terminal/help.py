@@ -67,12 +67,14 @@ def describe(config: Any, below: str = "", taken: Collection[str] = ()) -> str:
     """
     found = options(config)
     paths = [option.path for option in found]
+    whole = [option.path for option in found if option.whole]
     forms = [option.path for option in found if is_dataclass(option.value)]
     lines = []
     for option in found:
         if option.path == below or option.path.startswith(below and f"{below}."):
             depth = sum(option.path.startswith(f"{form}.") for form in forms if form != below)
-            lines.append(_entry(dashed(short_name(option.path, [*paths, *taken])), option.shown, _said(option), depth))
+            name = dashed(short_name(option.path, [*paths, *taken], whole))
+            lines.append(_entry(name, option.shown, _said(option), depth))
     return "\n".join(lines)
 
 

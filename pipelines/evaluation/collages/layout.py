@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from indm_core.collage import FactorGraph, chain, corners, cube_map, grid, loop
@@ -42,8 +42,14 @@ class Layout:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.overlap < 0:
             raise ValueError(f"overlap={self.overlap} must not be negative; 0 takes half a piece")
-        if self.collage == "none" and self != Layout():
+        if self.collage == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
             raise ValueError("collage=none: no canvas is made, and the other options say how; give --collage chain")
+
+    def __str__(self) -> str:
+        pieces = f"{self.rows} x {self.cols}" if self.collage in ("grid", "corners") else str(self.num_factors)
+        number = "" if self.collage == "cube" else f" of {pieces} pieces"
+        shared = f", overlap {self.overlap}" if self.overlap else ""
+        return f"{self.collage}{number}{shared}, join {self.join}"
 
     def graph(self, shape: tuple[int, ...], step: int = 1) -> FactorGraph:
         """The graph of pieces of a shape, (c, h, w), (c, l) or (d,).

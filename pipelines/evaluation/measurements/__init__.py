@@ -6,6 +6,7 @@ from typing import Any
 
 from pipelines.evaluation.measurement import Measurement
 from pipelines.evaluation.measurements.baselines import Baselines
+from pipelines.evaluation.measurements.collages import Collages
 from pipelines.evaluation.measurements.distances import Distances
 from pipelines.evaluation.measurements.likelihood import Differences, Gap, Likelihood, Nelbo, PartnerNll
 
@@ -17,6 +18,7 @@ MEASUREMENTS: tuple[type[Measurement[Any]], ...] = (
     Gap,
     PartnerNll,
     Distances,
+    Collages,
     Baselines,
     Differences,
 )

@@ -21,6 +21,7 @@ from pipelines.config.codec import to_json
 from pipelines.config.store import digest, trained
 from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Result, find
+from pipelines.evaluation.measurements.collages import CollageResult
 from pipelines.evaluation.measurements.distances import DistancesResult
 from pipelines.evaluation.measurements.likelihood import DifferenceResult, NelboResult, NllResult
 from pipelines.evaluation.results.document import Evaluation
@@ -165,6 +166,10 @@ def _samples(document: Evaluation) -> tuple[float, ...]:
     return (document.settings.samples,)
 
 
+def _canvases(document: Evaluation) -> tuple[float, ...]:
+    return (document.settings.canvases,)
+
+
 def _whole(document: Evaluation) -> tuple[float, ...]:
     return (*_likelihood(document), *_bound(document), *_samples(document), len(document.runs))
 
@@ -173,6 +178,7 @@ PRECISION: dict[type[Result], Callable[[Evaluation], tuple[float, ...]]] = {
     NllResult: _likelihood,
     NelboResult: _bound,
     DistancesResult: _samples,
+    CollageResult: _canvases,
 }
 
 

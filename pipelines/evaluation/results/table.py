@@ -81,7 +81,7 @@ def log(document: Evaluation, runs: Sequence[Weights], root: Path) -> None:
         figures = replace(document.runs[run.name], results=best_figures(run.name, present(run)))
         measured = {f"test/{'raw/' if run.raw else ''}{name}": value for name, value in _measured(figures).items()}
         found = {name: value for name, value in (measured | _cost(figures)).items() if math.isfinite(value)}
-        files = tuple(str(run / file) for file in (BEST, "samples.png"))
+        files = tuple(str(run / file) for file in (BEST, "samples.png", "canvases.png"))
         post(run, Made(figures=found, files=files, data=str(data)))
     deliver([run.run for run in runs], root)
 

@@ -1,0 +1,89 @@
+"""The canvases of a run: made of its model, and refused before any work where it has none."""
+
+from __future__ import annotations
+
+import torch
+
+from indm_core.collage import FactorGraph, tiles
+from indm_core.draw import Canvas, canvas, check_sampling
+from indm_core.model import GenerativeModel
+from indm_core.sampling import Sampling
+from pipelines.data.spec import DataSpec
+from pipelines.evaluation.collages.layout import Layout
+
+__all__ = ["borders_of", "canvas_of", "check_canvases", "unseen_separators"]
+
+
+def canvas_of(model: GenerativeModel, layout: Layout) -> Canvas:
+    """The canvas of a layout, of pieces as the model was trained on.
+
+    Raises:
+        ValueError: a model that has none, or a layout that its pieces do not fit.
+    """
+    return canvas(model, layout.graph(tuple(model.shape), model.window_step), join=layout.join)
+
+
+@torch.no_grad()
+def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: Layout, sampling: Sampling) -> None:
+    """Refuses canvases that cannot be drawn or measured; it takes an evaluation of the score and one decode.
+
+    Args:
+        name: Of the run.
+
+    Raises:
+        ValueError: no linear diffusion or one whose noise is not independent per position, a flow of one size, a network that
+            takes pieces alone, a layout that does not fit, standardised columns, or a sampler that does not go with the model.
+    """
+    try:
+        if spec.std:
+            raise ValueError(
+                f"{spec.name}: its columns are standardised one by one, so that none can stand beside another; measure "
+                "canvases of images or of vectors as they are"
+            )
+        made = canvas_of(model, layout)
+        check_sampling(made, sampling)
+        _try_flow(made)
+    except ValueError as error:
+        raise ValueError(f"collage={layout.collage} of {name}: {error}") from None
+
+
+def _try_flow(made: Canvas) -> None:
+    """Decodes one canvas: a flow of any size may ask for sides that can be halved."""
+    like = next(made.parameters(), torch.zeros(()))
+    try:
+        shape = made.decode(made.state_like(1, like)).shape
+        why = "" if tuple(shape[1:]) == made.shape else f"it gives {tuple(shape[1:])}"
+    except (ValueError, RuntimeError) as error:
+        why = str(error)
+    if why:
+        raise ValueError(
+            f"its flow takes no canvas of shape {made.shape} ({why}); give another number of pieces, or another overlap"
+        )
+
+
+def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:
+    """The graph whose factors make the joints of a canvas: of independent tiles these, else its own.
+
+    Args:
+        graph: Of the layout.
+        width: Of a piece.
+    """
+    return tiles(graph.shape[0], width) if layout.join == "tiles" else graph
+
+
+def unseen_separators(model: GenerativeModel, layout: Layout) -> tuple[tuple[int, ...], ...]:
+    """The shapes of separators, without channels, that the model's score was not trained on (`Objective.smallest_window`)."""
+    if layout.join != "collage":
+        return ()
+    graph = layout.graph(tuple(model.shape), model.window_step)
+    sides = tuple(model.shape[1:] or model.shape)
+    whole = sides[: len(sides) - len(graph.shape)]
+    found = dict.fromkeys((*whole, *region.index.shape) for region in graph.variables)
+    smallest, step = model.smallest_window, model.window_step
+
+    def seen(shape: tuple[int, ...]) -> bool:
+        return bool(smallest) and all(
+            side >= m and (side - m) % step == 0 for side, m in zip(shape, smallest, strict=True)
+        )
+
+    return tuple(shape for shape in found if not seen(shape))
