@@ -22,12 +22,14 @@ from pipelines.cluster.session import connect
 from pipelines.config.models import DiNofConfig
 from pipelines.config.run import RunConfig
 from pipelines.config.terminal.cli import override, split_arguments
+from pipelines.config.weights import Weights
 from pipelines.evaluation.results.document import to_document
 from pipelines.evaluation.results.estimates import with_error
 from pipelines.evaluation.sampling.compare import compare
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.recipes import chosen, find
 from pipelines.storage.outputs import output_root
+from pipelines.storage.signals import Stop
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
 from pipelines.training.local import train_local
@@ -49,11 +51,11 @@ def main() -> None:
     run, rows = override(recipe(), given), []
     names = [f"{run.recipe}-{t_m:g}" for t_m in places]
     for t_m, name in zip(places, names, strict=True):
-        train_local(jobs_for(at(run, t_m), Launch(name=name, local=True, evaluate=False), root), Launch())
+        train_local(jobs_for(at(run, t_m), Launch(name=name, local=True, evaluate=False), root), Launch(), Stop(""))
     connect(1, 1.0)
     for t_m, name in zip(places, names, strict=True):
         wanted = CompareOptions(rows=f"em:{round(1000 * t_m)}", num_samples=num_samples, actors=actors)
-        document = compare([root / name], wanted, root)
+        document = compare([Weights.named(str(root / name))], wanted, root)
         (row,) = document.runs[name]
         rows.append({"t_m": t_m} | to_document(row))
         frechet, kernel = row.result.distances.frechet, row.result.distances.kernel

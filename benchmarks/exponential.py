@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from test_exponential import FIVE, Modes, event, slope
 
-from indm_core.exponential import _plan, noise_factor, sample_deis
+from indm_core.exponential import Basis, _plan, noise_factor, sample_deis
 from indm_core.sample import power_times
 from indm_core.sde import CLD, VP, LinearSDE, apply
 
@@ -41,7 +41,8 @@ def orders() -> None:
 
 def one_point() -> None:
     print("one order-0 step from t = 0.9 to 0.2 on data in one point, largest error")
-    for sde, basis in [(sde, "R") for sde in FIVE] + [(CLD(), "L")]:
+    bases: list[tuple[LinearSDE, Basis]] = [*((sde, "R") for sde in FIVE), (CLD(), "L")]
+    for sde, basis in bases:
         law, u_0 = Modes(sde, std=0.0, means=(0.7,)), _point(sde, 8)
         ts = torch.tensor([0.9, 0.2], dtype=torch.float64)
         eps = torch.randn(u_0.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))

@@ -1,4 +1,4 @@
-r"""A trained model of pieces of strips, joined in every way: Table 4.1 and Figures 4.4 and 4.5 of the thesis, on data with a rule.
+r"""A trained model of pieces of strips, joined in every way: Table 4.1, Figures 4.4 and 4.5 of the thesis, on data with a rule.
 
     python pipelines/train.py strips_linear --local
     python benchmarks/strips.py RUN [NUM] [--length]

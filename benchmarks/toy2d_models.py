@@ -42,6 +42,7 @@ from pipelines.data.card import load_card
 from pipelines.data.shards import read_all
 from pipelines.evaluation.sampling import draw_by
 from pipelines.runs.pictures import figure_of
+from pipelines.storage.signals import Stop
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
 from pipelines.training.local import train_local
@@ -70,7 +71,7 @@ def seconds_per_step(name: str, model: ModelConfig, source: str, batch: int) -> 
         run, launch = configured(name, source, model, steps, batch), Launch(name="timing", local=True, evaluate=False)
         with TemporaryDirectory() as directory:
             jobs, began = jobs_for(run, launch, Path(directory)), time.process_time()
-            train_local(jobs, Launch())
+            train_local(jobs, Launch(), Stop(""))
             return time.process_time() - began
 
     first = spent(60)
@@ -117,7 +118,7 @@ def trained(data: str, name: str, root: Path, seconds: float, batch: int, timed_
         else:
             run = configured(name, f"toy2d:{data}", *fitted(name, f"toy2d:{timed_on}", seconds, batch), batch)
         began = time.monotonic(), time.process_time()
-        train_local(jobs_for(run, Launch(name=directory.name, local=True, evaluate=False), root), Launch())
+        train_local(jobs_for(run, Launch(name=directory.name, local=True, evaluate=False), root), Launch(), Stop(""))
         spent = {
             "wall": time.monotonic() - began[0],
             "processor": time.process_time() - began[1],
