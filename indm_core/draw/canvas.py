@@ -30,10 +30,10 @@ import torch
 from torch import Tensor
 
 from indm_core.collage.baselines import sample_outpainted, sample_shifted, tiles
-from indm_core.collage.conditions import Observation, guided, reconstruction, replacement
-from indm_core.collage.graph import VARIABLE, FactorGraph, Region
+from indm_core.collage.conditions import Observation, reconstruction, replacement
+from indm_core.collage.graph import FactorGraph, Region
 from indm_core.collage.sampling import check_pixelwise
-from indm_core.collage.score import collage
+from indm_core.collage.score import Evaluate, collage
 from indm_core.draw.samples import Drawn, draw_by
 from indm_core.model.base import GenerativeModel
 from indm_core.model.labels import labels_of, null_of
@@ -121,6 +121,7 @@ def canvas(
     condition: Tensor | None = None,
     guidance: float = 0.0,
     score: Score | None = None,
+    evaluate: Evaluate | None = None,
     max_pieces: int = 4096,
 ) -> Canvas:
     """The canvas of a graph whose factors are pieces as the model was trained on.
@@ -133,6 +134,7 @@ def canvas(
             region, the factors' first. Variables without have none.
         guidance: w of s(u, y) + w (s(u, y) - s(u, none)), of the regions that have a condition.
         score: What scores pieces in place of the model's own score, for instance on several machines.
+        evaluate: Of a collage, what evaluates all its pieces at once in place of one shape after the other.
         max_pieces: The most pieces that are evaluated together.
 
     Raises:
@@ -150,8 +152,11 @@ def canvas(
     if join in ("collage", "tiles"):
         cut = graph if join == "collage" else tiles(_length(graph, join), model.shape[-1])
         _try_each_shape(model, cut, piece, lead)
-        scores, condition = _conditioned(model, cut, piece, condition, guidance)
-        whole = collage(scores, cut, condition, max_pieces=max_pieces)
+        options = {"guidance": guidance, "max_pieces": max_pieces, "evaluate": evaluate}
+        if condition is not None:
+            condition = labels_of(condition, len(condition), model.num_classes)
+            options["null"] = null_of(condition)
+        whole = collage(piece, cut, condition, **options)
     elif condition is not None or guidance:
         raise ValueError(
             f"condition, guidance: join={join} takes none for each piece; give a label for the whole canvas"
@@ -161,31 +166,23 @@ def canvas(
 
 
 def draw_canvases(
-    canvas: Canvas, seeds: Sequence[int], sampling: Sampling, label: int | Tensor | None = None, guidance: float = 0.0
+    canvas: Canvas,
+    seeds: Sequence[int],
+    sampling: Sampling,
+    label: int | Tensor | None = None,
+    guidance: float = 0.0,
+    *,
+    start: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Drawn:
     """One canvas per seed: it depends on its seed alone. Where its score is that of a piece, evaluations are of pieces.
 
     Args:
         label, guidance: For whole canvases, see `draw`.
+        start, strength: Canvases that are noised and drawn again, see `draw_by`.
     """
-    return draw_by(canvas, seeds, sampling, label=label, guidance=guidance, through=canvas.through)
-
-
-def _conditioned(
-    model: GenerativeModel, graph: FactorGraph, piece: Score, condition: Tensor | None, guidance: float
-) -> tuple[dict[str, Score], Tensor | None]:
-    """The score of each kind of region, guided where it has a condition, and the conditions."""
-    scores = dict.fromkeys(graph.kinds, piece)
-    if condition is None:
-        if guidance:
-            raise ValueError(f"guidance={guidance:g}: it leads towards a class; give a condition, or no guidance")
-        return scores, None
-    condition = labels_of(condition, len(condition), model.num_classes)
-    if guidance:
-        of_regions = len(condition) == len(graph.regions)
-        led = guided(piece, guidance, null_of(condition))
-        scores = {kind: led if of_regions or kind != VARIABLE else piece for kind in graph.kinds}
-    return scores, condition
+    options = {"start": start, "label": label, "guidance": guidance, "strength": strength}
+    return draw_by(canvas, seeds, sampling, **options, through=canvas.through)
 
 
 def _joined(join: Join, graph: FactorGraph, sampler: Sampler) -> Sampler:

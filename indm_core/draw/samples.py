@@ -158,6 +158,7 @@ def draw_by(
     start: Tensor | None = None,
     label: int | Tensor | None = None,
     guidance: float = 0.0,
+    strength: float = 1.0,
     through: Callable[[Sampler], Sampler] = lambda sampler: sampler,
 ) -> Drawn:
     """One sample per seed, in the model's dtype and on its device: a sample depends on its seed alone, not on its neighbours.
@@ -165,8 +166,13 @@ def draw_by(
     Args:
         start: Data (n, *shape) whose diffused latents sampling starts from; None starts from the model's own law.
         label, guidance: See `draw`. A guided evaluation counts as the two of the network that it is.
+        strength: The share of t_start up to which `start` is noised, in (0, 1]: the less, the more of it stays (SDEdit).
         through: Changes the sampler.
+
+    References: Meng et al. 2022, "SDEdit".
     """
+    if strength != 1 and start is None:
+        raise ValueError(f"strength={strength:g}: it is of samples that start from data; give start, or strength=1")
     evaluated, each = 0, 2 if guidance and label is not None else 1
     check_sampling(model, sampling)
     chosen = through(sampler_of(sampling))
@@ -182,7 +188,7 @@ def draw_by(
     x = draw(
         model,
         sampler,
-        times_of(model, sampling),
+        times_of(model, sampling, strength),
         next(model.parameters(), torch.zeros(())).new_zeros(()),
         len(seeds),
         generator=seeded(seeds),
@@ -196,9 +202,18 @@ def draw_by(
     return Drawn(x, evaluated / len(seeds) + each * sampling.denoise)
 
 
-def times_of(model: Drawable, sampling: Sampling) -> Tensor:
-    """The decreasing times that a sampling asks for, from where the model starts."""
-    sde, steps, low, high = model.sde, sampling.num_steps, sampling.stop or model.sde.t_min, model.t_start
+def times_of(model: Drawable, sampling: Sampling, strength: float = 1.0) -> Tensor:
+    """The decreasing times that a sampling asks for, from where the model starts, or a share `strength` of it; of a model's own
+    grid, those that are below.
+
+    Raises:
+        ValueError: a strength outside of (0, 1], or so small that sampling would begin at or below its end.
+    """
+    sde, steps, low, high = model.sde, sampling.num_steps, sampling.stop or model.sde.t_min, model.t_start * strength
+    if not low / model.t_start < strength <= 1:
+        raise ValueError(
+            f"strength={strength:g} must lie above {low / model.t_start:g}, where sampling ends, and at most at 1"
+        )
     if sampling.sampler == "ode":
         return uniform_times(sde, 1, low=low, high=high)
     grids: dict[str, Callable[[], Tensor]] = {
@@ -206,9 +221,14 @@ def times_of(model: Drawable, sampling: Sampling) -> Tensor:
         "power": lambda: power_times(sde, steps, sampling.exponent, low=low, high=high),
         "log-rho": lambda: log_rho_times(_linear(sde, "grid=log-rho"), steps, low=low, high=high),
         "edm": lambda: edm_times(_linear(sde, "grid=edm"), steps, sampling.exponent, low=low, high=high),
-        "trained": lambda: model.times(steps, low),
+        "trained": lambda: _below(model.times(steps, low), high) if strength < 1 else model.times(steps, low),
     }
     return grids[sampling.spacing]()
+
+
+def _below(ts: Tensor, high: float) -> Tensor:
+    """The times of a grid from `high` on, which is one of them."""
+    return torch.cat([ts.new_tensor([high]), ts[ts < high]])
 
 
 def check_sampling(model: Drawable, sampling: Sampling) -> None:

@@ -65,10 +65,17 @@ class Pool:
         num_actors: How many.
         cpus: Logical CPUs of each.
         gpus: GPUs of each.
+        ahead: Tasks that an actor may be given while it is at another one, so that what they need is there in time.
     """
 
     def __init__(
-        self, owner: type, arguments: tuple[Any, ...], num_actors: int, cpus: float = 1.0, gpus: float = 0.0
+        self,
+        owner: type,
+        arguments: tuple[Any, ...],
+        num_actors: int,
+        cpus: float = 1.0,
+        gpus: float = 0.0,
+        ahead: int = 0,
     ) -> None:
         for kind, each in (("CPU", cpus), ("GPU", gpus)):
             there = ray.cluster_resources().get(kind, 0.0)
@@ -79,6 +86,9 @@ class Pool:
         remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(owner)
         self.make = lambda: remote.remote(*arguments)
         self.actors = [self.make() for _ in range(num_actors)]
+        self.ahead = ahead
+        self.starting = {_started(actor): actor for actor in self.actors}
+        self.free = deque[Any]()  # an actor stands here once for each task that it may take
 
     def __enter__(self) -> Pool:
         return self
@@ -90,22 +100,22 @@ class Pool:
     def stream(self, tasks: Mapping[Key, Call]) -> Iterator[tuple[Key, Any]]:
         """Carries out tasks and gives (key, result) as each is done; a task is looked up when an actor takes it.
 
-        An actor that dies is replaced, and its task repeated behind the others, so that a task that ends its actor every time
-        costs the others nothing. Actors may die as often as tasks are done.
+        An actor that dies is replaced, and its tasks repeated behind the others, so that a task that ends its actor every time
+        costs the others nothing. Actors may die as often as tasks are done. An actor is waited for once, not in every stream.
 
         Raises:
             What a task raised; ValueError where more actors die.
         """
-        waiting, idle, deaths = deque(tasks), list[Any](), _Deaths(len(self.actors))
-        busy: dict[Any, tuple[Any, Key | None, str]] = {_started(actor): (actor, None, START) for actor in self.actors}
+        waiting, deaths = deque(tasks), _Deaths(len(self.actors))
+        busy: dict[Any, tuple[Any, Key, str]] = {}
         left = len(tasks)
         while left:
-            while waiting and idle:
-                key, actor = waiting.popleft(), idle.pop()
+            while waiting and self.free:
+                key, actor = waiting.popleft(), self.free.popleft()
                 call = tasks[key]
                 busy[getattr(actor, call.method).remote(*call.arguments)] = (actor, key, call.name)
-            ready = ray.wait(list(busy))[0][0]
-            actor, key, name = busy.pop(ready)
+            ready = ray.wait([*busy, *self.starting])[0][0]
+            actor, key, name = busy.pop(ready) if ready in busy else (self.starting.pop(ready), None, START)
             try:
                 result = ray.get(ready)
             except RayTaskError as error:
@@ -113,23 +123,26 @@ class Pool:
                     raise ValueError(f"{name}: {textwrap.shorten(str(error.cause), 300)} ({REMEDY})") from None
                 raise error.cause if isinstance(error.cause, Exception) else error from None
             except RayError as error:  # the actor, its node, or what it gave is lost
-                deaths.add(name, error)
                 waiting.extend([] if key is None else [key])
-                new = self._replace(actor)
-                busy[_started(new)] = (new, None, START)
+                if actor in self.actors:  # else another of its tasks has told so
+                    deaths.add(name, error)
+                    self._replace(actor)
                 continue
-            idle.append(actor)
-            if key is not None:
-                deaths.progress()
-                left -= 1
-                yield key, result
+            if key is None:
+                self.free.extend([actor] * (1 + self.ahead))
+                continue
+            self.free.append(actor)
+            deaths.progress()
+            left -= 1
+            yield key, result
 
-    def _replace(self, actor: Any) -> Any:
+    def _replace(self, actor: Any) -> None:
         """A new actor in the place of one that is lost."""
         with suppress(RayError):
             ray.kill(actor)
+        self.free = deque(other for other in self.free if other is not actor)
         self.actors[self.actors.index(actor)] = new = self.make()
-        return new
+        self.starting[_started(new)] = new
 
     def run(
         self,
