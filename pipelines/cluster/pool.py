@@ -88,7 +88,7 @@ class Pool:
         self.actors = [self.make() for _ in range(num_actors)]
         self.ahead = ahead
         self.starting = {_started(actor): actor for actor in self.actors}
-        self.free = deque[Any]()  # an actor stands here once for each task that it may take
+        self.free = Counter[Any]()  # of tasks that an actor may take
 
     def __enter__(self) -> Pool:
         return self
@@ -108,10 +108,18 @@ class Pool:
         """
         waiting, deaths = deque(tasks), _Deaths(len(self.actors))
         busy: dict[Any, tuple[Any, Key, str]] = {}
+        try:
+            yield from self._stream(tasks, waiting, busy, deaths)
+        finally:  # not all that was begun is wanted any more
+            self.free.update(actor for actor, _, _ in busy.values() if actor in self.actors)
+
+    def _stream(
+        self, tasks: Mapping[Key, Call], waiting: deque[Key], busy: dict[Any, tuple[Any, Key, str]], deaths: _Deaths
+    ) -> Iterator[tuple[Key, Any]]:
         left = len(tasks)
         while left:
-            while waiting and self.free:
-                key, actor = waiting.popleft(), self.free.popleft()
+            while waiting and (actor := self._idle()) is not None:
+                key = waiting.popleft()
                 call = tasks[key]
                 busy[getattr(actor, call.method).remote(*call.arguments)] = (actor, key, call.name)
             ready = ray.wait([*busy, *self.starting])[0][0]
@@ -129,18 +137,26 @@ class Pool:
                     self._replace(actor)
                 continue
             if key is None:
-                self.free.extend([actor] * (1 + self.ahead))
+                self.free[actor] = 1 + self.ahead
                 continue
-            self.free.append(actor)
+            self.free.update([actor] if actor in self.actors else [])
             deaths.progress()
             left -= 1
             yield key, result
+
+    def _idle(self) -> Any | None:
+        """The actor that may take the most tasks, which then may take one less; None where all are busy."""
+        actor, free = max(self.free.items(), key=lambda item: item[1], default=(None, 0))
+        if not free:
+            return None
+        self.free[actor] -= 1
+        return actor
 
     def _replace(self, actor: Any) -> None:
         """A new actor in the place of one that is lost."""
         with suppress(RayError):
             ray.kill(actor)
-        self.free = deque(other for other in self.free if other is not actor)
+        del self.free[actor]
         self.actors[self.actors.index(actor)] = new = self.make()
         self.starting[_started(new)] = new
 
