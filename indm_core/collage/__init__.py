@@ -3,6 +3,7 @@
 baselines   what collages are compared with: tiles, shifted tiles, resampling, outpainting
 graph       factor graphs and counting numbers; `build` makes chains, loops, grids, cubes and any others
 score       the score of a canvas: one batched evaluation for each shape of piece
+cube        pictures of a canvas on the six faces of a cube
 conditions  labels with guidance, and what is known of the canvas: pixels, means of blocks, greys
 statistics  what canvases are measured by: random pieces, seams, correlations at a distance
 sampling    the sampler that ends in the joint law: a predictor and Langevin steps at each level

@@ -9,6 +9,7 @@ from typing import Literal
 from indm_core.sampling import Sampling
 from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
+from pipelines.evaluation.collages.conditions import Conditions
 from pipelines.evaluation.collages.layout import Layout, sampling_of_canvases
 from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 
@@ -133,22 +134,28 @@ class SampleOptions:
     """What is drawn, and where to.
 
     Args:
-        num_samples: How many.
+        num_samples: How many; canvases are 4 where it is not given.
         seed: Of the first sample; sample i has seed + i.
-        sampling: The sampler and its options.
+        sampling: The sampler and its options; of canvases, where no sampler is given, collage with 50 steps.
         batch: Samples drawn together.
-        start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i).
+        start: prior: the model's law; data: the diffused latents of the test data (sample i starts from image i), of canvases
+            those of the picture --known.
+        strength: With --start data, the share of the time up to which data are noised: the less, the more of them stays
+            (SDEdit).
         label: Of a run with labels: a class, or several (0,1,2), which the samples have in turn; -1 is none, as is nothing.
         guidance: w of s(u, label) + w (s(u, label) - s(u)), not negative: how much further towards the class than its law;
             above 0 an evaluation takes the network twice.
+        layout: How canvases are made of pieces.
+        conditions: What is known of canvases.
         translate: Of a bridge: forward carries test images of its first data set to the second, backward those of the second to
             the first by the sampler, both does either; no draws samples.
         path: On which images go forward: sde, the diffusion, which forgets them; or ode, the probability-flow ODE at rtol and
             atol, by which each keeps its partner.
-        out: Directory of the pictures; where it is empty RUN/samples-SAMPLER, of a translation RUN/translated-SAMPLER, with the
-            sampler's settings.
+        out: Directory of the pictures; where it is empty RUN/samples-SAMPLER, of canvases RUN/canvases-LAYOUT-SAMPLER, of a
+            translation RUN/translated-SAMPLER, with the sampler's settings.
         overwrite: Remove other samples that are in that directory; without it they are not mixed with, but refused.
-        actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray.
+        actors: Ray actors, each with a GPU where the cluster has as many; 0 draws in this process, without Ray. Of canvases
+            they share the pieces of each step.
         device: cpu, cuda or, in this process, cuda:1; auto takes a GPU where there is one.
         traceback: Show where an error came from.
     """
@@ -158,8 +165,11 @@ class SampleOptions:
     sampling: Sampling = field(default_factory=Sampling)
     batch: int = 64
     start: Literal["prior", "data"] = "prior"
+    strength: float = 1.0
     label: tuple[int, ...] = ()
     guidance: float = 0.0
+    layout: Layout = field(default_factory=Layout)
+    conditions: Conditions = field(default_factory=Conditions)
     translate: Literal["no", "forward", "backward", "both"] = "no"
     path: Literal["sde", "ode"] = "sde"
     out: str = ""
@@ -178,12 +188,20 @@ class SampleOptions:
             raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance} must be finite and not negative")
-        if self.guidance and not self.label:
+        if self.guidance and not self.label and not self.conditions.factor_labels:
             raise ValueError(f"guidance={self.guidance:g}: it leads towards a class; give --label, or no guidance")
+        if self.label and self.conditions.factor_labels:
+            raise ValueError(f"label={','.join(map(str, self.label))}: pieces have factor_labels; give one of them")
+        if not 0 < self.strength <= 1:
+            raise ValueError(f"strength={self.strength:g} must lie in (0, 1], a share of the time")
+        if self.strength != 1 and self.start != "data":
+            raise ValueError(f"strength={self.strength:g}: it says how far data are noised; give --start data")
+        self.conditions.check(self.layout, self.start)
         for name, value, default in (
             ("actors", self.actors, 0),
             ("start", self.start, "prior"),
             ("label", self.label, ()),
+            ("collage", self.layout.collage, "none"),
         ):
             if self.translate != "no" and value != default:
                 raise ValueError(f"{name}={value}: a translation starts from data, in this process; remove it")

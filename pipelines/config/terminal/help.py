@@ -57,13 +57,14 @@ def fold(text: str, first: str = "", indent: str = "") -> str:
     return "\n\n".join(folded)
 
 
-def describe(config: Any, below: str = "", taken: Collection[str] = ()) -> str:
+def describe(config: Any, below: str = "", taken: Collection[str] = (), apart: Collection[str] = ()) -> str:
     """The options of a configuration.
 
     Args:
         config: A dataclass of options.
         below: A field of it: those of that field alone.
         taken: Names that mean options of something else.
+        apart: Fields of it that are described by themselves.
     """
     found = options(config)
     paths = [option.path for option in found]
@@ -71,6 +72,8 @@ def describe(config: Any, below: str = "", taken: Collection[str] = ()) -> str:
     forms = [option.path for option in found if is_dataclass(option.value)]
     lines = []
     for option in found:
+        if option.path.partition(".")[0] in apart:
+            continue
         if option.path == below or option.path.startswith(below and f"{below}."):
             depth = sum(option.path.startswith(f"{form}.") for form in forms if form != below)
             name = dashed(short_name(option.path, [*paths, *taken], whole))

@@ -42,8 +42,19 @@ class Layout:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.overlap < 0:
             raise ValueError(f"overlap={self.overlap} must not be negative; 0 takes half a piece")
-        if self.collage == "none" and any(getattr(self, f.name) != f.default for f in fields(self)):
-            raise ValueError("collage=none: no canvas is made, and the other options say how; give --collage chain")
+        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
+        if self.collage == "none" and given:
+            raise ValueError(f"{given[0]}: it is of canvases; give --collage, for instance --collage chain")
+
+    @property
+    def name(self) -> str:
+        """As the beginning of a folder's name: chain64, grid3x4-overlap2, loop8-join-tiles; '' where there is no canvas."""
+        if self.collage == "none":
+            return ""
+        sides = {"grid": f"{self.rows}x{self.cols}", "corners": f"{self.rows}x{self.cols}", "cube": ""}
+        parts = [f"{self.collage}{sides.get(self.collage, str(self.num_factors))}"]
+        parts += [f"overlap{self.overlap}"] * bool(self.overlap) + [f"join-{self.join}"] * (self.join != "collage")
+        return "-".join(parts)
 
     def __str__(self) -> str:
         pieces = f"{self.rows} x {self.cols}" if self.collage in ("grid", "corners") else str(self.num_factors)
