@@ -14,9 +14,19 @@ from torch import Tensor
 
 from pipelines.data.spec import DataSpec
 from pipelines.runs.record import Record
-from pipelines.storage.files import replaced
+from pipelines.storage.files import opened, replaced
 
-__all__ = ["figure_of", "image_grid", "learning_curve", "lines", "pixels", "put", "save_levels", "save_samples"]
+__all__ = [
+    "figure_of",
+    "image_grid",
+    "learning_curve",
+    "lines",
+    "pixels",
+    "put",
+    "save_image",
+    "save_levels",
+    "save_samples",
+]
 
 
 def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
@@ -26,6 +36,14 @@ def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
     if channels == 1:
         return grey.repeat(3, axis=-1)
     return np.concatenate([grey, np.zeros_like(grey)], axis=-1)[..., :3]
+
+
+def save_image(levels: Tensor, spec: DataSpec, file: Path) -> None:
+    """One image (c, h, w) as a PNG; a grey one stays grey."""
+    (image,) = pixels(levels[None], spec)
+    picture = Image.fromarray(image[..., 0] if len(levels) == 1 else image)
+    with opened(file) as stream:
+        picture.save(stream, "png")
 
 
 def image_grid(shown: np.ndarray, *, columns: int = 0) -> Image.Image:

@@ -19,14 +19,17 @@ from pipelines.storage.files import write_text
 from pipelines.storage.outputs import output_root
 from pipelines.storage.reading import read_json
 
-__all__ = ["SAMPLES", "TRANSLATIONS", "claim", "named"]
+__all__ = ["CANVASES", "SAMPLES", "TRANSLATIONS", "claim", "named"]
 
 RECORD = "drawn.json"
-LATER = {"label": "", "guidance": 0.0}
+LATER = {"label": "", "guidance": 0.0, "strength": 1.0, "layout": "", "conditions": ""}
 """What the record of an earlier version does not say."""
 MOST_SHOWN = 12
 """Classes in a folder's name."""
+MOST_OF_CONDITIONS = 60
+"""Characters of the conditions of canvases in a folder's name."""
 SAMPLES = re.compile(r"sample-\d{6,}\.png|samples\.npy|grid\.png")
+CANVASES = re.compile(r"(canvas|rolled|cross|sphere)-\d{6,}\.(png|npy)|grid\.png")
 TRANSLATIONS = re.compile(r"(forward|backward)\.(png|npy)")
 """Names of the files that a drawing makes in its folder."""
 
@@ -44,6 +47,9 @@ class Drawing:
         num_samples: How many.
         label: Classes of the samples in turn, with commas between; '' for none.
         guidance: Towards them.
+        strength: The share of the time up to which data that sampling starts from are noised.
+        layout: Of canvases; '' where none are drawn.
+        conditions: Of canvases, with hashes of the pictures.
     """
 
     model: str
@@ -54,15 +60,25 @@ class Drawing:
     num_samples: int
     label: str = ""
     guidance: float = 0.0
+    strength: float = 1.0
+    layout: str = ""
+    conditions: str = ""
 
 
 def named(wanted: SampleOptions) -> str:
-    """What samples are drawn by, as the end of a folder's name: deis-nfe10-method-iPNDM, em-steps100-seed7."""
-    parts = [_part(*word.partition("=")) for word in re.split("[:,]", str(wanted.sampling))]
+    """What samples are drawn by, as the end of a folder's name: deis-nfe10-method-iPNDM, em-steps100-seed7, and of canvases
+    chain64-collage-steps50-between-test-0-test-17."""
+    parts = [wanted.layout.name] * bool(wanted.layout.name)
+    parts += [_part(*word.partition("=")) for word in re.split("[:,]", str(wanted.sampling))]
     parts += [f"seed{wanted.seed}"] * (wanted.seed > 0)
-    parts += [f"from-{wanted.start}"] * (wanted.start != "prior") + [f"path-{wanted.path}"] * (wanted.path != "sde")
+    parts += [f"from-{wanted.start}"] * (wanted.start != "prior")
+    parts += [f"strength{wanted.strength:g}"] * (wanted.strength != 1) + [f"path-{wanted.path}"] * (
+        wanted.path != "sde"
+    )
     shown = "-".join(map(str, wanted.label[:MOST_SHOWN])) + "..." * (len(wanted.label) > MOST_SHOWN)
     parts += [f"label{shown}"] * bool(wanted.label) + [f"guidance{wanted.guidance:g}"] * (wanted.guidance > 0)
+    if conditions := re.sub(r"[^\w.+-]+", "-", wanted.conditions.name()):
+        parts.append(conditions[:MOST_OF_CONDITIONS] + "..." * (len(conditions) > MOST_OF_CONDITIONS))
     return "-".join(parts)
 
 
@@ -71,11 +87,12 @@ def _part(name: str, equals: str, value: str) -> str:
     return re.sub(r"[^\w.+-]", "-", f"{name}{'' if value[:1].isdigit() or not equals else '-'}{value}")
 
 
-def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str]) -> Path:
+def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str], conditions: str = "") -> Path:
     """The folder for a drawing of a run: --out, else HEAD-NAME where its results lie; made where it is absent.
 
     Args:
         files: Names of the files that the drawing makes.
+        conditions: Of canvases, with hashes of the pictures.
 
     Raises:
         ValueError: such files of another drawing are there, and the options do not say that they may be removed.
@@ -90,6 +107,9 @@ def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str]
         num_samples=wanted.num_samples,
         label=",".join(map(str, wanted.label)),
         guidance=wanted.guidance,
+        strength=wanted.strength,
+        layout=wanted.layout.name,
+        conditions=conditions,
     )
     there = [file for file in out.iterdir() if files.fullmatch(file.name)]
     if wanted.overwrite:

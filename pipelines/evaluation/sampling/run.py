@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from indm_core.draw import Drawn, check_sampling, draw_by
+from indm_core.draw import Drawn, check_sampling, draw_by, times_of
 from indm_core.model import GenerativeModel
 from indm_core.model.labels import labels_of
 from indm_core.sampling import Sampling
@@ -22,17 +21,16 @@ from pipelines.config.terminal.device import device_of
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
-from pipelines.data.spec import DataSpec
 from pipelines.evaluation.plan import Subject
 from pipelines.evaluation.sampling.folder import SAMPLES, claim
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
-from pipelines.runs.pictures import pixels, save_levels
-from pipelines.storage.files import opened, replaced
+from pipelines.runs.pictures import save_image, save_levels
+from pipelines.storage.files import replaced
 from pipelines.storage.outputs import output_root
 
-__all__ = ["Artist", "Written", "draw_run"]
+__all__ = ["Artist", "Written", "draw_run", "labels_wanted"]
 
 MOST_IN_GRID = {3: 400, 1: 10_000}
 """Samples in the picture of all, by the rank of an event: images, points of a plot."""
@@ -46,9 +44,11 @@ class Written:
         out: Where it lies.
         evaluations: Of the score, by a sample on average.
         diverged: Samples that had left the data's range.
+        shape: Of each, 1x28x2268.
     """
 
     out: Path
+    shape: str
     evaluations: float
     diverged: int
 
@@ -61,9 +61,15 @@ class Artist:
         self.model = subject.build().to(device)
 
     def draw(
-        self, seeds: Sequence[int], sampling: Sampling, start: Tensor | None, label: Tensor | None, guidance: float
+        self,
+        seeds: Sequence[int],
+        sampling: Sampling,
+        start: Tensor | None,
+        label: Tensor | None,
+        guidance: float,
+        strength: float,
     ) -> Drawn:
-        drawn = draw_by(self.model, seeds, sampling, start, label, guidance)
+        drawn = draw_by(self.model, seeds, sampling, start, label, guidance, strength)
         return Drawn(drawn.x.cpu(), drawn.evaluations)
 
 
@@ -76,7 +82,8 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     config, spec = configuration(run)
     model = load(run)
     check_sampling(model, wanted.sampling)
-    labels = _labels(run, model, wanted)
+    labels = labels_wanted(run, model, wanted)
+    times_of(model, wanted.sampling, wanted.strength)
     out = claim(run, wanted, "samples", SAMPLES)
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
@@ -84,7 +91,8 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
         values, lost = shown(drawn.x, spec)
         evaluated, diverged, done = evaluated + drawn.evaluations * len(values), diverged + lost, done + len(values)
         if rank == 3:
-            _write(values, spec, out, first)
+            for i, image in enumerate(values, first):
+                save_image(image, spec, out / f"sample-{i:06d}.png")
         if rank == 1 or first < MOST_IN_GRID[3]:
             kept[first] = values
         print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
@@ -93,10 +101,12 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
         with replaced(out / "samples.npy") as path:
             np.save(path, values.numpy())
     save_levels(values[: MOST_IN_GRID[rank]], spec, out / "grid.png")
-    return Written(out=out, evaluations=evaluated / wanted.num_samples, diverged=diverged)
+    return Written(
+        out=out, shape="x".join(map(str, spec.shape)), evaluations=evaluated / wanted.num_samples, diverged=diverged
+    )
 
 
-def _labels(run: Weights, model: GenerativeModel, wanted: SampleOptions) -> Tensor | None:
+def labels_wanted(run: Weights, model: GenerativeModel, wanted: SampleOptions) -> Tensor | None:
     """The classes of all samples, those that are wanted in turn; None of samples without.
 
     Raises:
@@ -125,10 +135,10 @@ def _batches(
         data = starts(place, card, wanted.num_samples, wanted.seed)
     seeds, firsts = range(wanted.seed, wanted.seed + wanted.num_samples), range(0, wanted.num_samples, wanted.batch)
 
-    def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None, Tensor | None, float]:
+    def arguments(first: int) -> tuple[Sequence[int], Sampling, Tensor | None, Tensor | None, float, float]:
         part = slice(first, first + wanted.batch)
         start, label = (None if rows is None else rows[part].clone() for rows in (data, labels))
-        return seeds[part], wanted.sampling, start, label, wanted.guidance
+        return seeds[part], wanted.sampling, start, label, wanted.guidance, wanted.strength
 
     if not wanted.actors:
         artist = Artist(subject, torch.get_num_threads(), str(device_of(wanted.device)))
@@ -142,11 +152,3 @@ def _batches(
     tasks = {(i,): Call("draw", arguments(i), f"samples from number {i} on") for i in firsts}
     with Pool(Artist, (subject, 1, device), actors, gpus=float(device == "cuda")) as pool:
         yield from ((key[0], drawn) for key, drawn in pool.stream(tasks))
-
-
-def _write(values: Tensor, spec: DataSpec, out: Path, first: int) -> None:
-    """One PNG per image; grey images stay grey."""
-    for i, image in enumerate(pixels(values, spec)):
-        picture = Image.fromarray(image[..., 0] if spec.shape[0] == 1 else image)
-        with opened(out / f"sample-{first + i:06d}.png") as stream:
-            picture.save(stream, "png")
