@@ -93,8 +93,12 @@ def collage(
             f"condition: has {len(condition)} entries for {len(graph.factors)} factors and {len(graph.variables)} variables; "
             "give one for each factor, or one for each of both, factors first"
         )
-    if guidance and (condition is None or null is None):
-        raise ValueError(f"guidance={guidance:g}: it leads away from `null` to `condition`; give both, or no guidance")
+    if guidance and condition is None:
+        raise ValueError(f"guidance={guidance:g}: it leads towards a class; give a condition, or no guidance")
+    if guidance and null is None:
+        raise ValueError(
+            f"guidance={guidance:g}: it leads away from none; give the condition that stands for none, null"
+        )
     batches = tuple(_batches(graph, scores, condition, guidance, null))
     return Collage(graph, batches, evaluate or partial(_in_turn, max_pieces))
 
