@@ -356,6 +356,8 @@ def test_what_a_run_has_no_canvas_of_is_refused_before_any_work(name, words, sai
         (
             "toy2d_rings_diffflow",
             (
+                "--batch-size",
+                "16",
                 "--rows",
                 "200",
                 "--drift.width",

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
@@ -22,7 +22,7 @@ from pipelines.cluster.pool import Call, Pool, places
 from pipelines.cluster.session import connect
 from pipelines.evaluation.plan import Subject
 
-__all__ = ["Scorer", "Spread"]
+__all__ = ["CHUNKS", "Scorer", "Spread", "chunks_of"]
 
 CHUNKS = 3
 """Of each actor in a step."""
@@ -92,24 +92,42 @@ class Spread:
         """What a method of the actors gives for all pieces.
 
         Args:
-            others: Further arguments of the method for each batch of pieces, as long as they are.
+            others: Further arguments of the method, for each batch of pieces tensors as long as it is.
         """
-        work = [float(pieces.u.numel()) for pieces in asked]
-        chunks: dict[tuple[int, int], tuple[float, Call]] = {}
-        for i, (pieces, more) in enumerate(zip(asked, others, strict=True)):
-            share = max(1, round(CHUNKS * self.num_actors * work[i] / (sum(work) or 1.0)))
-            most = max(1, math.ceil(len(pieces.u) / share))
-            for j, part in enumerate(pieces.split(most)):
-                given = [array[j * most : (j + 1) * most] for array in more]
-                arguments = tuple(None if a is None else a.cpu().numpy() for a in (part.u, part.t, part.y, *given))
-                name = f"{len(part.u)} pieces of shape {tuple(part.u.shape[1:-1])}"
-                chunks[i, j] = part.u.numel(), Call(method, arguments, name)
-        largest_first = sorted(chunks, key=lambda key: -chunks[key][0])
-        done = dict(self.pool.stream({key: chunks[key][1] for key in largest_first}))
-        return [
-            torch.from_numpy(np.concatenate([done[key] for key in chunks if key[0] == i])).to(pieces.u)
-            for i, pieces in enumerate(asked)
-        ]
+        tasks: dict[tuple[int, int], Call] = {}
+        for chunk in chunks_of(asked, CHUNKS * self.num_actors):
+            given = [array[chunk.first : chunk.first + len(chunk.pieces.u)] for array in others[chunk.batch]]
+            arrays = (chunk.pieces.u, chunk.pieces.t, chunk.pieces.y, *given)
+            name = f"{len(chunk.pieces.u)} pieces of shape {tuple(chunk.pieces.u.shape[1:-1])}"
+            arguments = tuple(None if a is None else a.cpu().numpy() for a in arrays)
+            tasks[chunk.batch, chunk.first] = Call(method, arguments, name)
+        done = dict(self.pool.stream(tasks))
+        in_order = [np.concatenate([done[key] for key in sorted(done) if key[0] == i]) for i in range(len(asked))]
+        return [torch.from_numpy(found).to(pieces.u) for found, pieces in zip(in_order, asked, strict=True)]
+
+
+class Chunk(NamedTuple):
+    """Some pieces of a batch.
+
+    Args:
+        batch: Its number.
+        first: Number of the first piece.
+        pieces: The pieces.
+    """
+
+    batch: int
+    first: int
+    pieces: Pieces
+
+
+def chunks_of(asked: Sequence[Pieces], num: int) -> list[Chunk]:
+    """About `num` chunks of equal work, the largest first: of each batch as many as its share of all values."""
+    work = [pieces.u.numel() for pieces in asked]
+    chunks = []
+    for i, pieces in enumerate(asked):
+        most = math.ceil(len(pieces.u) / max(1, round(num * work[i] / max(1, sum(work))))) or 1
+        chunks += [Chunk(i, j * most, part) for j, part in enumerate(pieces.split(most))]
+    return sorted(chunks, key=lambda chunk: -chunk.pieces.u.numel())
 
 
 class _Spread(torch.autograd.Function):
