@@ -14,6 +14,7 @@ import multiprocessing
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -22,7 +23,7 @@ if __package__ in (None, ""):
 
 import torch
 
-from indm_core.collage import Pieces, chain, collage
+from indm_core.collage import Collage, Pieces, chain, collage
 from indm_core.training import network_tensors
 from pipelines.config.terminal.cli import split_arguments
 from pipelines.data.spec import DataSpec
@@ -72,7 +73,7 @@ def main() -> int:
     what, graph, asked = subject(), chain(factors, SHAPE[-1], OVERLAP), []
     u = torch.randn(1, *SHAPE[:2], *graph.shape, 1, generator=torch.Generator().manual_seed(0))
 
-    def note(batches: list[Pieces]) -> list[torch.Tensor]:
+    def note(batches: Sequence[Pieces]) -> list[torch.Tensor]:
         asked.extend(batches)
         return [pieces.u for pieces in batches]
 
@@ -94,13 +95,15 @@ def main() -> int:
     return 0
 
 
-def _round(whole: object, u: torch.Tensor, lines: list[Connection], work: list[int], steps: int, factors: int) -> float:
+def _round(
+    whole: Collage, u: torch.Tensor, lines: list[Connection], work: list[int], steps: int, factors: int
+) -> float:
     for line in lines:
         line.send(steps)
     rate = sum(done / line.recv() for done, line in zip(work, lines, strict=True)) / sum(work) * factors
     began = time.perf_counter()
     for _ in range(steps):
-        whole(u, T)  # pyright: ignore[reportCallIssue]
+        whole(u, T)
     by_actors = factors * steps / (time.perf_counter() - began)
     print(f"bare {rate:.1f} factors/s, actors {by_actors:.1f} factors/s, ratio {by_actors / rate:.3f}", flush=True)
     return by_actors / rate

@@ -80,14 +80,14 @@ def _sample(words: list[str], given: dict[str, str]) -> None:
         from pipelines.evaluation.sampling.run import draw_run
 
         written = draw_run(run, wanted)
-    if (written.out / "grid.png").exists():
+    if grid := (written.out / "grid.png").exists():
         log_files([run], [written.out / "grid.png"])
     told = f", {written.diverged} of them diverged" if written.diverged else ""
     cost = f"{written.evaluations:.1f} evaluations of the score each"
     of = f" of label {','.join(map(str, wanted.label))}" if wanted.label else ""
     of += f" with guidance {wanted.guidance:g}" if wanted.guidance else ""
     what = f"canvases of {written.shape}" if wanted.layout.collage != "none" else "samples"
-    print(f"{written.out}: {wanted.num_samples} {what}{of} by {wanted.sampling}, {cost}{told}, grid.png")
+    print(f"{written.out}: {wanted.num_samples} {what}{of} by {wanted.sampling}, {cost}{told}{', grid.png' * grid}")
 
 
 def _wanted(given: dict[str, str]) -> SampleOptions:

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from indm_core.shapes import Float
+from indm_core.shapes import Float, Shaped
 
 __all__ = ["directions", "equirectangular", "sphere", "unfolded"]
 
@@ -45,7 +45,7 @@ def sphere(height: int, width: int) -> Float[Tensor, "h w 3"]:
     return torch.stack([theta.cos() * phi.sin(), theta.sin(), theta.cos() * phi.cos()], -1)
 
 
-def equirectangular(canvas: Float[Tensor, "*lead h w"], height: int) -> Float[Tensor, "*lead h2 w2"]:
+def equirectangular(canvas: Shaped[Tensor, "*lead h w"], height: int) -> Shaped[Tensor, "*lead h2 w2"]:
     """The sphere at height x 2 height directions, each from the pixel of the face that it meets.
 
     Args:
@@ -61,7 +61,7 @@ def equirectangular(canvas: Float[Tensor, "*lead h w"], height: int) -> Float[Te
     return canvas[..., row, met * face + column]
 
 
-def unfolded(canvas: Float[Tensor, "*lead h w"], blank: float = 0.0) -> Float[Tensor, "*lead h2 w2"]:
+def unfolded(canvas: Shaped[Tensor, "*lead h w"], blank: float = 0.0) -> Shaped[Tensor, "*lead h2 w2"]:
     """The faces as a cross: L F R B in a row, U above F, D below it, (..., 3 face, 4 face).
 
     Args:

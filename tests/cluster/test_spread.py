@@ -6,10 +6,12 @@ import os
 import signal
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from problems import randn
-from ray_session import processes
+from ray_session import main_of, processes, train
 
 from indm_core.collage import chain, collage
 from indm_core.model.labels import null_of
@@ -82,3 +84,17 @@ def test_an_actor_that_dies_is_replaced(spread):
     check(spread, 2)
     assert len(spread.pool.actors) == 2
     assert len(before - set(spread.pool.actors)) == 1
+
+
+def test_canvases_by_actors_are_those_of_one_process(spread, tmp_path):
+    options = ("--nf", "8", "--ch-mult", "1", "--steps", "4", "--checkpoint-every", "4", "--sample-every", "0")
+    train(
+        "digits_linear_nll", *options, "--validate-every", "0", "--pretrain-steps", "0", "--name", "run", out=tmp_path
+    )
+    drawn = []
+    for actors in ("0", "2"):
+        words = ("--collage", "chain", "--num-factors", "4", "--steps", "3", "--num-samples", "2", "--actors", actors)
+        assert main_of("sample")([str(tmp_path / "run"), *words, "--out", str(tmp_path / actors)]) == 0
+        drawn.append(np.stack([np.asarray(Image.open(tmp_path / actors / f"canvas-00000{i}.png")) for i in range(2)]))
+    assert drawn[0].shape == (2, 8, 20)
+    assert (drawn[0] == drawn[1]).mean() > 0.95  # rounding may put a value into the next level

@@ -12,6 +12,8 @@ from ray_session import later_wins, main_of, one_line, train
 
 from indm_core.draw import canvas
 from pipelines.config.terminal.cli import override, split_arguments
+from pipelines.data.ingest import prepare
+from pipelines.data.source import Options
 from pipelines.evaluation.collages import run
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.sampling.folder import named
@@ -130,7 +132,7 @@ def test_every_layout_and_join_is_written(words, files, size, draw, tmp_path):
         ),
         (
             {"collage": "cube", "sampler": "deis", "nfe": "9", "known": "a/b.png", "colourise": "true"},
-            "cube-deis-nfe9-known-a-b.png-grey",
+            "cube-deis-nfe9-known-b.png-grey",
         ),
         (
             {"collage": "chain", "num_factors": "3", "factor_labels": "0,-1,4", "guidance": "2", "sampler": "em"},
@@ -203,7 +205,6 @@ def test_two_images_are_joined(root, draw, tmp_path):
     assert status == 0, said
     from pipelines.data.cache import ensure
     from pipelines.data.card import load_card
-    from pipelines.data.source import Options
     from pipelines.evaluation.features.reference import split_rows
 
     place = ensure("digits", root / "data", Options())
@@ -293,7 +294,7 @@ CHAIN = ("--collage", "chain", "--num-factors", "3")
         (
             "without",
             ("--sampler", "collage", "--between", "test:0,test:1"),
-            ("between-test:0-test:1: it is of canvases", "--collage chain"),
+            ("between=test:0,test:1: it is of canvases", "--collage chain"),
         ),
         (
             "without",
@@ -385,3 +386,31 @@ def test_a_layout_has_options_of_its_own():
     assert Layout().name == ""
     with pytest.raises(ValueError, match="overlap=2: it is of canvases"):
         Layout(overlap=2)
+
+
+def test_a_record_from_before_canvases_is_of_samples(root, draw, tmp_path):
+    words = ("--sampler", "em", "--langevin-steps", "4", "--out", str(tmp_path))
+    assert draw("without", *words)[0] == 0
+    record = json.loads((tmp_path / "drawn.json").read_text())
+    for name in ("strength", "layout", "conditions"):
+        del record[name]
+    (tmp_path / "drawn.json").write_text(json.dumps(record))
+    assert draw("without", *words)[0] == 0
+    one_line(draw("without", *CHAIN, "--out", str(tmp_path))[1], "drawn with sampling=em", "--overwrite true")
+
+
+def test_a_cube_is_shown_unfolded_and_as_a_whole(draw, root, tmp_path):
+    """The models of its loops are of four faces side by side."""
+    rng = np.random.default_rng(0)
+    np.savez(tmp_path / "loops.npz", x_train=rng.integers(0, 256, (60, 4, 16)).astype(np.uint8))
+    prepare(tmp_path / "loops.npz", tmp_path / "loops", Options())
+    train("digits_linear_nll", "--source", str(tmp_path / "loops"), *SMALL, "--name", "loops", out=root)
+    status, said = draw("loops", "--collage", "cube", "--num-samples", "1", "--out", str(tmp_path / "out"))
+    assert status == 0, said
+    shown = {}
+    for name, size in {"canvas": (24, 4), "cross": (16, 12), "sphere": (16, 8)}.items():
+        with Image.open(tmp_path / "out" / f"{name}-000000.png") as image:
+            assert image.size == size
+            shown[name] = np.asarray(image)
+    assert (shown["cross"][4:8] == shown["canvas"][:, :16]).all()
+    assert (shown["sphere"][3:5, 7:9] == shown["canvas"][1:3, 5:7]).all()  # straight ahead: the middle of F

@@ -107,3 +107,14 @@ def test_what_is_short_of_memory_is_named():
 
     _, said = squares(3, fails)
     one_line(said, "square of 0: 12 GiB", "smaller chunk")
+
+
+def test_actors_are_given_tasks_ahead_and_stay_for_the_next_stream():
+    Squares.attempts.clear()
+    tasks = {(n,): Call("square", (n,), f"square of {n}") for n in range(7)}
+    with Pool(Squares, (lambda n, attempt: n == 3 and attempt == 1,), 2, ahead=1) as pool:
+        for _ in range(3):
+            assert dict(pool.stream(tasks)) == {(n,): n * n for n in range(7)}
+            next(pool.stream(tasks))  # not to its end
+        assert sum(pool.free.values()) + 2 * len(pool.starting) == 4
+        assert len(pool.actors) == 2

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from pipelines.evaluation.collages.layout import Layout
+from pipelines.evaluation.collages.layout import Layout, changed
 
 __all__ = ["Conditions"]
 
@@ -68,10 +68,11 @@ class Conditions:
     def name(self) -> str:
         """As the end of a folder's name; '' where nothing is known."""
         parts = ["labels" + "-".join("n" if y < 0 else str(y) for y in self.factor_labels)] * bool(self.factor_labels)
-        parts += [f"between-{'-'.join(self.between)}"] * bool(self.between) + [f"known-{self.known}"] * bool(self.known)
-        parts += [f"mask-{self.mask}"] * bool(self.mask) + [f"super{self.super_resolve}"] * bool(self.super_resolve)
-        parts += ["grey"] * self.colourise
-        return "-".join([*parts, f"reconstruction{self.guide_weight:g}"] if self.guide == "reconstruction" else parts)
+        files = {"between": "-".join(map(_short, self.between)), "known": _short(self.known), "mask": _short(self.mask)}
+        parts += [f"{name}-{said}" for name, said in files.items() if said]
+        parts += [f"super{self.super_resolve}"] * bool(self.super_resolve) + ["grey"] * self.colourise
+        parts += [f"reconstruction{self.guide_weight:g}"] * (self.guide == "reconstruction")
+        return "-".join(parts)
 
     def check(self, layout: Layout, start: str) -> None:
         """Refuses what does not go with a layout, or with where sampling starts.
@@ -79,8 +80,8 @@ class Conditions:
         Raises:
             ValueError: as __post_init__ does.
         """
-        if layout.collage == "none" and self != Conditions():
-            raise ValueError(f"{self.name()}: it is of canvases; give --collage, for instance --collage chain")
+        if layout.collage == "none" and (given := changed(self)):
+            raise ValueError(f"{given[0]}: it is of canvases; give --collage, for instance --collage chain")
         if layout.collage == "none":
             return
         if self.between and layout.collage != "chain":
@@ -111,3 +112,8 @@ class Conditions:
             self.super_resolve
         )
         return seen + ["colourise=true"] * self.colourise
+
+
+def _short(word: str) -> str:
+    """A file without its folder."""
+    return word.rpartition("/")[2]

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Literal
+from typing import Any, Literal
 
 from indm_core.collage import FactorGraph, chain, corners, cube_map, grid, loop
 from indm_core.draw import Join
 from indm_core.sampling import Sampling
 
-__all__ = ["Layout", "sampling_of_canvases"]
+__all__ = ["Layout", "changed", "sampling_of_canvases"]
 
 STEPS = 50
 """Of the corrected sampler, where none are given: 250 evaluations of the score."""
@@ -42,8 +42,7 @@ class Layout:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.overlap < 0:
             raise ValueError(f"overlap={self.overlap} must not be negative; 0 takes half a piece")
-        given = [f"{f.name}={getattr(self, f.name)}" for f in fields(self) if getattr(self, f.name) != f.default]
-        if self.collage == "none" and given:
+        if self.collage == "none" and (given := changed(self)):
             raise ValueError(f"{given[0]}: it is of canvases; give --collage, for instance --collage chain")
 
     @property
@@ -92,6 +91,12 @@ class Layout:
         if self.collage == "grid":
             return grid(self.rows, self.cols, width, overlap)
         return corners(self.rows, self.cols, width, self.overlap or None)
+
+
+def changed(config: Any) -> list[str]:
+    """The fields of a dataclass that are not at their defaults, as name=value."""
+    shown = {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != f.default}
+    return [f"{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in shown.items()]
 
 
 def sampling_of_canvases(sampling: Sampling) -> Sampling:
