@@ -5,9 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from itertools import pairwise, product
+from typing import Any
 
 import pytest
 import torch
+from problems import randn
 from torch import Tensor
 
 from indm_core.collage import (
@@ -250,3 +252,27 @@ def test_langevin_steps_keep_modes_together_where_the_ode_does_not():
         same[sampler] = float((x[:, 1:] * x[:, :-1] > 0).double().mean())
     assert same["deis"] < 0.83
     assert same["collage"] == pytest.approx(0.897, abs=0.05)
+
+
+@pytest.mark.parametrize("t", [HALF, torch.tensor([0.2, 0.7], dtype=F64).reshape(2, 1)])
+def test_all_evaluations_are_handed_over_at_once(t):
+    """Each shape is one batch; whoever evaluates them gives the score that the collage gives by itself, guided or not."""
+    graph, asked = chain(4, 5, 2), []
+
+    def score(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+        return u.cumsum(-2) * (t.unsqueeze(-1) if t.ndim else t) + (
+            0 if y is None else y.to(u).reshape(-1, *[1] * (u.ndim - 1))
+        )
+
+    def evaluate(batches):
+        asked.append([tuple(pieces.u.shape) for pieces in batches])
+        return [torch.cat([part.score(part.u, part.t, part.y) for part in pieces.split(3)]) for pieces in batches]
+
+    y, u = torch.tensor([0, 3, -1, 2]), randn(2, *graph.shape, 1)
+    cases: list[tuple[dict[str, Any], int]] = [({}, 1), ({"guidance": 1.5, "null": torch.tensor(-1)}, 2)]
+    for options, num in cases:
+        plain = collage(score, graph, y, **options)(u, t)
+        assert torch.allclose(plain, collage(score, graph, y, **options, evaluate=evaluate)(u, t))
+        assert asked.pop() == [(4 * 2 * num, 5, 1), (3 * 2, 2, 1)]  # separators have no label, and are not led
+    with pytest.raises(ValueError, match=r"guidance=1: it leads away from none; give .* null"):
+        collage(score, graph, y, guidance=1.0)

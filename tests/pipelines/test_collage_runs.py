@@ -352,7 +352,7 @@ def test_what_a_run_has_no_canvas_of_is_refused_before_any_work(name, words, sai
                 "2",
                 *SCHEDULE,
             ),
-            "starts from a flow's law of one piece; take an INDM",
+            "starts at T_m from a flow's law of one piece",
         ),
         (
             "toy2d_rings_diffflow",

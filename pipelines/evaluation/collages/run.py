@@ -56,7 +56,7 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     """
     config, spec = configuration(run)
     model = load(run).requires_grad_(False)
-    _check(model, spec, wanted)
+    _check(spec, wanted)
     graph = wanted.layout.graph(spec.shape, model.window_step)
     condition = _factor_labels(run, model, wanted, len(graph.factors))
     labels = labels_wanted(run, model, wanted)
@@ -72,19 +72,12 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
         return _write_all(_given(drawn, known, spec, wanted), known, labels, spec, wanted, out)
 
 
-def _check(model: GenerativeModel, spec: DataSpec, wanted: SampleOptions) -> None:
-    """What has no canvases.
-
-    Raises:
-        ValueError: a model whose law at t_start is one of pieces, or data whose columns have scales of their own.
-    """
-    of = f"collage={wanted.layout.collage}"
-    if "prior" in model.networks():
-        raise ValueError(f"{of}: this model starts from a flow's law of one piece; take an INDM or a linear diffusion")
+def _check(spec: DataSpec, wanted: SampleOptions) -> None:
+    """Refuses data whose columns have scales of their own."""
     if spec.std:
         raise ValueError(
-            f"{of}: the columns of {spec.name} are standardised each by itself, and positions of a canvas are not; train on "
-            "data that are prepared without --standardise"
+            f"collage={wanted.layout.collage}: the columns of {spec.name} are standardised each by itself, and positions of a "
+            "canvas are not; train on data that are prepared without --standardise"
         )
 
 
