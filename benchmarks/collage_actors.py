@@ -27,7 +27,8 @@ from indm_core.collage import Collage, Pieces, chain, collage
 from indm_core.training import network_tensors
 from pipelines.config.terminal.cli import split_arguments
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.collages.spread import CHUNKS, Spread, chunks_of
+from pipelines.evaluation.collages.chunks import chunks_of
+from pipelines.evaluation.collages.spread import CHUNKS, Spread
 from pipelines.evaluation.plan import Subject
 from pipelines.recipes import RECIPES
 

@@ -16,6 +16,7 @@ from indm_core.collage.build import chain, corners, cube_map, from_factors, grid
 from indm_core.collage.conditions import BlockMeans, Grey, Observation, Pixels, guided, reconstruction, replacement
 from indm_core.collage.graph import FactorGraph, Region
 from indm_core.collage.sampling import sample_collage
+from indm_core.collage.score import Collage, Evaluate, Pieces, collage
 from indm_core.collage.statistics import (
     Joints,
     LagCorrelations,
@@ -29,7 +30,6 @@ from indm_core.collage.statistics import (
     random_pieces,
     real_jumps,
 )
-from indm_core.collage.score import Collage, Evaluate, Pieces, collage
 
 __all__ = [
     "BlockMeans",

@@ -240,10 +240,22 @@ def test_what_is_known_stays(guide, draw, tmp_path):
 
 
 def test_means_of_blocks_stay(draw, tmp_path):
+    """Given as a picture of the canvas, or of one pixel for each block."""
     k, _ = known_files(tmp_path)
-    words = ("--collage", "chain", "--num-factors", "3", "--known", str(tmp_path / "known.npy"), "--super-resolve", "4")
-    status, said = draw("without", *words, "--steps", "20", "--out", str(tmp_path / "out"))
-    assert status == 0, said
+    np.save(tmp_path / "small.npy", np.array([[[1, 15, 8, 3], [9, 2, 4, 12]]]))
+    for name in ("small", "known"):
+        words = (
+            "--collage",
+            "chain",
+            "--num-factors",
+            "3",
+            "--known",
+            str(tmp_path / f"{name}.npy"),
+            "--super-resolve",
+            "4",
+        )
+        status, said = draw("without", *words, "--steps", "20", "--out", str(tmp_path / "out"), "--overwrite", "true")
+        assert status == 0, said
     got = levels(tmp_path / "out" / "canvas-000000.png").reshape(2, 4, 4, 4).mean((1, 3))
     off = np.abs(got - k.reshape(2, 4, 4, 4).mean((1, 3)))
     assert (

@@ -21,7 +21,8 @@ class Conditions:
         known: A picture of the canvas. What is known of it is said by one of the three options that follow; with --start data
             it is also where sampling starts.
         mask: A picture of the canvas, white where `known` holds (inpainting).
-        super_resolve: The side of a block of pixels of `known` of which the mean is what is known; 0: none.
+        super_resolve: The side of a block of pixels of which the mean is what is known; 0: none. `known` may then have a pixel
+            for each block.
         colourise: Whether the mean of the channels of `known` is what is known.
         guide: How the rest follows from what is known: replacement (by noised points), or reconstruction (by the gradient of
             how well the expected picture agrees; an evaluation then also takes a backward pass).

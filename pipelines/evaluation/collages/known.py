@@ -54,7 +54,7 @@ def known_of(
         return _ends(conditions.between, graph, shape, reader)
     if not conditions.known:
         return None
-    k = reader.read("known", conditions.known, shape, "the canvas")[None]
+    k = reader.read("known", conditions.known, shape, "the canvas", max(1, conditions.super_resolve))[None]
     observation = _observation(conditions, shape, reader)
     seen = observation.known if isinstance(observation, Pixels) else torch.tensor([])
     return Known(k, observation, _digest(k, seen))
@@ -67,13 +67,14 @@ class _Reader:
     spec: DataSpec
     test: Callable[[], Tensor]
 
-    def read(self, option: str, word: str, shape: tuple[int, ...], what: str) -> Tensor:
+    def read(self, option: str, word: str, shape: tuple[int, ...], what: str, side: int = 1) -> Tensor:
         """A picture of a shape, (*shape).
 
         Args:
             option: The name of its option.
             word: A file, or test:17.
             what: How a message calls what has this shape.
+            side: Of blocks; a picture of one pixel for each is taken too.
         """
         kind, _, number = word.partition(":")
         if kind == "test" and number.isdecimal():
@@ -87,6 +88,8 @@ class _Reader:
             found = self._stored(option, word, _array(option, word))
         else:
             found = self._levels(option, word)
+        if side > 1 and found.ndim == 3 and (found.shape[1] * side, found.shape[2] * side) == shape[1:]:
+            found = BlockMeans(side).lift(found)
         if tuple(found.shape) != shape:
             raise ValueError(
                 f"{option}={word}: its shape is {_said(found.shape)}, and {what} is {_said(shape)}; give one of that size"

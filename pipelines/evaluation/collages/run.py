@@ -22,6 +22,7 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
+from pipelines.evaluation.collages.chunks import most_pieces
 from pipelines.evaluation.collages.known import Known, known_of
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.watch import Watch
@@ -91,6 +92,8 @@ def _canvas(
     """The canvas that is asked for, of the model's own score or that of actors."""
     guidance = wanted.guidance if condition is not None else 0.0
     options = {"score": spread, "evaluate": spread.evaluate} if spread else {}
+    device = next(model.parameters(), torch.zeros(())).device.type
+    options |= {"max_pieces": most_pieces(model.shape, device)}
     try:
         return canvas(model, graph, join=wanted.layout.join, condition=condition, guidance=guidance, **options)
     except ValueError as error:

@@ -7,10 +7,9 @@ which `reconstruction` asks for, go the same way.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -20,12 +19,13 @@ from torch import Tensor
 from indm_core.collage import Pieces
 from pipelines.cluster.pool import Call, Pool, places
 from pipelines.cluster.session import connect
+from pipelines.evaluation.collages.chunks import chunks_of
 from pipelines.evaluation.plan import Subject
 
-__all__ = ["CHUNKS", "Scorer", "Spread", "chunks_of"]
+__all__ = ["CHUNKS", "Scorer", "Spread"]
 
 CHUNKS = 3
-"""Of each actor in a step."""
+"""Of each actor in a step, at least."""
 
 
 class Scorer:
@@ -70,9 +70,9 @@ class Spread:
 
     def __init__(self, subject: Subject, actors: int, device: str = "auto") -> None:
         connect(actors, 1.0)
-        self.num_actors, where = places(actors, device)
-        options = {"gpus": float(where == "cuda"), "ahead": 1}
-        self.pool = Pool(Scorer, (ray.put(subject), where), self.num_actors, **options)
+        self.num_actors, self.device = places(actors, device)
+        options = {"gpus": float(self.device == "cuda"), "ahead": 1}
+        self.pool = Pool(Scorer, (ray.put(subject), self.device), self.num_actors, **options)
 
     def __enter__(self) -> Spread:
         return self
@@ -95,7 +95,7 @@ class Spread:
             others: Further arguments of the method, for each batch of pieces tensors as long as it is.
         """
         tasks: dict[tuple[int, int], Call] = {}
-        for chunk in chunks_of(asked, CHUNKS * self.num_actors):
+        for chunk in chunks_of(asked, CHUNKS * self.num_actors, self.device):
             given = [array[chunk.first : chunk.first + len(chunk.pieces.u)] for array in others[chunk.batch]]
             arrays = (chunk.pieces.u, chunk.pieces.t, chunk.pieces.y, *given)
             name = f"{len(chunk.pieces.u)} pieces of shape {tuple(chunk.pieces.u.shape[1:-1])}"
@@ -104,30 +104,6 @@ class Spread:
         done = dict(self.pool.stream(tasks))
         in_order = [np.concatenate([done[key] for key in sorted(done) if key[0] == i]) for i in range(len(asked))]
         return [torch.from_numpy(found).to(pieces.u) for found, pieces in zip(in_order, asked, strict=True)]
-
-
-class Chunk(NamedTuple):
-    """Some pieces of a batch.
-
-    Args:
-        batch: Its number.
-        first: Number of the first piece.
-        pieces: The pieces.
-    """
-
-    batch: int
-    first: int
-    pieces: Pieces
-
-
-def chunks_of(asked: Sequence[Pieces], num: int) -> list[Chunk]:
-    """About `num` chunks of equal work, the largest first: of each batch as many as its share of all values."""
-    work = [pieces.u.numel() for pieces in asked]
-    chunks = []
-    for i, pieces in enumerate(asked):
-        most = math.ceil(len(pieces.u) / max(1, round(num * work[i] / max(1, sum(work))))) or 1
-        chunks += [Chunk(i, j * most, part) for j, part in enumerate(pieces.split(most))]
-    return sorted(chunks, key=lambda chunk: -chunk.pieces.u.numel())
 
 
 class _Spread(torch.autograd.Function):
