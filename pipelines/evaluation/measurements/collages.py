@@ -19,7 +19,7 @@ from torch import Tensor
 
 from indm_core.collage import joints, jump_ratio, lag_correlations
 from indm_core.sampling import Sampling
-from pipelines.evaluation.collages.canvases import borders_of, unseen_separators
+from pipelines.evaluation.collages.canvases import borders_of, remark_of, unseen_separators
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import BATCH, SHOWN, CanvasBatch, Canvases, Pieces, places
 from pipelines.evaluation.features.reference import Reference
@@ -134,12 +134,7 @@ class CollageResult(Result):
         )
         if not self.unseen:
             return [made]
-        shapes = ", ".join(" x ".join(map(str, shape)) for shape in self.unseen)
-        return [
-            made,
-            f"remark: the score was not trained on separators of {shapes}, which a collage subtracts; train with "
-            "--smallest-window, or take the overlap that it was trained on",
-        ]
+        return [made, remark_of(self.unseen)]
 
     def metrics(self) -> dict[str, float]:
         found = {"frechet": self.plus.value, "frechet_se": self.plus.se, "frechet_samples": self.plus.n}
