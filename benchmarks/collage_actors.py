@@ -28,7 +28,7 @@ from indm_core.training import network_tensors
 from pipelines.config.terminal.cli import split_arguments
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.chunks import chunks_of
-from pipelines.evaluation.collages.spread import CHUNKS, Spread
+from pipelines.evaluation.collages.spread import Spread
 from pipelines.evaluation.plan import Subject
 from pipelines.recipes import RECIPES
 
@@ -59,7 +59,7 @@ def bare(subject: Subject, chunks: list[torch.Tensor], line: Connection) -> None
 def shares(asked: list[Pieces], num: int) -> list[list[torch.Tensor]]:
     """The chunks of a step for each of `num` processes, each to the one that has the least."""
     taken: list[list[torch.Tensor]] = [[] for _ in range(num)]
-    for chunk in chunks_of(asked, CHUNKS * num):
+    for chunk in chunks_of(asked, num):
         min(taken, key=lambda share: sum(u.numel() for u in share)).append(chunk.pieces.u)
     return taken
 

@@ -22,10 +22,7 @@ from pipelines.cluster.session import connect
 from pipelines.evaluation.collages.chunks import chunks_of
 from pipelines.evaluation.plan import Subject
 
-__all__ = ["CHUNKS", "Scorer", "Spread"]
-
-CHUNKS = 3
-"""Of each actor in a step, at least."""
+__all__ = ["Scorer", "Spread"]
 
 
 class Scorer:
@@ -95,7 +92,7 @@ class Spread:
             others: Further arguments of the method, for each batch of pieces tensors as long as it is.
         """
         tasks: dict[tuple[int, int], Call] = {}
-        for chunk in chunks_of(asked, CHUNKS * self.num_actors, self.device):
+        for chunk in chunks_of(asked, self.num_actors, self.device):
             given = [array[chunk.first : chunk.first + len(chunk.pieces.u)] for array in others[chunk.batch]]
             arrays = (chunk.pieces.u, chunk.pieces.t, chunk.pieces.y, *given)
             name = f"{len(chunk.pieces.u)} pieces of shape {tuple(chunk.pieces.u.shape[1:-1])}"
