@@ -291,7 +291,7 @@ def test_settings_that_measure_no_canvas_are_refused(given, culprit):
 @pytest.mark.parametrize(
     ("layout", "parts"),
     [
-        (Layout(collage="cube"), ["(c, s, 4 s)", "train on such"]),
+        (Layout(collage="cube"), ["(c, s, 2 s)", "train on such"]),
         (Layout(collage="chain", overlap=8), ["overlap=8", "piece - 1 = 7"]),
         (Layout(collage="loop", num_factors=1), ["num_factors=1", "take num_factors="]),
         (Layout(collage="grid", join="tiles"), ["join=tiles", "take a chain"]),

@@ -304,7 +304,7 @@ CHAIN = ("--collage", "chain", "--num-factors", "3")
         (
             "without",
             ("--collage", "cube"),
-            ("collage=cube of without: a piece is four faces side by side", "(1, 8, 8)"),
+            ("collage=cube of without: a piece is two or four faces side by side", "(1, 8, 8)"),
         ),
         ("without", (*CHAIN, "--overlap", "8"), ("overlap=8 must lie in 1 .. piece - 1 = 7",)),
         (

@@ -21,7 +21,7 @@ class Layout:
 
     Args:
         collage: none, or the graph: chain, loop (both along the width), grid, corners (pieces that share quarters), cube (six
-            faces; a piece is four faces side by side).
+            faces; a piece is two or four faces side by side).
         num_factors: Pieces of a chain or loop.
         rows, cols: Pieces of a grid, or of corners.
         overlap: What neighbours share, in pixels; 0 takes half a piece, or the nearest that training has seen.
@@ -79,11 +79,7 @@ class Layout:
                 f"collage={self.collage}: it is of images, and pieces have the shape {shape}; take chain or loop"
             )
         if self.collage == "cube":
-            if width != 4 * shape[1]:
-                raise ValueError(
-                    f"collage=cube: a piece is four faces side by side, (c, s, 4 s), and this run's are {shape}; train on such"
-                )
-            return cube_map(shape[1])
+            return _cube(shape)
         if shape[1] != width:
             raise ValueError(
                 f"collage={self.collage}: its pieces are squares, and this run's are {shape}; take chain or loop"
@@ -91,6 +87,19 @@ class Layout:
         if self.collage == "grid":
             return grid(self.rows, self.cols, width, overlap)
         return corners(self.rows, self.cols, width, self.overlap or None)
+
+
+def _cube(shape: tuple[int, ...]) -> FactorGraph:
+    """Of pieces of four faces, or of two, of which each loop around the cube is then made."""
+    _, face, width = shape
+    if width == 4 * face:
+        return cube_map(face)
+    if width == 2 * face:
+        return cube_map(face).refine(loop(4, width, face).of_height(face))
+    raise ValueError(
+        f"collage=cube: a piece is two or four faces side by side, (c, s, 2 s) or (c, s, 4 s), and this run's are {shape}; "
+        "train on such"
+    )
 
 
 def changed(config: Any) -> list[str]:
