@@ -96,7 +96,7 @@ def _wanted(given: dict[str, str]) -> SampleOptions:
     if given.get("layout.collage", given.get("collage", "none")) != "none":
         options = replace(options, num_samples=NUM_CANVASES)
         if not given.keys() & {"sampling.sampler", "sampler"}:
-            options = replace(options, sampling=sampling_of_canvases(options.sampling))
+            options = replace(options, sampling=sampling_of_canvases(options.layout))
     return override(options, given)
 
 

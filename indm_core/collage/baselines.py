@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -55,13 +56,23 @@ def tiles(length: int, piece: int, shift: int = 0) -> FactorGraph:
 
 @torch.no_grad()
 def sample_shifted(
-    sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, *, piece: int, generator: torch.Generator | None = None
+    sde: LinearSDE,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    *,
+    piece: int,
+    y: Tensor | None = None,
+    max_pieces: int = 4096,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
     """gDDIM steps, each through the score of tiles that are moved at random.
 
     Args:
         score: Of a piece, of every length up to `piece`.
         u: State at ts[0], (b, *lead, length, K).
+        y: Of each canvas, for all its tiles.
+        max_pieces: The most tiles that are evaluated together.
         generator: Of the shifts.
     """
     check_pixelwise(sde)
@@ -69,9 +80,13 @@ def sample_shifted(
     check_count(piece=piece)
     for t, s in pairwise(ts):
         shift = int(torch.randint(piece, (), generator=generator))
-        moved = collage(score, tiles(u.shape[-2], piece, shift))
-        u = sample_deis(sde, moved, u, torch.stack([t, s]), order=0)
+        moved = collage(score, tiles(u.shape[-2], piece, shift), max_pieces=max_pieces)
+        u = sample_deis(sde, partial(_of_label, moved, y), u, torch.stack([t, s]), order=0)
     return u
+
+
+def _of_label(score: Score, label: Tensor | None, u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
+    return score(u, t, label)
 
 
 @torch.no_grad()

@@ -5,13 +5,13 @@ pixels (inpainting), means of blocks (super-resolution), the mean of the channel
 
     guided            s(u, y) + w (s(u, y) - s(u, none))                                       (classifier-free guidance)
     replacement       (I - P) s(u) + P s_known(u),      s_known = -Sigma^-1 (u - psi(t, 0) embed(A^+ y))
-    reconstruction    s(u) - w grad_u 1/2 |q|^2 |y - A x_hat(u)|^2,      1/|q|^2 the variance of the noise in units of x
+    reconstruction    s(u) - w grad_u 1/2 |q|^2 |A^+ (y - A x_hat(u))|^2,   1/|q|^2 the variance of the noise in units of x
 
 s_known is the score of a point that is noised: what is observed then follows its own law and ends in A^+ y whatever the sampler
 is; the rest sees it noised, and so too little of it: samples of the rest follow its law given y in the limit of many Langevin
 steps at each level. No state is written over, so that any sampler and any number of Langevin steps may be used.
-Reconstruction asks x_hat to agree; w = 1 takes the posterior's spread of x for that of the noise. It needs a gradient through
-the score.
+Reconstruction asks x_hat to agree; w = 1 takes the posterior's spread of x for that of the noise, so that A x has the
+covariance A A^T/|q|^2 and y the log-density above. It needs a gradient through the score.
 
 To start from a picture instead (SDEdit) is no change of the score: noise it to a time and sample from there.
 
@@ -192,7 +192,7 @@ def reconstruction(
             at = u.detach().requires_grad_()
             s = score(at, t, y)
             x_hat = posterior_mean(sde, at, t, s)
-            error = observation.measure(x_hat) - _for_each(observation, observed.to(u), x_hat)
+            error = observation.lift(observation.measure(x_hat) - _for_each(observation, observed.to(u), x_hat))
             precision = sde.signal(t)[0].square().to(u)
             (grad,) = torch.autograd.grad((0.5 * precision * error.square()).sum(), at)
         return s.detach() - weight * grad

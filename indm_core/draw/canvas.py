@@ -16,6 +16,12 @@ Beside the collage stand the other ways to join pieces (`Join`), which it is com
     replacement      one piece after the other, what is known of it as noised points
     reconstruction   the same, with the gradient of how well E[x | u] agrees with what is known
 
+The last three have no score of the whole canvas: their last state is the sample, without Tweedie's mean.
+
+Guidance makes laws narrower: a factor's precision grows up to 1 + w times, and k factors that cover a position add theirs,
+while separators that are not led take away no more than before. Langevin steps are stable below 2/L, L the largest precision in
+units of the noise's; so those of a canvas that is led are 1/(1 + w) times as long, and where k > 4 another 4/k.
+
 References: Zhang 2023 (thesis), chapter 4.
 """
 
@@ -23,7 +29,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, final, get_args
 
 import torch
@@ -34,7 +39,7 @@ from indm_core.collage.conditions import Observation, reconstruction, replacemen
 from indm_core.collage.graph import FactorGraph, Region
 from indm_core.collage.sampling import check_pixelwise
 from indm_core.collage.score import Evaluate, collage
-from indm_core.draw.samples import Drawn, draw_by
+from indm_core.draw.samples import Drawn, check_sampling, draw_by
 from indm_core.model.base import GenerativeModel
 from indm_core.model.labels import labels_of, null_of
 from indm_core.noise import Noise
@@ -51,6 +56,10 @@ Guide = Callable[[Score, LinearSDE, Observation, Tensor], Score]
 """`replacement` or `reconstruction`."""
 
 
+STEPWISE = ("shifted", "replacement", "reconstruction")
+"""The joins whose score is that of a piece."""
+
+
 @final
 @dataclass(frozen=True, eq=False)
 class Canvas:
@@ -59,18 +68,24 @@ class Canvas:
     Args:
         model: Of a piece.
         graph: How the canvas is made of pieces.
+        join: How these are joined.
         score: Of the whole canvas; where pieces are joined step by step or one after the other, of a piece.
         shape: Of the canvas, as data: the axes of a piece that the graph does not cut, then the graph's.
         num_classes: Of labels that a whole canvas may be given; 0 where its regions have their own, or the model knows none.
-        through: Makes of a sampler of scores one of this canvas.
+        guidance: With which its regions are led to their own labels.
+        max_pieces: The most pieces that are evaluated together.
+        each_its_own: Whether the score is told something of each canvas of a batch, which must then stay together.
     """
 
     model: GenerativeModel
     graph: FactorGraph
+    join: Join
     score: Score
     shape: tuple[int, ...]
     num_classes: int
-    through: Callable[[Sampler], Sampler]
+    guidance: float = 0.0
+    max_pieces: int = 4096
+    each_its_own: bool = False
 
     @property
     def sde(self) -> LinearSDE:
@@ -88,6 +103,9 @@ class Canvas:
         return temperature * self.sde.sample_prior(like, generator)
 
     def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
+        """Raises: ValueError: x of another shape than the canvas."""
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"x: has shape {tuple(x.shape)}, the canvas is (b, {', '.join(map(str, self.shape))})")
         return self.model.encode(x, generator)
 
     def decode(self, u: Tensor) -> Tensor:
@@ -105,12 +123,50 @@ class Canvas:
 
         It is seen in the latent. A flow mixes a position with others near it, so that along the border of what is known it is
         known up to what x says beyond.
+
+        Raises:
+            ValueError: x of another shape, or pieces that are joined in a way that knows no whole canvas.
         """
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"x: has shape {tuple(x.shape)}, the canvas is (b, {', '.join(map(str, self.shape))})")
+        if self.join in STEPWISE:
+            raise ValueError(f"join={self.join}: it has no score of the whole canvas; take the collage, tiles or naive")
         u, _ = self.encode(x, generator)
         observed = observation.measure(self.sde.project(u)).detach()
-        return replace(self, score=guide(self.score, self.sde, observation, observed))
+        each_its_own = self.each_its_own or len(x) > 1
+        return replace(self, score=guide(self.score, self.sde, observation, observed), each_its_own=each_its_own)
+
+    def check(self, sampling: Sampling) -> None:
+        """Refuses a sampler that this canvas cannot be drawn by.
+
+        Raises:
+            ValueError: one that the model does not allow, that takes canvases out of their batch, or that is not used.
+        """
+        check_sampling(self, sampling)
+        if self.join == "shifted" and (sampling.sampler != "deis" or sampling.order or sampling.lam > 0):
+            raise ValueError(f"sampler={sampling}: join=shifted takes steps of DDIM; give deis with order=0")
+        if sampling.sampler == "ode" and (self.each_its_own or self.join in ("replacement", "reconstruction")):
+            raise ValueError(
+                "sampler=ode: it takes canvases out of their batch as they are done, and here each knows something of its own; "
+                "take deis, em or collage"
+            )
+
+    def through(self, sampler: Sampler) -> Sampler:
+        """A sampler of this canvas, made of one of scores."""
+        if self.join not in STEPWISE:
+            return sampler
+
+        def joined(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *labels: Tensor) -> Tensor:
+            if self.join == "shifted":
+                shifts = torch.Generator().manual_seed(
+                    0
+                )  # equal for all canvases, which thus know nothing of each other
+                y, piece = next(iter(labels), None), self.model.shape[-1]
+                options = {"piece": piece, "y": y, "max_pieces": self.max_pieces, "generator": shifts}
+                return sample_shifted(sde, score, u, ts, **options)
+            guide: Guide = replacement if self.join == "replacement" else reconstruction
+            options = {"graph": self.graph, "guide": guide, "sampler": sampler, "generator": generator}
+            return sample_outpainted(sde, lambda u, t, y=None: score(u, t, *labels), u, ts, **options)
+
+        return joined
 
 
 def canvas(
@@ -147,11 +203,15 @@ def canvas(
         raise ValueError(f"join={join!r} is none of {', '.join(get_args(Join))}")
     lead = model.shape[: len(model.shape) - len(graph.shape)]
     _check_pieces(model, graph, lead)
-    piece = model.score if score is None else score
-    whole, through = piece, partial(_joined, join, graph)
-    if join in ("collage", "tiles"):
-        cut = graph if join == "collage" else tiles(_length(graph, join), model.shape[-1])
+    shape = (*lead, *graph.shape)
+    _try_flow(model, shape)
+    piece = whole = model.score if score is None else score
+    cut = tiles(_length(graph, join), model.shape[-1]) if join in ("tiles", "shifted") else graph
+    if join == "naive":
+        _try(model, piece, shape, "the canvas")
+    else:
         _try_each_shape(model, cut, piece, lead)
+    if join in ("collage", "tiles"):
         options = {"guidance": guidance, "max_pieces": max_pieces, "evaluate": evaluate}
         if condition is not None:
             condition = labels_of(condition, len(condition), model.num_classes)
@@ -162,7 +222,8 @@ def canvas(
             f"condition, guidance: join={join} takes none for each piece; give a label for the whole canvas"
         )
     num_classes = 0 if condition is not None else model.num_classes
-    return Canvas(model, graph, whole, (*lead, *graph.shape), num_classes, through)
+    options = {"num_classes": num_classes, "guidance": guidance, "max_pieces": max_pieces}
+    return Canvas(model, graph, join, whole, shape, **options)
 
 
 def draw_canvases(
@@ -180,30 +241,27 @@ def draw_canvases(
     Args:
         label, guidance: For whole canvases, see `draw`.
         start, strength: Canvases that are noised and drawn again, see `draw_by`.
+
+    Raises:
+        ValueError: a sampler that the canvas cannot be drawn by, a label beside those of its regions, or what `draw` refuses.
     """
+    canvas.check(sampling)
+    if label is not None and canvas.model.num_classes and not canvas.num_classes:
+        raise ValueError("label: this canvas has a condition for each region; give one or the other")
+    if w := guidance + canvas.guidance:
+        share = min(1.0, 4 / _most_covered(canvas.graph)) / (1 + w)
+        sampling = replace(
+            sampling, langevin_step=share * sampling.langevin_step, final_step=share * sampling.final_step
+        )
+    if canvas.join in STEPWISE:
+        sampling = replace(sampling, denoise=False)
     options = {"start": start, "label": label, "guidance": guidance, "strength": strength}
     return draw_by(canvas, seeds, sampling, **options, through=canvas.through)
 
 
-def _joined(join: Join, graph: FactorGraph, sampler: Sampler) -> Sampler:
-    """A sampler of a canvas whose score is that of a piece; of a collage the sampler itself."""
-    if join in ("collage", "tiles", "naive"):
-        return sampler
-    piece = graph.factors[0].index.shape[-1]
-    guide: Guide = replacement if join == "replacement" else reconstruction
-
-    def joined(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *labels: Tensor) -> Tensor:
-        def of_pieces(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-            return score(u, t, *(label.repeat(len(u) // len(label), *[1] * (label.ndim - 1)) for label in labels))
-
-        if join == "shifted":
-            _length(graph, join)
-            shifts = torch.Generator().manual_seed(0)  # equal for all canvases, which thus know nothing of each other
-            return sample_shifted(sde, of_pieces, u, ts, piece=piece, generator=shifts)
-        options = {"graph": graph, "guide": guide, "sampler": sampler, "generator": generator}
-        return sample_outpainted(sde, of_pieces, u, ts, **options)
-
-    return joined
+def _most_covered(graph: FactorGraph) -> int:
+    """The most factors that cover a position."""
+    return int(torch.cat([factor.index.flatten() for factor in graph.factors]).bincount().max())
 
 
 def _length(graph: FactorGraph, join: str) -> int:
@@ -232,23 +290,41 @@ def _linear(model: GenerativeModel) -> LinearSDE:
     return linear
 
 
-@torch.no_grad()
 def _try_each_shape(model: GenerativeModel, graph: FactorGraph, score: Score, lead: tuple[int, ...]) -> None:
     """Scores one region of each shape, so that what a network cannot take is said before any work."""
     first: dict[tuple[int, ...], Region] = {}
     for region in graph.regions:
         first.setdefault(tuple(region.index.shape), region)
-    like = next(model.parameters(), torch.zeros(()))
     for shape, region in first.items():
-        u = _linear(model).embed(like.new_zeros(1, *lead, *shape))
-        t = torch.tensor(model.t_start, dtype=torch.float64, device=like.device)
-        try:
-            taken = score(u, t).shape == u.shape
-            why = "" if taken else "it gives another shape"
-        except (ValueError, RuntimeError) as error:
-            taken, why = False, str(error)
-        if not taken:
-            raise ValueError(
-                f"{region.name}: the network cannot score a region of shape {(*lead, *shape)} ({why}); take a network of any "
-                "size, as the U-Net is, or another overlap"
-            )
+        _try(model, score, (*lead, *shape), region.name)
+
+
+@torch.no_grad()
+def _try(model: GenerativeModel, score: Score, shape: tuple[int, ...], name: str) -> None:
+    like = next(model.parameters(), torch.zeros(()))
+    u = _linear(model).embed(like.new_zeros(1, *shape))
+    t = torch.tensor(model.t_start, dtype=torch.float64, device=like.device)
+    try:
+        why = "" if score(u, t).shape == u.shape else "it gives another shape"
+    except (ValueError, RuntimeError) as error:
+        why = str(error)
+    if why:
+        raise ValueError(
+            f"{name}: the network cannot score a region of shape {shape} ({why}); take a network of any size, as the U-Net is, "
+            "or another overlap"
+        )
+
+
+@torch.no_grad()
+def _try_flow(model: GenerativeModel, shape: tuple[int, ...]) -> None:
+    """Decodes one canvas: a flow of any size may ask for sides that can be halved."""
+    like = next(model.parameters(), torch.zeros(()))
+    try:
+        found = tuple(model.decode(_linear(model).embed(like.new_zeros(1, *shape))).shape[1:])
+        why = "" if found == shape else f"it gives {found}"
+    except (ValueError, RuntimeError) as error:
+        why = str(error)
+    if why:
+        raise ValueError(
+            f"its flow takes no canvas of shape {shape} ({why}); give another number of pieces, or another overlap"
+        )

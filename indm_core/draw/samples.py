@@ -173,6 +173,8 @@ def draw_by(
     """
     if strength != 1 and start is None:
         raise ValueError(f"strength={strength:g}: it is of samples that start from data; give start, or strength=1")
+    if not seeds:
+        raise ValueError("seeds: there are none; give one for each sample")
     evaluated, each = 0, 2 if guidance and label is not None else 1
     check_sampling(model, sampling)
     chosen = through(sampler_of(sampling))

@@ -111,17 +111,17 @@ class Diffusion(LinearModel):
         nelbo = denoising.detach() + prior.detach() - log_det.detach() - constant
         terms = {"nelbo": nelbo, "denoising": denoising - constant, "prior": prior, "log_det": log_det}
         if self.smallest_window:
-            of_window, windows = self._of_window(u_t.detach(), t, eps, weight, generator)
+            of_window, windows = self._of_window(u_t.detach(), t, eps, weight, y, generator)
             loss, terms["windows"] = loss + of_window, windows - constant
         return Losses(loss, {name: term.detach() for name, term in terms.items()})
 
     def _of_window(
-        self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, generator: Noise
+        self, u_t: Tensor, t: Tensor, eps: Tensor, weight: Tensor, y: Tensor | None, generator: Noise
     ) -> tuple[Tensor, Tensor]:
         """`_denoising` of a window of u_t and eps, times the piece's dimensions over the window's."""
         cut = (..., *draw_window(self.shape, self.smallest_window, self.window_step, u_t, generator), slice(None))
         scale = u_t.numel() / u_t[cut].numel()
-        loss, likelihood = self._denoising(u_t[cut], t, eps[cut], weight, None)
+        loss, likelihood = self._denoising(u_t[cut], t, eps[cut], weight, y)
         return scale * loss, scale * likelihood
 
     def _denoising(

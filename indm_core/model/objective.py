@@ -11,7 +11,7 @@ may be drawn anew for each batch, tau ~ tau^-k; and the score may predict what t
 A collage (`indm_core.collage`) also asks for the scores of what pieces share. So that one network learns these too, the score's
 loss of a window of the piece is added at each step, of random sides and place, times the ratio of the numbers of dimensions: a
 dimension of a window and one of the piece count alike. The noised window of a piece is the noised piece's window, so that it
-takes no other draws. It has no label. The flow is not trained by it.
+takes no other draws, and it keeps the piece's label where that was not dropped. The flow is not trained by it.
 
 References:
     Kim, Na, Kwon, Lee, Kang, Moon 2022, "Maximum likelihood training of implicit nonlinear diffusion models", Algorithm 1 and

@@ -20,7 +20,7 @@ CANVASES = 200
 
 
 def _of_canvases() -> Sampling:
-    return sampling_of_canvases(Sampling())
+    return sampling_of_canvases(Layout())
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -77,10 +77,24 @@ def test_reconstruction_is_the_gradient_in_closed_form(sde, name):
     error = observation.measure(x_hat) - y
     eye = torch.eye(24, dtype=torch.float64).reshape(24, 3, 2, 4)
     A = observation.measure(eye).reshape(24, -1).mT
-    pull = error.flatten(1) @ A @ jacobian * float(sde.signal(t)[0]) ** 2
+    pull = error.flatten(1) @ torch.linalg.pinv(A).mT @ jacobian * float(sde.signal(t)[0]) ** 2
     wanted = law.score(u, t) - 0.7 * pull.reshape(u.shape)
     assert torch.allclose(got, wanted, atol=1e-8 * float(wanted.abs().max()))
     assert not got.requires_grad
+
+
+@pytest.mark.parametrize("name", OBSERVATIONS)
+def test_reconstruction_is_exact_where_all_that_is_known_of_x_is_its_noised_state(name):
+    """Of a flat law x | u ~ N(u/p, r^2/p^2), so that y = A x given u has the covariance A A^T r^2/p^2 about A u/p."""
+    sde, observation, t = VP(), OBSERVATIONS[name], scalar(0.3)
+    eye = torch.eye(24, dtype=torch.float64)
+    law = Gaussian(sde=sde, mean=0 * eye[0], cov=1e8 * eye, shape=(3, 2, 4))
+    u, y = randn(2, 3, 2, 4, 1), observation.measure(randn(1, 3, 2, 4, seed=7))
+    p, r = float(sde.psi0(t)), float(sde.R(t))
+    A = observation.measure(torch.eye(24, dtype=torch.float64).reshape(24, 3, 2, 4)).reshape(24, -1).mT
+    off = y.flatten(1) - u.flatten(1) @ A.mT / p
+    wanted = (off @ torch.linalg.pinv(A @ A.mT) @ A * p / r**2).reshape(u.shape)
+    assert torch.allclose(reconstruction(law.score, sde, observation, y)(u, t), wanted, atol=1e-5)
 
 
 @pytest.mark.parametrize("sde", [VP(), CLD()], ids=ids)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from indm_core.collage import Evaluate, FactorGraph, tiles
-from indm_core.draw import Canvas, canvas, check_sampling
+from indm_core.draw import Canvas, canvas
 from indm_core.model import GenerativeModel
 from indm_core.sample import Score
 from indm_core.sampling import Sampling
@@ -68,25 +68,10 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
                 "canvases of images or of vectors as they are"
             )
         made = canvas_of(model, layout)
-        check_sampling(made, sampling)
-        _try_flow(made)
+        made.check(sampling)
     except ValueError as error:
         of = f"collage={layout.collage}"
         raise ValueError(f"{of} of {name}: {str(error).removeprefix(f'{of}: ')}") from None
-
-
-def _try_flow(made: Canvas) -> None:
-    """Decodes one canvas: a flow of any size may ask for sides that can be halved."""
-    like = next(made.parameters(), torch.zeros(()))
-    try:
-        shape = made.decode(made.state_like(1, like)).shape
-        why = "" if tuple(shape[1:]) == made.shape else f"it gives {tuple(shape[1:])}"
-    except (ValueError, RuntimeError) as error:
-        why = str(error)
-    if why:
-        raise ValueError(
-            f"its flow takes no canvas of shape {made.shape} ({why}); give another number of pieces, or another overlap"
-        )
 
 
 def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:

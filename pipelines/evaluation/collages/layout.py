@@ -108,6 +108,8 @@ def changed(config: Any) -> list[str]:
     return [f"{name}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for name, v in shown.items()]
 
 
-def sampling_of_canvases(sampling: Sampling) -> Sampling:
-    """The sampler of canvases where none was asked for: the corrected one."""
-    return Sampling(sampler="collage", steps=STEPS) if sampling == Sampling() else sampling
+def sampling_of_canvases(layout: Layout) -> Sampling:
+    """The sampler of canvases where none was asked for: the corrected one, and of shifted tiles steps of DDIM."""
+    if layout.join == "shifted":
+        return Sampling(sampler="deis", steps=STEPS, order=0)
+    return Sampling(sampler="collage", steps=STEPS)
