@@ -12,6 +12,7 @@ from ray_session import one_line
 from torch import Tensor
 
 from indm_core.collage import BlockMeans, Grey, Pixels, chain
+from pipelines.data.source import Options
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.conditions import Conditions
 from pipelines.evaluation.collages.known import Known, known_of
@@ -26,7 +27,7 @@ def rows_of(spec: DataSpec) -> Tensor:
 
 
 def known(spec: DataSpec = COLOURS, **conditions) -> Known:
-    found = known_of(Conditions(**conditions), GRAPH, (*spec.shape[:-1], 12), spec, lambda: rows_of(spec))
+    found = known_of(Conditions(**conditions), GRAPH, (*spec.shape[:-1], 12), spec, Options(), lambda: rows_of(spec))
     assert found is not None
     return found
 
@@ -70,7 +71,9 @@ def test_sequences_are_joined_from_arrays(tmp_path):
     for i, end in enumerate(ends):
         np.save(tmp_path / f"{i}.npy", end)
     words = tuple(str(tmp_path / f"{i}.npy") for i in range(2))
-    found = known_of(Conditions(between=words), chain(3, 8, 4), (2, 16), SEQUENCES, lambda: rows_of(SEQUENCES))
+    found = known_of(
+        Conditions(between=words), chain(3, 8, 4), (2, 16), SEQUENCES, Options(), lambda: rows_of(SEQUENCES)
+    )
     assert found is not None
     assert isinstance(found.observation, Pixels)
     assert found.observation.known.all()

@@ -5,21 +5,22 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from indm_core.collage import BlockMeans, FactorGraph, Grey, Observation, Pixels
+from pipelines.data.source import Options
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.conditions import Conditions
-from pipelines.storage.paths import local_path
+from pipelines.evaluation.collages.pictures import MODES, array, is_array, mask_of_picture, picture
 
 __all__ = ["Known", "known_of"]
 
-MODES = {1: "L", 3: "RGB"}
-"""Of pictures, by their channels."""
+SPLITS = ("train", "test", "valid", "validation")
+"""Words before a colon that are not taken for files."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,22 +39,29 @@ class Known:
 
 
 def known_of(
-    conditions: Conditions, graph: FactorGraph, shape: tuple[int, ...], spec: DataSpec, test: Callable[[], Tensor]
+    conditions: Conditions,
+    graph: FactorGraph,
+    shape: tuple[int, ...],
+    spec: DataSpec,
+    options: Options,
+    test: Callable[[], Tensor],
 ) -> Known | None:
     """What is known of a canvas; None where nothing is.
 
     Args:
         shape: Of the canvas.
+        options: How the training data were read.
         test: Reads the test images.
 
     Raises:
         ValueError: a picture that cannot be read or has another size, or an observation that the canvas does not allow.
     """
-    reader = _Reader(spec, test)
+    reader = _Reader(spec, options, test)
     if conditions.between:
         return _ends(conditions.between, graph, shape, reader)
     if not conditions.known:
         return None
+    _check_seen(conditions, shape)
     k = reader.read("known", conditions.known, shape, "the canvas", max(1, conditions.super_resolve))[None]
     observation = _observation(conditions, shape, reader)
     seen = observation.known if isinstance(observation, Pixels) else torch.tensor([])
@@ -65,6 +73,7 @@ class _Reader:
     """Reads pictures as data are stored: levels, or values."""
 
     spec: DataSpec
+    options: Options
     test: Callable[[], Tensor]
 
     def read(self, option: str, word: str, shape: tuple[int, ...], what: str, side: int = 1) -> Tensor:
@@ -76,35 +85,31 @@ class _Reader:
             what: How a message calls what has this shape.
             side: Of blocks; a picture of one pixel for each is taken too.
         """
-        kind, _, number = word.partition(":")
-        if kind == "test" and number.isdecimal():
-            rows = self.test()
-            if int(number) >= len(rows):
-                raise ValueError(
-                    f"{option}={word}: there are {len(rows)} test images; give test:0 to test:{len(rows) - 1}"
-                )
-            found = rows[int(number)]
-        elif word.endswith(".npy"):
-            found = self._stored(option, word, _array(option, word))
-        else:
-            found = self._levels(option, word)
+        found = self._test_image(option, word)
+        if found is None:
+            found = self._stored(option, word, array(option, word)) if is_array(word) else self._levels(option, word)
         if side > 1 and found.ndim == 3 and (found.shape[1] * side, found.shape[2] * side) == shape[1:]:
             found = BlockMeans(side).lift(found)
         if tuple(found.shape) != shape:
+            small = (shape[0], *(length // side for length in shape[1:]))
+            or_small = f", or of {_said(small)}, a pixel for each block" * (side > 1)
             raise ValueError(
                 f"{option}={word}: its shape is {_said(found.shape)}, and {what} is {_said(shape)}; give one of that size"
+                f"{or_small}"
             )
         return found
 
     def mask(self, word: str, shape: tuple[int, ...]) -> Tensor:
-        """Where a picture is white, for all channels."""
-        if word.endswith(".npy"):
-            found = torch.from_numpy(_array("mask", word).astype(bool))
-        else:
-            found = torch.from_numpy(_picture("mask", word, "L") >= 128)
-        if tuple(found.shape) != shape[-found.ndim :] or found.ndim not in (1, 2):
+        """Where something is known, for all channels; True, 1 or at least half white."""
+        sides = shape[1:] or shape
+        found = torch.from_numpy(_truths(word) if is_array(word) else mask_of_picture(word, self.options))
+        if found.ndim > len(sides):
             raise ValueError(
-                f"mask={word}: its shape is {_said(found.shape)}, and the canvas is {_said(shape)}; give one of that size"
+                f"mask={word}: its shape is {_said(found.shape)}, and a mask has no channels; give one of {_said(sides)}"
+            )
+        if tuple(found.shape) != sides:
+            raise ValueError(
+                f"mask={word}: its shape is {_said(found.shape)}, and the canvas is {_said(sides)}; give one of that size"
             )
         if not found.any():
             raise ValueError(f"mask={word}: nothing in it is white; white is what is known")
@@ -117,15 +122,24 @@ class _Reader:
             raise ValueError(
                 f"{option}={word}: data of shape {_said(self.spec.shape)} are no pictures; give a .npy file"
             )
-        pixels = torch.from_numpy(_picture(option, word, MODES[channels]))
-        levels = (pixels * ((self.spec.levels - 1) / 255)).round().long()
-        return levels[None] if levels.ndim == 2 else levels.permute(2, 0, 1)
+        pixels = torch.from_numpy(picture(option, word, channels, self.options).copy())
+        return (pixels * ((self.spec.levels - 1) / 255)).round().long()
+
+    def _test_image(self, option: str, word: str) -> Tensor | None:
+        """The test image that a word names; None where it names a file."""
+        split, colon, number = word.partition(":")
+        if not colon or split not in SPLITS or Path(word).exists():
+            return None
+        rows = self.test()
+        if split != "test" or not number.isdecimal() or int(number) >= len(rows):
+            raise ValueError(f"{option}={word}: there are {len(rows)} test images; give test:0 to test:{len(rows) - 1}")
+        return rows[int(number)]
 
     def _stored(self, option: str, word: str, array: np.ndarray) -> Tensor:
         """An array of levels or values as data are stored."""
         found = torch.from_numpy(array.astype(np.float64))
         levels = self.spec.levels
-        if not found.isfinite().all():
+        if not (found if self.spec.levels else found.float()).isfinite().all():
             raise ValueError(f"{option}={word}: holds what is no number; give finite values")
         if not levels:
             return found.float()
@@ -150,39 +164,33 @@ def _ends(words: tuple[str, ...], graph: FactorGraph, shape: tuple[int, ...], re
     return Known(k[None], Pixels(known), _digest(k, known))
 
 
+def _check_seen(conditions: Conditions, shape: tuple[int, ...]) -> None:
+    """Refuses blocks or greys that a canvas has not."""
+    side = conditions.super_resolve
+    if side and (len(shape) != 3 or any(length % side for length in shape[1:])):
+        raise ValueError(
+            f"super_resolve={side}: it must divide the sides of the canvas, {_said(shape)}; give another one"
+        )
+    if conditions.colourise and (len(shape) != 3 or shape[0] < 2):
+        raise ValueError(f"colourise=true: the canvas, {_said(shape)}, has no colours; remove it")
+
+
 def _observation(conditions: Conditions, shape: tuple[int, ...], reader: _Reader) -> Observation | None:
     if conditions.mask:
         return Pixels(reader.mask(conditions.mask, shape))
     if conditions.super_resolve:
-        side = conditions.super_resolve
-        if len(shape) != 3 or any(length % side for length in shape[1:]):
-            raise ValueError(
-                f"super_resolve={side}: it must divide the sides of the canvas, {_said(shape)}; give another one"
-            )
-        return BlockMeans(side)
-    if conditions.colourise:
-        if len(shape) != 3 or shape[0] < 2:
-            raise ValueError(f"colourise=true: the canvas, {_said(shape)}, has no colours; remove it")
-        return Grey(shape[0])
-    return None
+        return BlockMeans(conditions.super_resolve)
+    return Grey(shape[0]) if conditions.colourise else None
 
 
-def _picture(option: str, word: str, mode: str) -> np.ndarray:
-    try:
-        with Image.open(local_path(word, option)) as image:
-            return np.array(image.convert(mode))
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{option}={word}: is no picture that can be read ({error}); give a file") from None
-
-
-def _array(option: str, word: str) -> np.ndarray:
-    try:
-        array = np.load(local_path(word, option), allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise ValueError(f"{option}={word}: is no array that can be read ({error}); give a .npy file") from None
-    if not isinstance(array, np.ndarray) or array.dtype.kind not in "biuf":
-        raise ValueError(f"{option}={word}: is no array of numbers; give a .npy file")
-    return array
+def _truths(word: str) -> np.ndarray:
+    """A mask from a .npy file."""
+    found = array("mask", word)
+    if found.dtype != bool and not np.isin(found, (0, 1)).all():
+        raise ValueError(
+            f"mask={word}: holds what is neither 0 nor 1; give 1 where something is known, and 0 elsewhere"
+        )
+    return found.astype(bool)
 
 
 def _digest(*tensors: Tensor) -> str:
@@ -193,4 +201,4 @@ def _digest(*tensors: Tensor) -> str:
 
 
 def _said(shape: tuple[int, ...]) -> str:
-    return "x".join(map(str, shape))
+    return "x".join(map(str, shape)) or "()"

@@ -62,7 +62,7 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     condition = _factor_labels(run, model, wanted, len(plain.graph.factors))
     labels = labels_wanted(run, model, wanted)
     times_of(plain, wanted.sampling, wanted.strength)
-    known = known_of(wanted.conditions, plain.graph, plain.shape, spec, lambda: _test_rows(run))
+    known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))
     out = claim(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
     if unseen := unseen_separators(model, wanted.layout):
         print(remark_of(unseen), flush=True)

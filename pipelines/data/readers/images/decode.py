@@ -34,7 +34,7 @@ from pipelines.data.source import Chunk, Options
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PROBED", "SUFFIXES", "Fit", "Picture", "WrongSize", "decoded", "fit_to"]
+__all__ = ["PROBED", "SUFFIXES", "Fit", "Picture", "WrongSize", "decoded", "fit_to", "has_alpha", "opaque", "upright"]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 """Decoders that hostile bytes may reach: none of them starts another program, as EPS would."""
@@ -93,8 +93,8 @@ class Fit:
         Raises:
             ValueError: it does not decode or does not fit; `WrongSize` when only `size` is missing.
         """
-        image, done = _upright(_open(encoded), self.options)
-        image = _opaque(image, self.options.background, done)
+        image, done = upright(encoded, self.options)
+        image = opaque(image, self.options.background, done)
         if self.channels == 1 and image.mode != "L":
             done.append("made grey")
         if self.options.fit == "common" and image.size != (self.width, self.height):
@@ -128,12 +128,12 @@ def fit_to(pictures: Iterable[Picture], options: Options) -> Fit:
     for picture in pictures:
         try:
             if len(sizes) < PROBED:
-                image, _ = _upright(_open(picture.read()), options)
+                image, _ = upright(picture.read(), options)
                 sizes[picture.name] = _cut(image, options).size
             else:
                 image = _header(picture.read())
             if options.channels == "auto":
-                grey = grey and _is_grey(image) and (not _has_alpha(image) or len({*background}) == 1)
+                grey = grey and _is_grey(image) and (not has_alpha(image) or len({*background}) == 1)
         except (ValueError, OSError) as error:
             reason = reason or f"{picture.name}: {one_line(error)}"
         if len(sizes) == PROBED and (not grey or options.channels != "auto"):
@@ -243,10 +243,15 @@ def _open(encoded: bytes) -> Image:
     return image
 
 
-def _upright(image: Image, options: Options) -> tuple[Image, list[str]]:
-    """An image as it is meant to be looked at, and what was done."""
+def upright(encoded: bytes, options: Options) -> tuple[Image, list[str]]:
+    """An image of 8 bits as it is meant to be looked at, and what was done.
+
+    Raises:
+        ValueError: it does not decode, or is neither of 8 bits nor grey of 16.
+    """
     from PIL import ImageOps
 
+    image = _open(encoded)
     frames = getattr(image, "n_frames", 1)
     done = ["cut to the first frame"] if frames > 1 and image.format in ("GIF", "PNG", "WEBP", "TIFF") else []
     try:
@@ -274,11 +279,12 @@ def _is_grey(image: Image) -> bool:
     return bool((entries == entries[:, :1]).all())
 
 
-def _has_alpha(image: Image) -> bool:
+def has_alpha(image: Image) -> bool:
+    """Whether an image says how transparent its pixels are."""
     return image.mode in ("LA", "RGBA", "PA") or "transparency" in image.info
 
 
-def _opaque(image: Image, background: str, done: list[str]) -> Image:
+def opaque(image: Image, background: str, done: list[str]) -> Image:
     """An image as L or RGB, laid on the background where it is transparent.
 
     Raises:
@@ -287,7 +293,7 @@ def _opaque(image: Image, background: str, done: list[str]) -> Image:
     from PIL import Image as Pillow
 
     mode = "L" if _is_grey(image) else "RGB"
-    if not _has_alpha(image):
+    if not has_alpha(image):
         return image.convert("RGB").convert(mode) if image.mode == "P" else image.convert(mode)
     layers = image.convert("RGBA")
     if layers.getchannel(3).getextrema() == (255, 255):
