@@ -190,6 +190,11 @@ class SampleOptions:
             raise ValueError(f"guidance={self.guidance} must be finite and not negative")
         if self.guidance and not self.label and not self.conditions.factor_labels:
             raise ValueError(f"guidance={self.guidance:g}: it leads towards a class; give --label, or no guidance")
+        if self.guidance and max((*self.label, *self.conditions.factor_labels)) < 0:
+            raise ValueError(
+                f"guidance={self.guidance:g}: it leads nowhere, because all labels are -1, which is none; give a class, or no "
+                "guidance"
+            )
         if self.label and self.conditions.factor_labels:
             raise ValueError(f"label={','.join(map(str, self.label))}: pieces have factor_labels; give one of them")
         if not 0 < self.strength <= 1:

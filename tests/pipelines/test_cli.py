@@ -164,7 +164,8 @@ def test_tuples():
     assert override(RUN, {"attention": "()"}).model.backbone.attention == ()
     assert override(RUN, {"attention": ""}).model.backbone.attention == ()
     assert override(RUN, {"splits": "train,test"}).data.options.splits == ("train", "test")
-    refused(RUN, {"blocks": "1,x"}, "--model.flow.blocks: '1,x' does not fit", "whole number")
+    refused(RUN, {"blocks": ","}, "--blocks: ',' does not fit", "() is none")
+    refused(RUN, {"blocks": "1,x"}, "--blocks: '1,x' does not fit", "whole number")
 
 
 @pytest.mark.parametrize(("text", "value"), [("true", True), ("True", True), ("false", False), ("FALSE", False)])
@@ -182,16 +183,16 @@ def test_numbers():
 @pytest.mark.parametrize(
     ("name", "text", "parts"),
     [
-        ("flip", "yes", ["--data.flip: 'yes' does not fit", "true or false"]),
+        ("flip", "yes", ["--flip: 'yes' does not fit", "true or false"]),
         ("flip", "1", ["true or false"]),
-        ("steps", "many", ["--train.steps: 'many' does not fit", "whole number"]),
-        ("steps", "1.5", ["--train.steps: '1.5'", "whole number"]),
-        ("steps", "inf", ["--train.steps: 'inf'", "whole number"]),
+        ("steps", "many", ["--steps: 'many' does not fit", "whole number"]),
+        ("steps", "1.5", ["--steps: '1.5'", "whole number"]),
+        ("steps", "inf", ["--steps: 'inf'", "whole number"]),
         ("steps", "nan", ["whole number"]),
-        ("steps", "true", ["--train.steps: 'true'", "whole number"]),
-        ("ema_decay", "nan", ["--train.ema-decay: 'nan' does not fit", "number"]),
+        ("steps", "true", ["--steps: 'true'", "whole number"]),
+        ("ema_decay", "nan", ["--ema-decay: 'nan' does not fit", "number"]),
         ("ema_decay", "high", ["number"]),
-        ("precision", "fp16", ["--train.precision: 'fp16' does not fit", "fp32, bf16"]),
+        ("precision", "fp16", ["--precision: 'fp16' does not fit", "fp32, bf16"]),
         ("batch_size", "0", ["batch_size=0", "at least 1"]),
         ("flow.lr", "0", ["lr=0"]),
     ],

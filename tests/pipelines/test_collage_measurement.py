@@ -24,7 +24,7 @@ from pipelines.config.terminal.cli import override
 from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation import measure
-from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, unseen_separators
+from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, remark_of, unseen_regions
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import Canvases, places
 from pipelines.evaluation.evaluator import Evaluator
@@ -251,9 +251,23 @@ def test_separators_that_training_has_seen_are_no_remark(run):
         ((8, 4), 4, 6, ((8, 6),)),
     ):
         model.smallest_window, model.window_step = smallest, step
-        assert unseen_separators(model, Layout(collage="chain", overlap=overlap)) == unseen
+        assert unseen_regions(model, Layout(collage="chain", overlap=overlap)) == unseen
     model.smallest_window = (4, 4)
-    assert not unseen_separators(model, Layout(collage="grid", overlap=4))
+    assert not unseen_regions(model, Layout(collage="grid", overlap=4))
+
+
+def test_tiles_that_training_has_not_seen_are_remarked(run):
+    """Three pieces of 8 that share 3 make 18: two tiles and one of 2; shifted tiles begin and end anywhere."""
+    model = planned(run).subjects[0].build()
+    model.smallest_window, model.window_step = (8, 3), 1
+    tiles = Layout(collage="chain", num_factors=3, overlap=3, join="tiles")
+    assert unseen_regions(model, tiles) == ((8, 2),)
+    assert unseen_regions(model, replace(tiles, num_factors=2, overlap=0)) == ()  # 12: a tile and one of 4
+    shifted = replace(tiles, join="shifted")
+    assert unseen_regions(model, shifted) == ((8, 1), (8, 2))
+    one_line(remark_of(tiles, ((8, 2),)), "not trained on tiles of 8 x 2;", "--smallest-window")
+    assert "separators" not in remark_of(shifted, ((8, 1), (8, 2)))
+    assert not unseen_regions(model, replace(tiles, join="naive"))
 
 
 @pytest.mark.parametrize(("num", "expected"), [(1, [0]), (5, [0, 1, 2, 3, 4]), (17, list(range(0, 17, 2)))])
@@ -318,8 +332,9 @@ def test_standardised_columns_have_no_canvas():
     made = INDM(Identity(), Halved(), VP(), shape=(6,)).eval()
     columns = {"mean": (0.0,) * 6, "std": (1.0,) * 6}
     spec = DataSpec(name="table", shape=(6,), levels=0, low=-1.0, high=1.0, num_classes=0, **columns)
-    with pytest.raises(ValueError, match="table: its columns are standardised"):
+    with pytest.raises(ValueError, match="table: its columns are standardised") as caught:
         check_canvases("one", made, spec, Layout(collage="chain"), FAST)
+    one_line(str(caught.value), "--standardise false")
 
 
 def test_runs_that_have_no_canvas_are_refused_before_a_session_is_started(tmp_path, capsys, monkeypatch):

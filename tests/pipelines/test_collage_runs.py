@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,38 @@ def test_pieces_have_labels_of_their_own(draw, tmp_path, monkeypatch):
     assert (record["layout"], record["conditions"], record["guidance"]) == ("chain3", "labels0-n-5", 3.0)
 
 
+def test_an_evaluation_that_is_led_counts_as_two(draw, tmp_path):
+    words = ("--collage", "chain", "--num-factors", "3", "--factor-labels", "0,-1,5", "--num-samples", "1")
+    counted = []
+    for i, guidance in enumerate(("0", "2")):
+        status, said = draw("with", *words, "--guidance", guidance, "--out", str(tmp_path / str(i)))
+        assert status == 0, said
+        counted.append(float(re.search(r"([\d.]+) evaluations of the score", said)[1]))  # pyright: ignore
+    assert counted[1] == 2 * counted[0] > 0
+
+
+def test_pictures_stay_where_a_drawing_is_refused_late(draw, tmp_path, monkeypatch):
+    words = ("--collage", "chain", "--num-factors", "2", "--num-samples", "1", "--out", str(tmp_path))
+    assert draw("without", *words)[0] == 0
+    there = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+
+    def no_actors(*given):
+        raise ValueError("actors=1 need 1 CPUs, the cluster has 0: take fewer")
+
+    monkeypatch.setattr("pipelines.evaluation.collages.run._spread", no_actors)
+    status, said = draw("without", *words, "--seed", "5", "--overwrite", "true")
+    assert status == 2
+    one_line(said, "take fewer")
+    assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == there
+
+
+def test_tiles_that_training_has_not_seen_are_said(draw, tmp_path):
+    words = ("--collage", "chain", "--num-factors", "2", "--overlap", "3", "--join", "tiles", "--out", str(tmp_path))
+    status, said = draw("without", *words, "--num-samples", "1")
+    assert status == 0, said
+    assert "remark: the score was not trained on tiles of 8 x 5;" in said
+
+
 def test_two_images_are_joined(root, draw, tmp_path):
     """They stay as they are, to the level."""
     words = (
@@ -344,6 +377,36 @@ CHAIN = ("--collage", "chain", "--num-factors", "3")
         ("without", (*CHAIN, "--start", "data"), ("start=data", "--known FILE")),
         ("without", (*CHAIN, "--strength", "0.5"), ("strength=0.5", "--start data")),
         ("without", (*CHAIN, "--translate", "both"), ("collage=chain: a translation",)),
+        (
+            "with",
+            (*CHAIN, "--factor-labels", "-1,-1,-1", "--guidance", "2"),
+            ("guidance=2", "leads nowhere", "give a class"),
+        ),
+        ("with", (*CHAIN, "--label", "-1", "--guidance", "2"), ("guidance=2", "leads nowhere")),
+        (
+            "with",
+            (*CHAIN, "--factor-labels", "0,1,2", "--join", "tiles"),
+            ("factor_labels=0,1,2: join=tiles", "--label"),
+        ),
+        (
+            "with",
+            (*CHAIN, "--factor-labels", ","),
+            ("--factor-labels: ',' does not fit", "no value between its commas"),
+        ),
+        ("with", (*CHAIN, "--factor-labels", "a"), ("--factor-labels: 'a' does not fit",)),
+        ("without", (*CHAIN, "--between", ","), ("--between: ',' does not fit",)),
+        ("without", ("--collage", "chain", "--num-factors", "many"), ("--num-factors: 'many' does not fit",)),
+        (
+            "without",
+            (*CHAIN, "--between", "test:-1,test:0", "--overlap", "2"),
+            ("between=test:-1", "give test:0 to test:"),
+        ),
+        ("without", ("--collage", "grid", "--num-factors", "3"), ("num_factors=3: collage=grid does not read it",)),
+        (
+            "without",
+            ("--collage", "chain", "--num-factors", "100000"),
+            ("100,000 pieces of 64 values", "--num-factors"),
+        ),
         ("without", (*CHAIN, "--guide", "reconstruction"), ("guide=reconstruction: nothing is known",)),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, tuple) else value,
@@ -403,13 +466,49 @@ def test_models_without_canvases_are_refused(recipe, words, said, draw, root):
     train(recipe, *words, out=root)
     status, message = draw(recipe, *CHAIN, "--overlap", "1")
     assert status == 2
-    one_line(message, f"collage=chain of {recipe}: ", said)
+    one_line(message, f"collage=chain of {recipe}: ", said, "; t")  # take, or train, another
 
 
 def test_a_layout_has_options_of_its_own():
     assert Layout().name == ""
     with pytest.raises(ValueError, match="overlap=2: it is of canvases"):
         Layout(overlap=2)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"collage": "grid", "num_factors": 3}, "num_factors=3: collage=grid .* --num-factors"),
+        ({"collage": "corners", "num_factors": 3}, "num_factors=3"),
+        ({"collage": "chain", "rows": 2}, "rows=2: collage=chain"),
+        ({"collage": "loop", "cols": 2}, "cols=2: collage=loop"),
+        ({"collage": "cube", "overlap": 2}, "overlap=2: collage=cube"),
+        ({"collage": "cube", "num_factors": 2}, "num_factors=2: collage=cube"),
+    ],
+)
+def test_options_that_a_layout_does_not_read_are_refused(given, said):
+    with pytest.raises(ValueError, match=said):
+        Layout(**given)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shape", "said"),
+    [
+        (Layout(collage="chain", num_factors=2**16 + 1), (2,), "65,537 pieces of 2 values .* --num-factors"),
+        (Layout(collage="loop", num_factors=2**13), (3, 64, 64), "8,192 pieces of 12,288 values"),
+        (Layout(collage="grid", rows=10**5, cols=10**5), (1, 4, 4), "--rows or --cols"),
+        (Layout(collage="corners", rows=200, cols=200), (1, 4, 4), "79,601 pieces"),
+    ],
+    ids=str,
+)
+def test_canvases_that_are_too_large_are_refused_at_once(layout, shape, said):
+    with pytest.raises(ValueError, match=said):
+        layout.graph(shape)
+
+
+@pytest.mark.parametrize("layout", [Layout(collage="grid", rows=2), Layout(collage="corners", rows=3, cols=2)], ids=str)
+def test_pieces_are_counted_without_making_them(layout):
+    assert layout.num_pieces == len(layout.graph((1, 4, 4)).factors)
 
 
 def test_a_record_from_before_canvases_is_of_samples(root, draw, tmp_path):

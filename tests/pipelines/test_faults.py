@@ -38,7 +38,7 @@ FAULTS = {
     ),
     "two recipes": (["toy2d_spiral", "toy2d_rings"], ["one recipe at a time", "toy2d_spiral toy2d_rings"]),
     "an option twice": (["toy2d_spiral", "--steps", "1", "--steps", "2"], ["--steps is given twice"]),
-    "a bad value": (["toy2d_spiral", "--steps", "many"], ["--train.steps: 'many' does not fit", "whole number"]),
+    "a bad value": (["toy2d_spiral", "--steps", "many"], ["--steps: 'many' does not fit", "whole number"]),
     "a bad launch value": (["toy2d_spiral", "--device", "2"], ["device='2'", "auto, cpu, cuda"]),
     "no data given": (["mnist_vp_nll"], ["mnist_vp_nll needs data", "--source PATH"]),
     "a missing data path": (["mnist_vp_nll", "--source", "/nowhere/mnist"], ["/nowhere/mnist", "no such file"]),

@@ -156,13 +156,13 @@ def override(config: T, given: dict[str, str], others: Sequence[str] = ()) -> T:
         if form is None:
             break
         path = resolved[form] or form
-        config = with_values(config, {path: _parse(known[path], left.pop(form))})
+        config = with_values(config, {path: _parse(known[path], left.pop(form), form)})
     values: dict[str, Any] = {}
     for name, text in left.items():
         path = resolved[name] or _resolve(name, known, strict=True, others=others) or name
         if path in values:
             raise ValueError(f"--{path} is given twice, once as --{name}")
-        values[path] = _parse(known[path], text)
+        values[path] = _parse(known[path], text, name)
     return with_values(config, values)  # together: what two options must satisfy does not depend on their order
 
 
@@ -215,7 +215,8 @@ def _resolve(name: str, known: dict[str, Option], strict: bool, others: Sequence
     raise ValueError(f"unknown option --{dashed(name)}: {nearest(dashed(name), endings, '--help shows them', '--')}")
 
 
-def _parse(option: Option, text: str) -> Any:
+def _parse(option: Option, text: str, name: str) -> Any:
+    """The value of an option; a refusal names it as it was typed."""
     annotation = option.annotation
     try:
         if is_dataclass(annotation):
@@ -225,7 +226,7 @@ def _parse(option: Option, text: str) -> Any:
             return option.value if type(option.value) is chosen else chosen()
         return _parse_plain(annotation, text)
     except ValueError as error:
-        raise ValueError(f"--{option.path.replace('_', '-')}: {text!r} does not fit ({error})") from None
+        raise ValueError(f"--{dashed(name)}: {text!r} does not fit ({error})") from None
 
 
 def _parse_plain(annotation: Any, text: str) -> Any:
@@ -235,7 +236,10 @@ def _parse_plain(annotation: Any, text: str) -> Any:
             raise ValueError(f"one of {', '.join(map(str, arguments))}")
         return text
     if origin is tuple:
-        return tuple(_parse_plain(arguments[0], part) for part in text.split(",") if part not in ("", "()"))
+        parts = [part for part in text.split(",") if part]
+        if text and not parts:
+            raise ValueError("there is no value between its commas; () is none")
+        return tuple(_parse_plain(arguments[0], part) for part in parts if part != "()")
     if annotation is bool:
         if text.lower() not in ("true", "false"):
             raise ValueError("true or false")

@@ -15,8 +15,9 @@ from indm_core.sampling import Sampling
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.chunks import most_pieces
 from pipelines.evaluation.collages.layout import Layout
+from pipelines.storage.messages import listed
 
-__all__ = ["borders_of", "canvas_of", "check_canvases", "remark_of", "unseen_separators"]
+__all__ = ["borders_of", "canvas_of", "check_canvases", "remark_of", "unseen_regions"]
 
 
 def canvas_of(
@@ -64,14 +65,16 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
     try:
         if spec.std:
             raise ValueError(
-                f"{spec.name}: its columns are standardised one by one, so that none can stand beside another; measure "
-                "canvases of images or of vectors as they are"
+                f"{spec.name}: its columns are standardised one by one, so that none can stand beside another; train on "
+                "images, or on vectors as they are (--standardise false)"
             )
         made = canvas_of(model, layout)
         made.check(sampling)
     except ValueError as error:
-        of = f"collage={layout.collage}"
-        raise ValueError(f"{of} of {name}: {str(error).removeprefix(f'{of}: ')}") from None
+        of, said = f"collage={layout.collage}", str(error)
+        if model.one_size and said.endswith(model.one_size) and ";" not in model.one_size:
+            said += "; train an INDM or a linear diffusion"
+        raise ValueError(f"{of} of {name}: {said.removeprefix(f'{of}: ')}") from None
 
 
 def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:
@@ -84,23 +87,27 @@ def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:
     return tiles(graph.shape[0], width) if layout.join == "tiles" else graph
 
 
-def remark_of(unseen: Sequence[tuple[int, ...]]) -> str:
-    """What is said of separators that a model's score was not trained on."""
-    shapes = ", ".join(" x ".join(map(str, shape)) for shape in unseen)
-    return (
-        f"remark: the score was not trained on separators of {shapes}, which a collage subtracts; train with "
-        "--smallest-window, or take the overlap that it was trained on"
-    )
+def remark_of(layout: Layout, unseen: Sequence[tuple[int, ...]]) -> str:
+    """What is said of regions that a model's score was not trained on."""
+    shapes = listed((" x ".join(map(str, shape)) for shape in unseen), 4)
+    if layout.join == "collage":
+        return (
+            f"remark: the score was not trained on separators of {shapes}, which a collage subtracts; train with "
+            "--smallest-window, or take the overlap that it was trained on"
+        )
+    other = "" if layout.join == "shifted" else ", or take a number of pieces whose canvas is a multiple of a piece"
+    return f"remark: the score was not trained on tiles of {shapes}; train with --smallest-window{other}"
 
 
-def unseen_separators(model: GenerativeModel, layout: Layout) -> tuple[tuple[int, ...], ...]:
-    """The shapes of separators, without channels, that the model's score was not trained on (`Objective.smallest_window`)."""
-    if layout.join != "collage":
-        return ()
+def unseen_regions(model: GenerativeModel, layout: Layout) -> tuple[tuple[int, ...], ...]:
+    """The shapes, without channels, of separators or of tiles that are less than a piece, as far as the model's score was not
+    trained on them (`Objective.smallest_window`)."""
     graph = layout.graph(tuple(model.shape), model.window_step)
     sides = tuple(model.shape[1:] or model.shape)
     whole = sides[: len(sides) - len(graph.shape)]
-    found = dict.fromkeys((*whole, *region.index.shape) for region in graph.variables)
+    found = [
+        shape for shape in dict.fromkeys((*whole, *cut) for cut in _cuts(layout, graph, sides[-1])) if shape != sides
+    ]
     smallest, step = model.smallest_window, model.window_step
 
     def seen(shape: tuple[int, ...]) -> bool:
@@ -109,3 +116,16 @@ def unseen_separators(model: GenerativeModel, layout: Layout) -> tuple[tuple[int
         )
 
     return tuple(shape for shape in found if not seen(shape))
+
+
+def _cuts(layout: Layout, graph: FactorGraph, piece: int) -> list[tuple[int, ...]]:
+    """The shapes, along the axes that are cut, of what is scored beside whole pieces."""
+    if layout.join == "collage":
+        return [tuple(region.index.shape) for region in graph.variables]
+    length = graph.shape[-1]
+    if layout.join == "tiles":
+        return [(length % piece,)] * (length % piece > 0)
+    if layout.join == "shifted":
+        ends = {end for shift in range(piece) for end in (shift, (length - shift) % piece) if end}
+        return [(width,) for width in sorted(ends)]
+    return []

@@ -18,15 +18,18 @@ class Conditions:
     Args:
         factor_labels: A class for each piece, in their order, where -1 is none: 0,-1,-1,-1,5 leads from class 0 to class 5.
         between: The two ends of a chain: pictures of a piece, FILE,FILE, or test images by their numbers, test:0,test:17.
-        known: A picture of the canvas. What is known of it is said by one of the three options that follow; with --start data
-            it is also where sampling starts.
-        mask: A picture of the canvas, white where `known` holds (inpainting).
+        known: A picture of the canvas: a file that is read as training data are, a .npy file (c, h, w) as data are stored, or
+            test:17 where the canvas has a test image's size. A chain of m pieces of width p that share o has the width
+            m p - (m - 1) o. What is known of it is said by one of the three options that follow; with --start data it is also
+            where sampling starts.
+        mask: A picture of the canvas, white where `known` holds (inpainting): from half of white on; or a .npy file, (h, w), of
+            true or 1 there and false or 0 elsewhere.
         super_resolve: The side of a block of pixels of which the mean is what is known; 0: none. `known` may then have a pixel
             for each block.
         colourise: Whether the mean of the channels of `known` is what is known.
         guide: How the rest follows from what is known: replacement (by noised points), or reconstruction (by the gradient of
             how well the expected picture agrees; an evaluation then also takes a backward pass).
-        guide_weight: Of reconstruction.
+        guide_weight: Of reconstruction, the factor of its gradient; 0 leaves what is known without effect.
     """
 
     factor_labels: tuple[int, ...] = ()
@@ -89,9 +92,10 @@ class Conditions:
             raise ValueError(
                 f"between: it is of the ends of a chain, and collage={layout.collage}; give --collage chain"
             )
-        if self.factor_labels and layout.join not in ("collage", "tiles"):
+        if self.factor_labels and layout.join != "collage":
+            given = ",".join(map(str, self.factor_labels))
             raise ValueError(
-                f"factor_labels: join={layout.join} takes none for each piece; give --label for the whole canvas"
+                f"factor_labels={given}: join={layout.join} takes none for each piece; give --label for the whole canvas"
             )
         if self.observes and layout.join not in ("collage", "tiles", "naive"):
             raise ValueError(f"join={layout.join}: its pieces do not see what is known; remove --join")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, fields
 from typing import Any, Literal
 
@@ -11,6 +12,16 @@ from indm_core.sampling import Sampling
 
 __all__ = ["Layout", "changed", "sampling_of_canvases"]
 
+READ = {
+    "chain": ("num_factors", "overlap"),
+    "loop": ("num_factors", "overlap"),
+    "grid": ("rows", "cols", "overlap"),
+    "corners": ("rows", "cols", "overlap"),
+    "cube": (),
+}
+"""Options that not every collage reads."""
+MOST_PIECES, MOST_VALUES = 2**16, 2**26
+"""Of a canvas: pieces, and values of all of them together. A graph of more takes minutes to make, and gigabytes."""
 STEPS = 50
 """Of the corrected sampler, where none are given: 250 evaluations of the score."""
 
@@ -23,7 +34,8 @@ class Layout:
         collage: none, or the graph: chain, loop (both along the width), grid, corners (pieces that share quarters), cube (six
             faces; a piece is two or four faces side by side).
         num_factors: Pieces of a chain or loop.
-        rows, cols: Pieces of a grid, or of corners.
+        rows: Pieces of a grid, or of corners, one below the other.
+        cols: Pieces of a grid, or of corners, side by side.
         overlap: What neighbours share, in pixels; 0 takes half a piece, or the nearest that training has seen.
         join: How pieces are joined: collage, or what it is compared with: tiles (independent), naive (the network on the whole
             canvas), shifted (tiles moved at every step), replacement and reconstruction (one piece after the other).
@@ -44,6 +56,22 @@ class Layout:
             raise ValueError(f"overlap={self.overlap} must not be negative; 0 takes half a piece")
         if self.collage == "none" and (given := changed(self)):
             raise ValueError(f"{given[0]}: it is of canvases; give --collage, for instance --collage chain")
+        for name in ("num_factors", "rows", "cols", "overlap"):
+            value, default = getattr(self, name), getattr(Layout, name)
+            if self.collage != "none" and value != default and name not in READ[self.collage]:
+                raise ValueError(
+                    f"{name}={value}: collage={self.collage} does not read it; do not give --{name.replace('_', '-')}"
+                )
+
+    @property
+    def num_pieces(self) -> int:
+        """Pieces of a canvas; of a cube its loops of four faces."""
+        return {
+            "none": 0,
+            "grid": self.rows * self.cols,
+            "corners": self.rows * self.cols + (self.rows - 1) * (self.cols - 1),
+            "cube": 3,
+        }.get(self.collage, self.num_factors)
 
     @property
     def name(self) -> str:
@@ -68,8 +96,9 @@ class Layout:
             step: Overlaps that training has seen are its multiples.
 
         Raises:
-            ValueError: a shape that the graph cannot be made of.
+            ValueError: a shape that the graph cannot be made of, or a canvas that is too large.
         """
+        self._check_size(shape)
         width = shape[-1]
         overlap = self.overlap or max(step, width // 2 // step * step)
         if self.collage in ("chain", "loop"):
@@ -87,6 +116,16 @@ class Layout:
         if self.collage == "grid":
             return grid(self.rows, self.cols, width, overlap)
         return corners(self.rows, self.cols, width, self.overlap or None)
+
+    def _check_size(self, shape: tuple[int, ...]) -> None:
+        values = self.num_pieces * math.prod(shape)
+        if self.num_pieces > MOST_PIECES or values > MOST_VALUES:
+            fewer = {"num_factors": "--num-factors", "rows": "--rows or --cols"}
+            less = next((said for name, said in fewer.items() if name in READ[self.collage]), "pieces")
+            raise ValueError(
+                f"collage={self.collage}: {self.num_pieces:,} pieces of {math.prod(shape):,} values are more than a canvas may "
+                f"have, {MOST_PIECES:,} pieces and {MOST_VALUES:,} values; give smaller {less}"
+            )
 
 
 def _cube(shape: tuple[int, ...]) -> FactorGraph:

@@ -22,7 +22,7 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, remark_of, unseen_separators
+from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, remark_of, unseen_regions
 from pipelines.evaluation.collages.known import Known, known_of
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.watch import Watch
@@ -63,15 +63,19 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     labels = labels_wanted(run, model, wanted)
     times_of(plain, wanted.sampling, wanted.strength)
     known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))
-    out = claim(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
-    if unseen := unseen_separators(model, wanted.layout):
-        print(remark_of(unseen), flush=True)
+    unseen = unseen_regions(model, wanted.layout)
     with _spread(Subject(config, spec, network_tensors(model)), wanted) as spread:
         model = model if spread else model.to(device_of(wanted.device))
         guidance = wanted.guidance if condition is not None else 0.0
         by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
-        drawn = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
-        return _write_all(_given(drawn, known, spec, wanted), known, labels, spec, wanted, out)
+        plain = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
+        drawn = _given(plain, known, spec, wanted)
+        out = claim(
+            run, wanted, "canvases", CANVASES, conditions=_said(wanted, known)
+        )  # last: it removes what was there
+        if unseen:
+            print(remark_of(wanted.layout, unseen), flush=True)
+        return _write_all(drawn, known, labels, spec, wanted, out)
 
 
 def _spread(subject: Subject, wanted: SampleOptions) -> AbstractContextManager[Spread | None]:
@@ -145,6 +149,7 @@ def _write_all(
     of_pieces = wanted.layout.join in ("shifted", "replacement", "reconstruction")
     watch = Watch(num)
     watched = watch.over(drawn, wanted.sampling, wanted.strength, 1 if of_pieces else pieces)
+    each = 2 if drawn.guidance else 1  # of the network in an evaluation whose pieces are led
     kept, evaluated, diverged = [], 0.0, 0
     for first in range(0, num, size):
         seeds = range(wanted.seed + first, wanted.seed + min(num, first + size))
@@ -161,7 +166,7 @@ def _write_all(
         for i, canvas_i in enumerate(values, first):
             _write(canvas_i, i, spec, wanted.layout, out)
         kept += [values] if first < MOST_SHOWN else []
-        evaluated, diverged = evaluated + made.evaluations * len(seeds), diverged + lost
+        evaluated, diverged = evaluated + each * made.evaluations * len(seeds), diverged + lost
         watch.finished(len(seeds))
     if len(spec.shape) == 3:
         put(out / "grid.png", image_grid(pixels(torch.cat(kept)[:MOST_SHOWN], spec), columns=1).save)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from indm_core.collage import joints, jump_ratio, lag_correlations
 from indm_core.sampling import Sampling
-from pipelines.evaluation.collages.canvases import borders_of, remark_of, unseen_separators
+from pipelines.evaluation.collages.canvases import borders_of, remark_of, unseen_regions
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import BATCH, SHOWN, CanvasBatch, Canvases, Pieces, places
 from pipelines.evaluation.features.reference import Reference
@@ -85,7 +85,7 @@ class CollageResult(Result):
         evaluations: Of the score, by a canvas; nan where the sampler failed.
         seconds: By a canvas.
         diverged: Canvases that had left the data's range; they are counted in.
-        unseen: Separators, without channels, that the model was not trained on.
+        unseen: Separators or tiles, without channels, that the model was not trained on.
     """
 
     distances: Compared
@@ -134,7 +134,7 @@ class CollageResult(Result):
         )
         if not self.unseen:
             return [made]
-        return [made, remark_of(self.unseen)]
+        return [made, remark_of(self.layout, self.unseen)]
 
     def metrics(self) -> dict[str, float]:
         found = {"frechet": self.plus.value, "frechet_se": self.plus.se, "frechet_samples": self.plus.n}
@@ -154,7 +154,7 @@ class Collages(Measurement[CollageResult]):
         s, built = plan.settings, plan.subjects[model].build()
         self.model, self.plan, self.step, self.shape = model, plan, built.window_step, tuple(built.shape)
         self.layout, self.graph = s.layout, s.layout.graph(self.shape, self.step)
-        self.unseen = unseen_separators(built, s.layout)
+        self.unseen = unseen_regions(built, s.layout)
         ends = [(a, min(a + BATCH, s.canvases)) for a in range(0, s.canvases, BATCH)]
         how = {"layout": s.layout, "sampling": s.canvas_sampling}
         self.canvases = [Canvases(model=model, seeds=range(a, b), **how) for a, b in ends]
