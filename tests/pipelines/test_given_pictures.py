@@ -210,3 +210,10 @@ def test_a_small_picture_has_a_pixel_for_each_block(tmp_path):
     said = refusal(known=str(tmp_path / "small.png"), super_resolve=4)
     one_line(said, "its shape is 1x5x5", "the canvas is 1x8x12", "or of 1x2x3, a pixel for each block")
     one_line(refusal(known=str(tmp_path / "small.png"), super_resolve=3), "super_resolve=3: it must divide the sides")
+
+
+def test_data_without_levels_take_arrays_alone(grey, tmp_path):
+    one_line(refusal(spec=VALUES, known=grey, super_resolve=2), "data without levels are no pictures", "give a .npy file")
+    k = RNG.normal(size=(1, 8, 12)).astype(np.float32)
+    np.save(tmp_path / "k.npy", k)
+    assert (known(VALUES, known=str(tmp_path / "k.npy"), mask=grey).k[0].numpy() == k).all()

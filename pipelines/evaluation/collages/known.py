@@ -118,10 +118,9 @@ class _Reader:
     def _levels(self, option: str, word: str) -> Tensor:
         """A picture's channels (c, h, w) in levels."""
         channels = self.spec.shape[0]
-        if len(self.spec.shape) != 3 or channels not in MODES:
-            raise ValueError(
-                f"{option}={word}: data of shape {_said(self.spec.shape)} are no pictures; give a .npy file"
-            )
+        if len(self.spec.shape) != 3 or channels not in MODES or not self.spec.levels:
+            of = f"of shape {_said(self.spec.shape)}" if self.spec.levels else "without levels"
+            raise ValueError(f"{option}={word}: data {of} are no pictures; give a .npy file")
         pixels = torch.from_numpy(picture(option, word, channels, self.options).copy())
         return (pixels * ((self.spec.levels - 1) / 255)).round().long()
 
