@@ -70,9 +70,8 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
         by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
         plain = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
         drawn = _given(plain, known, spec, wanted)
-        out = claim(
-            run, wanted, "canvases", CANVASES, conditions=_said(wanted, known)
-        )  # last: it removes what was there
+        said = _said(wanted, known)
+        out = claim(run, wanted, "canvases", CANVASES, conditions=said)  # last, because it removes what was there
         if unseen:
             print(remark_of(wanted.layout, unseen), flush=True)
         return _write_all(drawn, known, labels, spec, wanted, out)
