@@ -213,7 +213,9 @@ def test_a_small_picture_has_a_pixel_for_each_block(tmp_path):
 
 
 def test_data_without_levels_take_arrays_alone(grey, tmp_path):
-    one_line(refusal(spec=VALUES, known=grey, super_resolve=2), "data without levels are no pictures", "give a .npy file")
+    one_line(
+        refusal(spec=VALUES, known=grey, super_resolve=2), "data without levels are no pictures", "give a .npy file"
+    )
     k = RNG.normal(size=(1, 8, 12)).astype(np.float32)
     np.save(tmp_path / "k.npy", k)
     assert (known(VALUES, known=str(tmp_path / "k.npy"), mask=grey).k[0].numpy() == k).all()
