@@ -28,7 +28,7 @@ from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.watch import Watch
 from pipelines.evaluation.features.reference import split_rows
 from pipelines.evaluation.plan import Subject
-from pipelines.evaluation.sampling.folder import CANVASES, claim
+from pipelines.evaluation.sampling.folder import CANVASES, folder_of
 from pipelines.evaluation.sampling.run import Written, labels_wanted
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
@@ -64,14 +64,14 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     times_of(plain, wanted.sampling, wanted.strength)
     known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))
     unseen = unseen_regions(model, wanted.layout)
+    folder = folder_of(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
     with _spread(Subject(config, spec, network_tensors(model)), wanted) as spread:
         model = model if spread else model.to(device_of(wanted.device))
         guidance = wanted.guidance if condition is not None else 0.0
         by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
         plain = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
         drawn = _given(plain, known, spec, wanted)
-        said = _said(wanted, known)
-        out = claim(run, wanted, "canvases", CANVASES, conditions=said)  # last, because it removes what was there
+        out = folder.claim()  # last, because it removes what was there
         if unseen:
             print(remark_of(wanted.layout, unseen), flush=True)
         return _write_all(drawn, known, labels, spec, wanted, out)

@@ -1,4 +1,4 @@
-"""A folder of samples: named by what they are drawn by (`named`), and holding the samples of one drawing alone (`claim`).
+"""A folder of samples: named by what they are drawn by (`named`), and holding the samples of one drawing alone (`folder_of`).
 
 A drawing is all that its samples depend on: the model, the sampler with its settings, the seed, where sampling starts. The
 folder keeps it in drawn.json. The same drawing again writes the same files, and a longer one adds to them; samples of another
@@ -19,7 +19,7 @@ from pipelines.storage.files import write_text
 from pipelines.storage.outputs import output_root
 from pipelines.storage.reading import read_json
 
-__all__ = ["CANVASES", "SAMPLES", "TRANSLATIONS", "claim", "named"]
+__all__ = ["CANVASES", "SAMPLES", "TRANSLATIONS", "Folder", "folder_of", "named"]
 
 RECORD = "drawn.json"
 LATER = {"label": "", "guidance": 0.0, "strength": 1.0, "layout": "", "conditions": ""}
@@ -87,7 +87,32 @@ def _part(name: str, equals: str, value: str) -> str:
     return re.sub(r"[^\w.+-]", "-", f"{name}{'' if value[:1].isdigit() or not equals else '-'}{value}")
 
 
-def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str], conditions: str = "") -> Path:
+@dataclass(frozen=True, kw_only=True)
+class Folder:
+    """The folder for a drawing of a run, which may be drawn into; made by `folder_of`.
+
+    Args:
+        out: Where it lies.
+        drawing: What will be drawn.
+        files: Names of the files that the drawing makes.
+        overwrite: Whether those that are there are removed.
+    """
+
+    out: Path
+    drawing: Drawing
+    files: re.Pattern[str]
+    overwrite: bool
+
+    def claim(self) -> Path:
+        """Removes what is to be overwritten, and says what the folder holds; where it lies."""
+        for file in self.out.iterdir() if self.overwrite else ():
+            if self.files.fullmatch(file.name):
+                file.unlink()
+        write_text(self.out / RECORD, json.dumps(asdict(self.drawing), indent=1) + "\n")
+        return self.out
+
+
+def folder_of(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str], conditions: str = "") -> Folder:
     """The folder for a drawing of a run: --out, else HEAD-NAME where its results lie; made where it is absent.
 
     Args:
@@ -112,15 +137,11 @@ def claim(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[str]
         conditions=conditions,
     )
     there = [file for file in out.iterdir() if files.fullmatch(file.name)]
-    if wanted.overwrite:
-        for file in there:
-            file.unlink()
-    elif there and (differs := _difference(out, drawing)):
+    if there and not wanted.overwrite and (differs := _difference(out, drawing)):
         raise ValueError(
             f"{out}: holds {there[0].name} and others, {differs}; give another --out, or --overwrite true, which removes them"
         )
-    write_text(out / RECORD, json.dumps(asdict(drawing), indent=1) + "\n")
-    return out
+    return Folder(out=out, drawing=drawing, files=files, overwrite=wanted.overwrite)
 
 
 def _difference(out: Path, drawing: Drawing) -> str:

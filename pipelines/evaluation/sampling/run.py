@@ -22,7 +22,7 @@ from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.evaluation.plan import Subject
-from pipelines.evaluation.sampling.folder import SAMPLES, claim
+from pipelines.evaluation.sampling.folder import SAMPLES, folder_of
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
@@ -84,7 +84,7 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     check_sampling(model, wanted.sampling)
     labels = labels_wanted(run, model, wanted)
     times_of(model, wanted.sampling, wanted.strength)
-    out = claim(run, wanted, "samples", SAMPLES)
+    out = folder_of(run, wanted, "samples", SAMPLES).claim()
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0
     for first, drawn in _batches(run, Subject(config, spec, network_tensors(model)), wanted, labels):

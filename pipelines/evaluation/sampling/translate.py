@@ -29,7 +29,7 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features.networks import FeatureNetwork
 from pipelines.evaluation.features.reference import Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
-from pipelines.evaluation.sampling.folder import TRANSLATIONS, claim
+from pipelines.evaluation.sampling.folder import TRANSLATIONS, folder_of
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import image_grid, pixels, put, save_levels
@@ -107,7 +107,7 @@ def translate_run(run: Weights, wanted: SampleOptions) -> Iterator[Translation]:
         )
     model = cast(LinearModel, load(run))  # only bridges have a partner
     check_sampling(model, wanted.sampling)
-    out = claim(run, wanted, "translated", TRANSLATIONS)
+    out = folder_of(run, wanted, "translated", TRANSLATIONS).claim()
     ends = [End.of(source, config) for source in (config.data.source, config.data.partner)]
     for end, partner in zip(ends, (False, True), strict=True):
         check_data(run, end.card, partner=partner)
