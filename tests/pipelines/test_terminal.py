@@ -71,7 +71,9 @@ def test_the_legend_has_a_line_for_each_kind_of_figure_that_is_there():
     lines = legend(SimpleNamespace(runs={"a": some})).splitlines()
     assert [line.split(":")[0] for line in lines] == ["NLL", "cost"]
     every = legend(SimpleNamespace(runs={"a": SimpleNamespace(of=lambda kind: object())})).splitlines()
-    assert [line.split(":")[0] for line in every] == ["NLL", "NELBO", "gap", "FD", "cost"]
+    assert [line.split(":")[0] for line in every] == [
+        *("NLL", "NELBO", "gap", "FD", "FD+", "seam", "correlation at lag l", "cost")
+    ]
 
 
 @pytest.mark.parametrize("script", ["evaluate", "sample", "compare", "report", "diagnose"])
