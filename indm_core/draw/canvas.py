@@ -18,10 +18,6 @@ Beside the collage stand the other ways to join pieces (`Join`), which it is com
 
 The last three have no score of the whole canvas: their last state is the sample, without Tweedie's mean.
 
-Guidance makes laws narrower: a factor's precision grows up to 1 + w times, and k factors that cover a position add theirs,
-while separators that are not led take away no more than before. Langevin steps are stable below 2/L, L the largest precision in
-units of the noise's; so those of a canvas that is led are 1/(1 + w) times as long, and where k > 4 another 4/k.
-
 References: Zhang 2023 (thesis), chapter 4.
 """
 
@@ -56,10 +52,6 @@ Guide = Callable[[Score, LinearSDE, Observation, Tensor], Score]
 """`replacement` or `reconstruction`."""
 
 
-STEPWISE = ("shifted", "replacement", "reconstruction")
-"""The joins whose score is that of a piece."""
-
-
 @final
 @dataclass(frozen=True, eq=False)
 class Canvas:
@@ -86,6 +78,11 @@ class Canvas:
     guidance: float = 0.0
     max_pieces: int = 4096
     each_its_own: bool = False
+
+    @property
+    def of_pieces(self) -> bool:
+        """Whether the score is that of a piece, and the canvas joined step by step or one piece after the other."""
+        return self.join in ("shifted", "replacement", "reconstruction")
 
     @property
     def sde(self) -> LinearSDE:
@@ -118,7 +115,7 @@ class Canvas:
     def parameters(self) -> Iterator[Tensor]:
         return self.model.parameters()
 
-    def given(self, guide: Guide, observation: Observation, x: Tensor, generator: Noise = None) -> Canvas:
+    def given(self, guide: Guide, observation: Observation, x: Tensor) -> Canvas:
         """The canvas of which something is known: what `observation` sees of the data x (b, *shape), or (1, *shape) for all.
 
         It is seen in the latent. A flow mixes a position with others near it, so that along the border of what is known it is
@@ -127,9 +124,9 @@ class Canvas:
         Raises:
             ValueError: x of another shape, or pieces that are joined in a way that knows no whole canvas.
         """
-        if self.join in STEPWISE:
+        if self.of_pieces:
             raise ValueError(f"join={self.join}: it has no score of the whole canvas; take the collage, tiles or naive")
-        u, _ = self.encode(x, generator)
+        u, _ = self.encode(x)
         observed = observation.measure(self.sde.project(u)).detach()
         each_its_own = self.each_its_own or len(x) > 1
         return replace(self, score=guide(self.score, self.sde, observation, observed), each_its_own=each_its_own)
@@ -151,14 +148,13 @@ class Canvas:
 
     def through(self, sampler: Sampler) -> Sampler:
         """A sampler of this canvas, made of one of scores."""
-        if self.join not in STEPWISE:
+        if not self.of_pieces:
             return sampler
 
         def joined(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *labels: Tensor) -> Tensor:
             if self.join == "shifted":
-                shifts = torch.Generator().manual_seed(
-                    0
-                )  # equal for all canvases, which thus know nothing of each other
+                # equal for all canvases, which thus know nothing of each other
+                shifts = torch.Generator().manual_seed(0)
                 y, piece = next(iter(labels), None), self.model.shape[-1]
                 options = {"piece": piece, "y": y, "max_pieces": self.max_pieces, "generator": shifts}
                 return sample_shifted(sde, score, u, ts, **options)
@@ -248,15 +244,13 @@ def draw_canvases(
     canvas.check(sampling)
     if label is not None and canvas.model.num_classes and not canvas.num_classes:
         raise ValueError("label: this canvas has a condition for each region; give one or the other")
-    if w := guidance + canvas.guidance:
-        share = min(1.0, 4 / _most_covered(canvas.graph)) / (1 + w)
-        sampling = replace(
-            sampling, langevin_step=share * sampling.langevin_step, final_step=share * sampling.final_step
-        )
-    if canvas.join in STEPWISE:
+    overlapping = _most_covered(canvas.graph)
+    sampling = sampling.led(canvas.guidance, overlapping)
+    if canvas.of_pieces:
         sampling = replace(sampling, denoise=False)
     options = {"start": start, "label": label, "guidance": guidance, "strength": strength}
-    return draw_by(canvas, seeds, sampling, **options, through=canvas.through)
+    drawn = draw_by(canvas, seeds, sampling, **options, through=canvas.through, num_overlapping=overlapping)
+    return Drawn(drawn.x, (2 if canvas.guidance else 1) * drawn.evaluations)
 
 
 def _most_covered(graph: FactorGraph) -> int:

@@ -160,6 +160,7 @@ def draw_by(
     guidance: float = 0.0,
     strength: float = 1.0,
     through: Callable[[Sampler], Sampler] = lambda sampler: sampler,
+    num_overlapping: int = 1,
 ) -> Drawn:
     """One sample per seed, in the model's dtype and on its device: a sample depends on its seed alone, not on its neighbours.
 
@@ -168,6 +169,7 @@ def draw_by(
         label, guidance: See `draw`. A guided evaluation counts as the two of the network that it is.
         strength: The share of t_start up to which `start` is noised, in (0, 1]: the less, the more of it stays (SDEdit).
         through: Changes the sampler.
+        num_overlapping: Of a canvas, the most pieces that cover a position (`Sampling.led`).
 
     References: Meng et al. 2022, "SDEdit".
     """
@@ -177,7 +179,7 @@ def draw_by(
         raise ValueError("seeds: there are none; give one for each sample")
     evaluated, each = 0, 2 if guidance and label is not None else 1
     check_sampling(model, sampling)
-    chosen = through(sampler_of(sampling))
+    chosen = through(sampler_of(sampling.led(guidance, num_overlapping)))
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *y: Tensor) -> Tensor:
         def counted(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:

@@ -115,7 +115,7 @@ class DiffFlow(GenerativeModel):
         ValueError: an argument out of range; N < 2; a network that gives another value at each call.
     """
 
-    one_size = "its diffusion is learned, no linear SDE"
+    one_size = "its diffusion is learned, no linear SDE; train an INDM or a linear diffusion"
 
     def __init__(
         self,

@@ -48,7 +48,7 @@ class DiNof(Diffusion):
         ValueError: t_m outside (0, 1], or so small that nothing is left above t_min.
     """
 
-    one_size = "it starts at T_m from a flow's law of one piece"
+    one_size = "it starts at T_m from a flow's law of one piece; train an INDM or a linear diffusion"
 
     def __init__(
         self,

@@ -53,7 +53,7 @@ class FFJORD(GenerativeModel):
         ValueError: an argument out of range; a network that gives another value at each call.
     """
 
-    one_size = "its ODE is learned, no linear SDE"
+    one_size = "its ODE is learned, no linear SDE; train an INDM or a linear diffusion"
 
     def __init__(self, drift: nn.Module, *, shape: tuple[int, ...], t_max: float = 1.0, num_steps: int = 10) -> None:
         super().__init__()

@@ -14,38 +14,42 @@ from indm_core.collage import Pixels, chain, collage, grid, loop, reconstruction
 from indm_core.draw import Join, canvas, draw_by, draw_canvases
 from indm_core.flow import Identity, ResFlow
 from indm_core.model import INDM, DiffFlow, Objective
+from indm_core.model.elbo import entropy_production
+from indm_core.model.score import likelihood_error
 from indm_core.nn import MLP
 from indm_core.sampling import Sampling
-from indm_core.sde import BDM, CLD, VP
+from indm_core.sde import BDM, CLD, VP, apply, inverse
 
 RHO, MEANS = 0.8, (0.0, -1.0, 2.0)
 """Means of none and of two classes."""
 DDIM = Sampling(sampler="deis", steps=8, order=0)
+LANGEVIN = Sampling(sampler="collage", steps=15)
 
 
 class Chain(nn.Module):
     """eps_hat of the AR(1) on events of any length, all rows alike."""
 
-    def __init__(self, sde: VP) -> None:
+    def __init__(self, sde: VP, narrow: float = 1.0) -> None:
         super().__init__()
         self.sde, self.scale = sde, nn.Parameter(torch.ones((), dtype=torch.float64))
-        self.seen: list[tuple[int, ...]] = []
+        self.variances = torch.tensor([1.0, narrow, narrow], dtype=torch.float64)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        self.seen.append(tuple(x.shape))
         at = torch.arange(x.shape[-1], dtype=torch.float64)
         t = t.reshape(-1, 1)
         p, r_square = self.sde.psi(t, t * 0)[..., 0, 0], self.sde.cov(t)[..., 0, 0]
-        noised = p.unsqueeze(-1) ** 2 * RHO ** (at[:, None] - at).abs() + r_square.unsqueeze(-1) * torch.eye(len(at))
         y = torch.full((len(x),), -1) if y is None else y
+        law = self.variances[y + 1].reshape(-1, 1, 1) * RHO ** (at[:, None] - at).abs()
+        noised = p.unsqueeze(-1) ** 2 * law + r_square.unsqueeze(-1) * torch.eye(len(at))
         mean = p * torch.tensor(MEANS, dtype=torch.float64)[y + 1].unsqueeze(-1)
         rows = x.reshape(len(x), -1, x.shape[-1]) - mean.unsqueeze(-1)
         eps = r_square.sqrt().unsqueeze(-1) * torch.linalg.solve(noised, rows.mT).mT
         return self.scale * eps.reshape(x.shape)
 
 
-def model(shape: tuple[int, ...] = (1, 2, 6), num_classes: int = 2) -> INDM:
-    return INDM(Identity(), Chain(VP()), VP(), shape=shape, num_classes=num_classes).eval()
+def model(shape: tuple[int, ...] = (1, 2, 6), num_classes: int = 2, narrow: float = 1.0) -> INDM:
+    """narrow: the variance of a class, where that of none is 1."""
+    return INDM(Identity(), Chain(VP(), narrow), VP(), shape=shape, num_classes=num_classes).eval()
 
 
 def test_its_score_is_the_collage_of_the_models():
@@ -275,17 +279,31 @@ def test_windows_add_the_scores_loss_and_nothing_else(mode):
     assert torch.autograd.grad(added, list(windowed.score_model.parameters()))[0].abs().max() > 0
 
 
-def test_the_loss_of_a_window_is_that_of_the_noised_window_alone():
-    """By hand, with the window that the seed gives: d/d_w times the likelihood-weighted error of the crop."""
-    case = _Windows(VP(), "nll")
-    seen: list[tuple[int, ...]] = []
-    case.models[1].score_model.register_forward_pre_hook(lambda _, given: None)
-    backbone = case.models[1].score_model.backbone
-    backbone.register_forward_pre_hook(lambda _, given: seen.append(tuple(given[0].shape)))
+@pytest.mark.parametrize("sde", [VP(), CLD()], ids=["VP", "CLD"])
+def test_the_loss_of_a_window_is_that_of_the_noised_window_alone(sde):
+    """By hand: d/d_w times the likelihood-weighted error of the score at a window of u_t, with the noise of that window."""
+    case = _Windows(sde, "nll")
+    plain, windowed = case.models
+    seen: list[tuple[Tensor, Tensor]] = []
+    eps_of = windowed.score_model.eps
+    windowed.score_model.eps = lambda u, t, y=None: seen.append((u.detach(), t)) or eps_of(u, t, y)  # type: ignore[method-assign]
     sides = set()
-    for seed in range(40):
-        case.models[1](case.x, None, rng(seed))
-        sides.add(seen[-1][-2:])
+    for seed in range(30):
+        seen.clear()
+        without, found = plain(case.x, None, rng(seed)), windowed(case.x, None, rng(seed))
+        (u_t, t), (u_w, _) = seen
+        height, width = u_w.shape[2:4]
+        first = next(a for a in range(0, 7 - width, 2) if torch.equal(u_t[:, :, :height, a : a + width], u_w))
+        u_0, _ = windowed.encode(case.x)
+        eps = apply(inverse(sde.R(t)), u_t - apply(sde.psi0(t), u_0))
+        full, part = (
+            eps_of(u, t).detach() - e for u, e in ((u_t, eps), (u_w, eps[:, :, :height, first : first + width]))
+        )
+        constant = entropy_production(sde, u_0, sde.t_min, sde.t_max)
+        weight = (without.terms["denoising"] + constant) / likelihood_error(sde, full, t)
+        wanted = u_t.numel() / u_w.numel() * weight * likelihood_error(sde, part, t) - constant
+        assert torch.allclose(found.terms["windows"], wanted.detach(), rtol=1e-9)
+        sides.add((height, width))
     assert sides == {(2, 2), (2, 4), (2, 6)}
 
 
@@ -318,12 +336,27 @@ def test_labels_of_shifted_tiles_go_with_their_canvases_through_chunks_of_pieces
         assert torch.allclose(drawn[i], draw_canvases(on, [i], few, label=int(y[i])).x[0], atol=1e-10)
 
 
-@pytest.mark.parametrize("overlap", [1, 3])
-def test_guided_canvases_do_not_blow_up(overlap):
-    """With Langevin steps of the unguided length guidance 3 ends at 1e50 where neighbours share 3 of 4."""
-    on = canvas(model((1, 1, 4)), chain(5, 4, overlap), condition=torch.zeros(5).long(), guidance=3.0)
-    drawn = draw_canvases(on, range(4), Sampling(sampler="collage", steps=15)).x
+@pytest.mark.parametrize("sampler", ["deis", "em"])
+def test_guided_canvases_are_drawn_by_every_sampler_and_cost_the_network_twice(sampler):
+    sampling = Sampling(sampler=sampler, steps=4)
+    led = canvas(model(), chain(3, 6, 2), condition=torch.tensor([0, 1, -1]), guidance=1.0)
+    whole = canvas(model(), chain(3, 6, 2))
+    costs = [draw_canvases(whole, [0], sampling).evaluations, draw_canvases(led, [0], sampling).evaluations]
+    assert costs[1] == 2 * costs[0] == draw_canvases(whole, [0], sampling, label=1, guidance=1.0).evaluations
+
+
+def test_a_guided_model_does_not_blow_up():
+    """Classes far narrower than all: their precision becomes 1 + w = 10 in units of the noise's, and 0.5 x 10 > 2."""
+    drawn = draw_by(model((1, 1, 4), narrow=0.01), range(4), LANGEVIN, label=0, guidance=9.0).x
     assert drawn.abs().max() < 20
+
+
+@pytest.mark.parametrize(("overlap", "w"), [(1, 9.0), (3, 3.0)])
+def test_guided_canvases_do_not_blow_up(overlap, w):
+    """Of pieces that are led by their own labels, or by one of the whole canvas."""
+    graph, narrow, y = chain(5, 4, overlap), model((1, 1, 4), narrow=0.01), torch.zeros(5).long()
+    assert draw_canvases(canvas(narrow, graph, condition=y, guidance=w), range(4), LANGEVIN).x.abs().max() < 20
+    assert draw_canvases(canvas(narrow, graph), range(4), LANGEVIN, label=0, guidance=w).x.abs().max() < 20
 
 
 def test_a_canvas_without_a_graphs_samplers_is_drawn_like_a_model():

@@ -52,11 +52,14 @@ def canvas_of(
 
 
 @torch.no_grad()
-def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: Layout, sampling: Sampling) -> None:
+def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: Layout, sampling: Sampling) -> Canvas:
     """Refuses canvases that cannot be drawn or measured; it takes an evaluation of the score and one decode.
 
     Args:
         name: Of the run.
+
+    Returns:
+        The canvas, without conditions.
 
     Raises:
         ValueError: no linear diffusion or one whose noise is not independent per position, a flow of one size, a network that
@@ -70,11 +73,10 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
             )
         made = canvas_of(model, layout)
         made.check(sampling)
+        return made
     except ValueError as error:
-        of, said = f"collage={layout.collage}", str(error)
-        if model.one_size and said.endswith(model.one_size) and ";" not in model.one_size:
-            said += "; train an INDM or a linear diffusion"
-        raise ValueError(f"{of} of {name}: {said.removeprefix(f'{of}: ')}") from None
+        of = f"collage={layout.collage}"
+        raise ValueError(f"{of} of {name}: {str(error).removeprefix(f'{of}: ')}") from None
 
 
 def borders_of(layout: Layout, graph: FactorGraph, width: int) -> FactorGraph:

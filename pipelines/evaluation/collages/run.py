@@ -57,8 +57,7 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     """
     config, spec = configuration(run)
     model = load(run).requires_grad_(False)
-    check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
-    plain = canvas_of(model, wanted.layout)
+    plain = check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
     condition = _factor_labels(run, model, wanted, len(plain.graph.factors))
     labels = labels_wanted(run, model, wanted)
     times_of(plain, wanted.sampling, wanted.strength)
@@ -67,9 +66,10 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     folder = folder_of(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
     with _spread(Subject(config, spec, network_tensors(model)), wanted) as spread:
         model = model if spread else model.to(device_of(wanted.device))
-        guidance = wanted.guidance if condition is not None else 0.0
-        by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
-        plain = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
+        if spread or condition is not None:
+            guidance = wanted.guidance if condition is not None else 0.0
+            by_actors = {"score": spread, "evaluate": spread.evaluate} if spread else {}
+            plain = canvas_of(model, wanted.layout, condition=condition, guidance=guidance, **by_actors)
         drawn = _given(plain, known, spec, wanted)
         out = folder.claim()  # last, because it removes what was there
         if unseen:
@@ -145,10 +145,8 @@ def _write_all(
     num, pieces = wanted.num_samples, len(drawn.graph.factors)
     size = min(wanted.batch, max(1, FACTORS // pieces))
     start = _as_data(known, spec, wanted, drawn) if known is not None and wanted.start == "data" else None
-    of_pieces = wanted.layout.join in ("shifted", "replacement", "reconstruction")
     watch = Watch(num)
-    watched = watch.over(drawn, wanted.sampling, wanted.strength, 1 if of_pieces else pieces)
-    each = 2 if drawn.guidance else 1  # of the network in an evaluation whose pieces are led
+    watched = watch.over(drawn, wanted.sampling, wanted.strength, 1 if drawn.of_pieces else pieces)
     kept, evaluated, diverged = [], 0.0, 0
     for first in range(0, num, size):
         seeds = range(wanted.seed + first, wanted.seed + min(num, first + size))
@@ -165,7 +163,7 @@ def _write_all(
         for i, canvas_i in enumerate(values, first):
             _write(canvas_i, i, spec, wanted.layout, out)
         kept += [values] if first < MOST_SHOWN else []
-        evaluated, diverged = evaluated + each * made.evaluations * len(seeds), diverged + lost
+        evaluated, diverged = evaluated + made.evaluations * len(seeds), diverged + lost
         watch.finished(len(seeds))
     if len(spec.shape) == 3:
         put(out / "grid.png", image_grid(pixels(torch.cat(kept)[:MOST_SHOWN], spec), columns=1).save)
