@@ -24,12 +24,12 @@ from torch import Tensor
 from indm_core.likelihood import nelbo, nll
 from pipelines.config.store import configuration, load
 from pipelines.config.weights import Weights
-from pipelines.data.cache import ensure
-from pipelines.data.card import load_card
-from pipelines.data.shards import read_all
-from pipelines.evaluation.features.reference import extractor_of
+from pipelines.data.shards import read_labels
+from pipelines.evaluation.features.reference import split_rows
+from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.results.estimates import ReferenceFeatures, frechet
 from pipelines.evaluation.sampling.shown import shown
+from pipelines.evaluation.settings import Settings
 from pipelines.storage.outputs import output_root
 
 
@@ -48,14 +48,12 @@ def main() -> int:
         print(__doc__)
         return 2
     run, num = Weights.named(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1000
-    config, spec = configuration(run)
-    model, data = load(run), ensure(config.data.source, output_root(None) / "data", config.data.options)
-    card = load_card(data)
-    classify = extractor_of(card, data, output_root(None)).make()
-    train, test = (read_all(data, card, name, min(60_000, card.split(name).count)) for name in ("train", "test"))
-    features, logits = classify.evaluate(torch.from_numpy(test["x"]))
-    labels = torch.from_numpy(test["label"]).long()
-    real, train_labels = classify.evaluate(torch.from_numpy(train["x"]))[0], torch.from_numpy(train["label"]).long()
+    spec, model = configuration(run)[1], load(run)
+    plan = Plan.of([run], Settings(samples=num), output_root(None))
+    classify = plan.extractor.make()
+    labels, train_labels = plan.test_labels.long(), torch.from_numpy(read_labels(plan.data, plan.card, "train")).long()
+    features, logits = classify.evaluate(plan.test)
+    real = classify.evaluate(split_rows(plan.data, plan.card, "train"))[0]
     of_data = spread(real, train_labels, spec.num_classes)
     print(f"test images: accuracy {float((logits.argmax(1) == labels).double().mean()):.3f}")
     reference, y = ReferenceFeatures(real), torch.arange(num) % spec.num_classes
@@ -75,7 +73,7 @@ def main() -> int:
         found = []
         for given in (labels, None):
             generator = torch.Generator().manual_seed(0)
-            x = spec.to_model(torch.from_numpy(test["x"]), generator)
+            x = spec.to_model(plan.test, generator)
             found.append(spec.in_unit(measure(model, x, generator=generator, y=given)))
         of_label, without = found
         print(

@@ -27,9 +27,8 @@ from indm_core.model import GenerativeModel
 from indm_core.sde import LinearSDE
 from pipelines.config.store import configuration, load
 from pipelines.config.weights import Weights
-from pipelines.data.cache import ensure
-from pipelines.data.card import load_card
-from pipelines.data.shards import read_all
+from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.settings import Settings
 from pipelines.storage.outputs import output_root
 
 TIMES = (0.003, 0.01, 0.03, 0.1, 0.3, 0.6)
@@ -62,15 +61,14 @@ def main() -> int:
         print(__doc__)
         return 2
     run, num = Weights.named(sys.argv[1]), int(sys.argv[2]) if len(sys.argv) > 2 else 1000
-    config, spec = configuration(run)
+    (config, spec), model = configuration(run), load(run)
     name, _, size = config.data.source.rpartition(":")
     if not name.startswith("field:"):
         raise SystemExit(f"{run}: its data are {config.data.source}; the optimum is known of random fields")
-    model, data = load(run), ensure(config.data.source, output_root(None) / "data", config.data.options)
     sde = model.sde.linear
     assert sde is not None
     generator = torch.Generator().manual_seed(0)
-    x = spec.to_model(torch.from_numpy(read_all(data, load_card(data), "test", num)["x"]), generator)
+    x = spec.to_model(Plan.of([run], Settings(images=num), output_root(None)).test, generator)
     height, width = map(int, size.split("x"))
     step, smallest = model.window_step, model.smallest_window or (height, width)
     print(f"{'window':>8}" + "".join(f"   t = {t:<9g}" for t in TIMES) + " loss over the optimum, less 1 (optimum)")

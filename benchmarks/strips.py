@@ -42,7 +42,7 @@ from pipelines.data.card import load_card
 from pipelines.data.mosaic_rule import rule_statistics
 from pipelines.data.mosaics import classes_of_mosaics, mosaics
 from pipelines.data.shards import read_all
-from pipelines.evaluation.features.reference import extractor_of
+from pipelines.evaluation.features.reference import extractor_of, split_rows
 from pipelines.evaluation.results.estimates import ReferenceFeatures, frechet
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.storage.outputs import output_root
@@ -74,7 +74,7 @@ class Judge:
         self.spec = configuration(run)[1]
         of = configuration(run)[0].data
         data = ensure(of.source, output_root(None) / "data", of.options)
-        real = torch.from_numpy(read_all(data, load_card(data), "train", 10_000)["x"])
+        real = split_rows(data, load_card(data), "train", 10_000)
         digits = ensure("digits", output_root(None) / "data")
         card = load_card(digits)
         self.classify = extractor_of(card, digits, output_root(None)).make()
