@@ -188,15 +188,17 @@ class SampleOptions:
             raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance} must be finite and not negative")
-        if self.guidance and not self.label and not self.conditions.factor_labels:
+        if self.guidance and not self.label and not self.conditions.labelled:
             raise ValueError(f"guidance={self.guidance:g}: it leads towards a class; give --label, or no guidance")
-        if self.guidance and max((*self.label, *self.conditions.factor_labels)) < 0:
+        labels = (*self.label, *self.conditions.factor_labels)
+        if self.guidance and labels and max(labels) < 0:
             raise ValueError(
                 f"guidance={self.guidance:g}: it leads nowhere, because all labels are -1, which is none; give a class, or no "
                 "guidance"
             )
-        if self.label and self.conditions.factor_labels:
-            raise ValueError(f"label={','.join(map(str, self.label))}: pieces have factor_labels; give one of them")
+        if self.label and self.conditions.labelled:
+            theirs = "a class_map" if self.conditions.class_map else "factor_labels"
+            raise ValueError(f"label={','.join(map(str, self.label))}: pieces have {theirs}; give one of them")
         if not 0 < self.strength <= 1:
             raise ValueError(f"strength={self.strength:g} must lie in (0, 1], a share of the time")
         if self.strength != 1 and self.start != "data":

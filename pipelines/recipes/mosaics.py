@@ -73,10 +73,18 @@ def field_squares() -> RunConfig:
     return _of_field("field_squares", "field:4:16x16", (4, 4))
 
 
+def field_conditional() -> RunConfig:
+    """field_squares of two correlation lengths, rough and smooth, which are labels: for a map of classes on a canvas."""
+    recipe = _of_field("field_conditional", "field:0.5,6:16x16", (4, 4))
+    return replace(recipe, model=replace(recipe.model, conditional=True))
+
+
 def _of_field(name: str, source: str, smallest: tuple[int, ...]) -> RunConfig:
     objective = replace(CELLS, smallest_window=smallest, window_step=4)
     data = Data(source=source, options=Options(low=-4.0, high=4.0))
     return replace(strips_linear(), recipe=name, data=data, model=replace(LINEAR, objective=objective))
 
 
-MOSAICS = by_name(strips_linear, strips_indm, strips_conditional, squares_linear, field_linear, field_squares)
+MOSAICS = by_name(
+    strips_linear, strips_indm, strips_conditional, squares_linear, field_linear, field_squares, field_conditional
+)

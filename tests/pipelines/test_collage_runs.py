@@ -196,6 +196,27 @@ def test_pieces_have_labels_of_their_own(draw, tmp_path, monkeypatch):
     assert (record["layout"], record["conditions"], record["guidance"]) == ("chain3", "labels0-n-5", 3.0)
 
 
+def test_a_map_of_classes_reaches_every_region(draw, tmp_path, monkeypatch):
+    made = []
+
+    def seen(*given, **options):
+        made.append(options["condition"])
+        return canvas(*given, **options)
+
+    monkeypatch.setattr(canvases, "canvas", seen)
+    words = ("--collage", "chain", "--num-factors", "3", "--guidance", "1", "--class-map", str(tmp_path / "map.npy"))
+    recorded = []
+    for i, classes in enumerate(([[0, 0, -1, 5]], [[0, 0, 5, 5]])):
+        np.save(tmp_path / "map.npy", np.array(classes))
+        status, said = draw("with", *words, "--out", str(tmp_path / str(i)))
+        assert status == 0, said
+        recorded.append(json.loads((tmp_path / str(i) / "drawn.json").read_text())["conditions"])
+    assert made[-1].shape == (5, 11)  # three pieces of 8, overlap 4: each is half of a cell of 4 and half of the next
+    assert made[-1][:, [1, 6]].tolist() == [[1, 0], [0.5, 0.5], [0, 1], [1, 0], [0, 1]]
+    assert recorded[0].startswith("map-map.npy ")
+    assert recorded[0] != recorded[1]
+
+
 def test_an_evaluation_that_is_led_counts_as_two(draw, tmp_path):
     words = ("--collage", "chain", "--num-factors", "3", "--factor-labels", "0,-1,5", "--num-samples", "1")
     counted = []

@@ -29,6 +29,18 @@ def test_more_fields_begin_with_the_same():
     assert np.array_equal(together, np.concatenate(apart))
 
 
+def test_lengths_are_classes_that_take_turns(tmp_path):
+    prepare("field:0.5,6:8x8", tmp_path, Options(rows=2000, low=-4.0, high=4.0))
+    card = load_card(tmp_path)
+    assert (card.num_classes, card.split("test").count) == (2, 400)
+    rows = read_all(tmp_path, card, "train", 2000)
+    assert np.array_equal(rows["label"], np.arange(2000) % 2)
+    x = (rows["x"][:, 0] + 0.5) / 8 - 4
+    for label, length in enumerate((0.5, 6.0)):
+        mine = x[rows["label"] == label]
+        assert np.mean(mine[:, :, 1:] * mine[:, :, :-1]) == pytest.approx(np.exp(-1 / length), abs=0.03)
+
+
 def test_they_are_prepared_and_read_back(tmp_path):
     prepare("field:2.5:4x6", tmp_path, Options(rows=300, low=-4.0, high=4.0))
     card = load_card(tmp_path)
@@ -38,7 +50,10 @@ def test_they_are_prepared_and_read_back(tmp_path):
     assert x.var() == pytest.approx(1, abs=0.15)
 
 
-@pytest.mark.parametrize("source", ["field:", "field:4", "field:0:3x4", "field:4:0x4", "field:-1:3x4", "field:4:3"])
+@pytest.mark.parametrize(
+    "source",
+    ["field:", "field:4", "field:0:3x4", "field:4:0x4", "field:-1:3x4", "field:4:3", "field:4,0:3x4", "field:4,:3x4"],
+)
 def test_a_name_that_says_no_length_or_size_is_refused(source):
     with pytest.raises(ValueError, match="field:LENGTH:HxW"):
         read_field(source, Options())

@@ -33,6 +33,7 @@ class Conditions:
     """
 
     factor_labels: tuple[int, ...] = ()
+    class_map: str = ""
     between: tuple[str, ...] = ()
     known: str = ""
     mask: str = ""
@@ -59,6 +60,8 @@ class Conditions:
             raise ValueError(f"{seen[0]}: nothing is known of the canvas; give its picture, --known FILE")
         if self.known and self.between:
             raise ValueError(f"between={','.join(self.between)} and known={self.known}: give one of them")
+        if self.factor_labels and self.class_map:
+            raise ValueError(f"class_map={self.class_map}: pieces have factor_labels; give one of them")
         if (self.guide, self.guide_weight) != ("replacement", 1.0) and not self.observes:
             raise ValueError(f"guide={self.guide}: nothing is known that it could follow; give --between or --known")
         if self.guide == "replacement" and self.guide_weight != 1:
@@ -69,10 +72,16 @@ class Conditions:
         """Whether anything is known of pixels while a canvas is drawn."""
         return bool(self.between or self._seen())
 
+    @property
+    def labelled(self) -> bool:
+        """Whether pieces have classes of their own."""
+        return bool(self.factor_labels or self.class_map)
+
     def name(self) -> str:
         """As the end of a folder's name; '' where nothing is known."""
         parts = ["labels" + "-".join("n" if y < 0 else str(y) for y in self.factor_labels)] * bool(self.factor_labels)
-        files = {"between": "-".join(map(_short, self.between)), "known": _short(self.known), "mask": _short(self.mask)}
+        files = {"map": _short(self.class_map), "between": "-".join(map(_short, self.between))}
+        files |= {"known": _short(self.known), "mask": _short(self.mask)}
         parts += [f"{name}-{said}" for name, said in files.items() if said]
         parts += [f"super{self.super_resolve}"] * bool(self.super_resolve) + ["grey"] * self.colourise
         parts += [f"reconstruction{self.guide_weight:g}"] * (self.guide == "reconstruction")
@@ -92,10 +101,11 @@ class Conditions:
             raise ValueError(
                 f"between: it is of the ends of a chain, and collage={layout.collage}; give --collage chain"
             )
-        if self.factor_labels and layout.join != "collage":
-            given = ",".join(map(str, self.factor_labels))
+        if self.labelled and layout.join != "collage":
+            labels = ",".join(map(str, self.factor_labels))
+            given = f"class_map={self.class_map}" if self.class_map else f"factor_labels={labels}"
             raise ValueError(
-                f"factor_labels={given}: join={layout.join} takes none for each piece; give --label for the whole canvas"
+                f"{given}: join={layout.join} takes no class for each piece; give --label for the whole canvas"
             )
         if self.observes and layout.join not in ("collage", "tiles", "naive"):
             raise ValueError(f"join={layout.join}: its pieces do not see what is known; remove --join")

@@ -17,7 +17,7 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.conditions import Conditions
 from pipelines.evaluation.collages.pictures import MODES, array, is_array, mask_of_picture, picture
 
-__all__ = ["Known", "known_of"]
+__all__ = ["Known", "digest", "known_of"]
 
 SPLITS = ("train", "test", "valid", "validation")
 """Words before a colon that are not taken for files."""
@@ -65,7 +65,7 @@ def known_of(
     k = reader.read("known", conditions.known, shape, "the canvas", max(1, conditions.super_resolve))[None]
     observation = _observation(conditions, shape, reader)
     seen = observation.known if isinstance(observation, Pixels) else torch.tensor([])
-    return Known(k, observation, _digest(k, seen))
+    return Known(k, observation, digest(k, seen))
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,7 +160,7 @@ def _ends(words: tuple[str, ...], graph: FactorGraph, shape: tuple[int, ...], re
     known = torch.zeros(graph.shape, dtype=torch.bool)
     for index, end in zip((first, last), ends, strict=True):
         k[..., index], known[index] = end.to(k.dtype), True
-    return Known(k[None], Pixels(known), _digest(k, known))
+    return Known(k[None], Pixels(known), digest(k, known))
 
 
 def _check_seen(conditions: Conditions, shape: tuple[int, ...]) -> None:
@@ -192,7 +192,8 @@ def _truths(word: str) -> np.ndarray:
     return found.astype(bool)
 
 
-def _digest(*tensors: Tensor) -> str:
+def digest(*tensors: Tensor) -> str:
+    """A hash of what tensors hold."""
     sha = hashlib.sha256()
     for tensor in tensors:
         sha.update(np.ascontiguousarray(tensor.double().numpy()).tobytes())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,7 +13,10 @@ from pipelines.data.source import Options
 from pipelines.storage.messages import one_line
 from pipelines.storage.paths import local_path
 
-__all__ = ["MODES", "array", "is_array", "mask_of_picture", "picture"]
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+__all__ = ["MODES", "array", "is_array", "levels", "mask_of_picture", "picture"]
 
 MODES = {1: "L", 3: "RGB"}
 """Of pictures, by their channels."""
@@ -53,19 +57,36 @@ def mask_of_picture(word: str, options: Options) -> np.ndarray:
     Raises:
         ValueError: it cannot be read, or has transparent pixels, which are neither white nor black.
     """
-    encoded = _read("mask", word, "picture")
+    return np.asarray(_solid("mask", word, options, "a mask, white where something is known").convert("L")) >= 128
+
+
+def levels(option: str, word: str) -> np.ndarray:
+    """The grey levels of a picture, (h, w) of 8 bits.
+
+    Raises:
+        ValueError: it cannot be read, has transparent pixels, or has colours that are not grey.
+    """
+    image = _solid(option, word, Options(), "a picture whose grey levels are classes")
+    if image.mode == "L":
+        return np.asarray(image)
+    rgb = np.asarray(image)
+    if (rgb != rgb[..., :1]).any():
+        raise ValueError(f"{option}={word}: has colours; give a picture whose grey levels are classes")
+    return rgb[..., 0]
+
+
+def _solid(option: str, word: str, options: Options, what: str) -> Image:
+    """A picture without transparent pixels, grey or RGB."""
+    encoded = _read(option, word, "picture")
     try:
         image, _ = upright(encoded, options)
     except ValueError as error:
-        raise ValueError(f"mask={word}: is no picture that can be read ({error}); give another file") from None
+        raise ValueError(f"{option}={word}: is no picture that can be read ({error}); give another file") from None
     if has_alpha(image):
         image = image.convert("RGBA")
         if image.getchannel(3).getextrema() != (255, 255):
-            raise ValueError(
-                f"mask={word}: some of its pixels are transparent; give a mask without transparency, white where something "
-                "is known"
-            )
-    return np.asarray(image.convert("RGB").convert("L")) >= 128
+            raise ValueError(f"{option}={word}: some of its pixels are transparent; give {what}, without transparency")
+    return image if image.mode == "L" else image.convert("RGB")
 
 
 def array(option: str, word: str) -> np.ndarray:

@@ -14,7 +14,6 @@ from torch import Tensor
 from indm_core.collage import reconstruction, replacement
 from indm_core.collage.cube import equirectangular, unfolded
 from indm_core.draw import Canvas, draw_canvases, times_of
-from indm_core.model import GenerativeModel
 from indm_core.training import network_tensors
 from pipelines.config.store import check_data, configuration, load
 from pipelines.config.terminal.device import device_of
@@ -23,7 +22,8 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.canvases import canvas_of, check_canvases, remark_of, unseen_regions
-from pipelines.evaluation.collages.known import Known, known_of
+from pipelines.evaluation.collages.known import Known, digest, known_of
+from pipelines.evaluation.collages.labels import condition_of
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.watch import Watch
 from pipelines.evaluation.features.reference import split_rows
@@ -58,12 +58,12 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     config, spec = configuration(run)
     model = load(run).requires_grad_(False)
     plain = check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
-    condition = _factor_labels(run, model, wanted, len(plain.graph.factors))
+    condition = condition_of(run, model, wanted.conditions, plain.graph)
     labels = labels_wanted(run, model, wanted)
     times_of(plain, wanted.sampling, wanted.strength)
     known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))
     unseen = unseen_regions(model, wanted.layout)
-    folder = folder_of(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known))
+    folder = folder_of(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known, condition))
     with _spread(Subject(config, spec, network_tensors(model)), wanted) as spread:
         model = model if spread else model.to(device_of(wanted.device))
         if spread or condition is not None:
@@ -86,28 +86,6 @@ def _spread(subject: Subject, wanted: SampleOptions) -> AbstractContextManager[S
     return Spread(subject, wanted.actors, wanted.device)
 
 
-def _factor_labels(run: Weights, model: GenerativeModel, wanted: SampleOptions, num_factors: int) -> Tensor | None:
-    """The classes of all pieces; None where they have none."""
-    given = wanted.conditions.factor_labels
-    if not given:
-        return None
-    of = f"factor_labels={','.join(map(str, given))}"
-    if len(given) != num_factors:
-        raise ValueError(
-            f"{of}: {len(given)} labels for {num_factors} pieces; give one for each, -1 for none, or another --num-factors"
-        )
-    if not model.num_classes:
-        raise ValueError(
-            f"{of}: {run} was trained without labels; leave them out, or train a run with --conditional true"
-        )
-    wrong = [y for y in given if not -1 <= y < model.num_classes]
-    if wrong:
-        raise ValueError(
-            f"{of}: {wrong[0]} is no class, the model was trained on 0 to {model.num_classes - 1}; take those, or -1 for none"
-        )
-    return torch.tensor(given)
-
-
 def _test_rows(run: Weights) -> Tensor:
     """The test images, as they are stored."""
     data = configuration(run)[0].data
@@ -117,9 +95,10 @@ def _test_rows(run: Weights) -> Tensor:
     return split_rows(place, card, "test")
 
 
-def _said(wanted: SampleOptions, known: Known | None) -> str:
+def _said(wanted: SampleOptions, known: Known | None, condition: Tensor | None) -> str:
     """The conditions as a folder's record has them: pictures by what they show."""
-    return " ".join(filter(None, [wanted.conditions.name(), "" if known is None else known.digest]))
+    classes = digest(condition) if wanted.conditions.class_map and condition is not None else ""
+    return " ".join(filter(None, [wanted.conditions.name(), classes, "" if known is None else known.digest]))
 
 
 def _given(drawn: Canvas, known: Known | None, spec: DataSpec, wanted: SampleOptions) -> Canvas:
