@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
@@ -10,6 +11,7 @@ from jaxtyping import config, install_import_hook
 
 if any(name.split(".")[0] == "indm_core" for name in sys.modules):
     raise RuntimeError("indm_core was imported before tests/conftest.py, so that its shapes would go unchecked")
+os.environ.setdefault("RAY_worker_niceness", "0")  # of clusters that tests start themselves, too
 install_import_hook("indm_core", "beartype.beartype")
 
 
