@@ -53,6 +53,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     root = output_root(launch.out)
     runs = [Weights.named(word, root) for word in words]
     check_machine(0, 1.0, launch.device)
+    from pipelines.cluster.nodes import check_nodes
     from pipelines.cluster.session import connect
     from pipelines.evaluation.measure import evaluate
     from pipelines.evaluation.plan import check
@@ -64,6 +65,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
         check_writable(run.place)
     configs = check(runs, settings, root)
     connect(1, 1.0)
+    check_nodes(root)
     document = evaluate(
         runs, settings, root, show=lambda document: print(table(document), flush=True), device=launch.device
     )

@@ -22,6 +22,9 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # at Ray's own 15, any other program on the machine lets its workers starve
 
 import ray
 from ray._private import ray_constants, services, utils, worker
@@ -35,8 +38,6 @@ LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
 ANSWER_SECONDS = 5.0
 ALONE = "or give RAY_ADDRESS=local for a session of this command's own"
-NICENESS = {"RAY_worker_niceness": os.environ.get("RAY_worker_niceness", "0")}
-"""Ray's processes are as nice as the command: at Ray's own 15 more, any other program on the machine lets them starve."""
 REMEDY = "where it is busy or short of memory or disk, end other programs or wait, and give the same command again"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
 """What a gRPC client says first, with an empty frame of settings; a server answers with its own settings, a frame of type 4."""
@@ -80,7 +81,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     if address:
         print(f"{record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
     cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
-    own = _loopback() | NICENESS
+    own = _loopback()
     with _within(own):
         try:
             _begin(variables | own, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)

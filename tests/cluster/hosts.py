@@ -174,7 +174,9 @@ def _clear() -> None:
 def _run(
     *words: str | Path, check: bool = True, cwd: Path | None = None, env: dict[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL)
+    done = subprocess.run(
+        list(map(str, words)), capture_output=True, text=True, cwd=cwd, env=env, stdin=subprocess.DEVNULL
+    )
     if check and done.returncode:
         raise RuntimeError(f"{shlex.join(map(str, words))}: {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

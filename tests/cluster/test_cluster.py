@@ -97,15 +97,21 @@ def test_commands_are_shell(path):
         assert done.returncode == 0, done.stderr
 
 
-def test_the_path_is_set_once_and_at_the_head_of_bashrc(tmp_path):
-    """A non-interactive shell leaves .bashrc early, so that the line must be its first."""
-    (tmp_path / ".bashrc").write_text("case $- in *i*) ;; *) return;; esac\n")
+@pytest.mark.parametrize("there", [True, False])
+def test_the_environment_s_python_comes_first_in_every_shell(there, tmp_path):
+    """A shell that is not interactive leaves .bashrc early; in one that is, pyenv and its like put theirs before what is there."""
+    if there:
+        early, other = "case $- in *i*) ;; *) return;; esac", "export PATH=/other/python:$PATH"
+        (tmp_path / ".bashrc").write_text(f"{early}\n{other}\n")
     (line,) = [command for command in yaml.safe_load(TEXT)["setup_commands"] if ".bashrc" in command]
+    home = {"HOME": str(tmp_path), "PATH": os.environ["PATH"]}
     for _ in range(2):
-        subprocess.run(["bash", "-c", line], env={"HOME": str(tmp_path), "PATH": os.environ["PATH"]}, check=True)
-    text = (tmp_path / ".bashrc").read_text()
-    assert text.count("indm-venv") == 1
-    assert text.startswith("export PATH=")
+        subprocess.run(["bash", "-c", line], env=home, check=True)
+    assert (tmp_path / ".bashrc").read_text().count("indm-venv") == 2
+    for shell in ([], ["-i"]):
+        words = ["bash", "--norc", *shell, "-c", "source ~/.bashrc; echo $PATH"]
+        done = subprocess.run(words, env=home, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        assert done.stdout.startswith(f"{tmp_path}/indm-venv/bin:"), done
 
 
 def make(*words: str, **variables: str) -> subprocess.CompletedProcess[str]:

@@ -21,6 +21,7 @@ from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
+from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import check_resources, connect
 from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Feed, Shipper
@@ -72,6 +73,7 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
         print(
             f"{job.directory.name}: {launch.workers} worker{'s' * (launch.workers > 1)} on {where}; outputs in {job.directory}"
         )
+    check_nodes(root, dict.fromkeys(place for job in jobs for place in (job.data, job.partner) if place))
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
     trainer = build_trainer(jobs, launch, root)
     with (
