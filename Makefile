@@ -9,11 +9,11 @@ export RAY_USAGE_STATS_ENABLED = 0
 export MLFLOW_DISABLE_TELEMETRY = true
 export GIT_PYTHON_REFRESH = quiet
 
-.PHONY: train test test-all lint docs ui clean
+.PHONY: train test test-all cluster-test lint docs ui clean
 .DEFAULT_GOAL := help
 
 help:  ## show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 # The interpreter's version is checked before gigabytes are installed; torch is named with its version so that pip
 # cannot pick a newer build with CUDA libraries that this project has not been tested on.
@@ -29,10 +29,14 @@ train: $(STAMP)  ## the main job: train INDM and its linear counterpart on digit
 	@$(BIN)/python pipelines/train.py $(ARGS)
 
 test: $(STAMP)  ## everything that CI runs (under 15 minutes on 2 cores)
-	@$(BIN)/python -m pytest -m "not slow" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest -m "not slow and not hosts" -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 test-all: test  ## the slow checks too, one after the other
 	@$(BIN)/python -m pytest -m slow $(ARGS)
+
+cluster-test: $(STAMP)  ## ray up and ray submit on hosts made of network namespaces, as root, some minutes
+	@cd tests/cluster && ../../$(BIN)/python -c 'import sys; from hosts import missing; sys.exit(missing())'
+	@$(BIN)/python -m pytest -m hosts $(ARGS)
 
 lint: $(STAMP)  ## ruff and pyright
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/pyright

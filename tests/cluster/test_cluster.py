@@ -99,7 +99,7 @@ def test_commands_are_shell(path):
 
 @pytest.mark.parametrize("there", [True, False])
 def test_the_environment_s_python_comes_first_in_every_shell(there, tmp_path):
-    """A shell that is not interactive leaves .bashrc early; in one that is, pyenv and its like put theirs before what is there."""
+    """A shell that is not interactive leaves .bashrc early; in one that is, pyenv and its like put theirs first."""
     if there:
         early, other = "case $- in *i*) ;; *) return;; esac", "export PATH=/other/python:$PATH"
         (tmp_path / ".bashrc").write_text(f"{early}\n{other}\n")
