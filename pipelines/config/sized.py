@@ -43,7 +43,7 @@ SIZES = {
 @dataclass(frozen=True, kw_only=True)
 class SizedINDMConfig(ModelConfig):
     """INDM, or the linear diffusion that it generalises, with networks for the data's shape: a U-Net with as many levels as the
-    sides can be halved, or an MLP; a residual flow at half the side, or of vectors.
+    sides can be halved, or an MLP; a residual flow at half the side, or of vectors. Of sequences the linear diffusion alone.
 
     Args:
         size_of_model: small (two cores), medium (one GPU) or large (the published networks).
@@ -74,18 +74,21 @@ class SizedINDMConfig(ModelConfig):
     def for_shape(self, shape: tuple[int, ...]) -> INDMConfig:
         """The same with every size written out."""
         size = SIZES[self.size_of_model]
-        backbone = _unet(shape, size) if len(shape) == 3 else MLPConfig(width=size.width, depth=size.depth)
+        backbone = _unet(shape, size) if len(shape) > 1 else MLPConfig(width=size.width, depth=size.depth)
+        if self.flow and len(shape) == 2:
+            raise ValueError(
+                f"flow=True: the flows are of images and vectors, the data are sequences {shape}; give --flow false"
+            )
         flow = _flow(shape, size) if self.flow else IdentityConfig()
         options = {"sde": self.sde, "objective": self.objective, "conditional": self.conditional}
         return INDMConfig(flow=flow, backbone=backbone, **options)
 
 
 def _unet(shape: tuple[int, ...], size: _Size) -> BackboneConfig:
-    _, height, width = shape
-    levels = 1
-    while levels < 4 and not (height | width) % (1 << levels) and min(height, width) >> levels >= SMALLEST_SIDE:
+    shortest, levels = min(shape[1:]), 1
+    while levels < 4 and not any(n % (1 << levels) for n in shape[1:]) and shortest >> levels >= SMALLEST_SIDE:
         levels += 1
-    sides = [height >> level for level in range(levels)]
+    sides = [shape[1] >> level for level in range(levels)]
     attended = tuple(side for side in sides if side <= 16)[:1] if size.attention else ()
     ch_mult = (1, 2, 2, 2)[:levels]
     return UNetConfig(

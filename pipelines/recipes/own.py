@@ -1,4 +1,4 @@
-"""Data of one's own: images or vectors from --source, with networks for their shape (`config.sized`)."""
+"""Data of one's own: images, vectors or sequences from --source, with networks for their shape (`config.sized`)."""
 
 from __future__ import annotations
 
@@ -55,9 +55,16 @@ def vectors_linear() -> RunConfig:
     return _linear(vectors(), "vectors_linear")
 
 
+def sequences() -> RunConfig:
+    """A linear diffusion on your sequences: --source is a .npy or .npz file of floats (n, c, l), standardised by channel."""
+    options = Options(as_sequences=True, standardise=True, labels="optional")
+    run = _linear(vectors(), "sequences")
+    return replace(run, data=Data(source="", options=options), train=replace(run.train, steps=5000))
+
+
 def _linear(run: RunConfig, name: str) -> RunConfig:
     model = SizedINDMConfig(flow=False, objective=Objective(pretrain_steps=0))
     return replace(run, recipe=name, model=model)
 
 
-OWN = by_name(images, images_linear, vectors, vectors_linear)
+OWN = by_name(images, images_linear, vectors, vectors_linear, sequences)
