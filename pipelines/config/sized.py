@@ -43,7 +43,7 @@ SIZES = {
 @dataclass(frozen=True, kw_only=True)
 class SizedINDMConfig(ModelConfig):
     """INDM, or the linear diffusion that it generalises, with networks for the data's shape: a U-Net with as many levels as the
-    sides can be halved, or an MLP; a residual flow at half the side, or of vectors. Of sequences the linear diffusion alone.
+    sides can be halved, or an MLP; a residual flow at half the side, or of vectors.
 
     Args:
         size_of_model: small (two cores), medium (one GPU) or large (the published networks).
@@ -75,10 +75,6 @@ class SizedINDMConfig(ModelConfig):
         """The same with every size written out."""
         size = SIZES[self.size_of_model]
         backbone = _unet(shape, size) if len(shape) > 1 else MLPConfig(width=size.width, depth=size.depth)
-        if self.flow and len(shape) == 2:
-            raise ValueError(
-                f"flow=True: the flows are of images and vectors, the data are sequences {shape}; give --flow false"
-            )
         flow = _flow(shape, size) if self.flow else IdentityConfig()
         options = {"sde": self.sde, "objective": self.objective, "conditional": self.conditional}
         return INDMConfig(flow=flow, backbone=backbone, **options)
@@ -104,7 +100,6 @@ def _unet(shape: tuple[int, ...], size: _Size) -> BackboneConfig:
 def _flow(shape: tuple[int, ...], size: _Size) -> FlowConfig:
     if len(shape) == 1:
         return ResFlowConfig(blocks=(size.blocks,), width=size.units, constraint="spectral", actnorm="channel")
-    _, height, width = shape
-    halved = not (height | width) % 2
+    halved = not any(n % 2 for n in shape[1:])
     blocks = (0, size.blocks) if halved else (size.blocks,)
     return ResFlowConfig(blocks=blocks, width=size.channels, constraint="spectral", actnorm="pixel")

@@ -56,10 +56,14 @@ def vectors_linear() -> RunConfig:
 
 
 def sequences() -> RunConfig:
-    """A linear diffusion on your sequences: --source is a .npy or .npz file of floats (n, c, l), standardised by channel."""
+    """INDM on your sequences: --source is a .npy or .npz file of floats (n, c, l), standardised channel by channel."""
     options = Options(as_sequences=True, standardise=True, labels="optional")
-    run = _linear(vectors(), "sequences")
-    return replace(run, data=Data(source="", options=options), train=replace(run.train, steps=5000))
+    return replace(vectors(), recipe="sequences", data=Data(source="", options=options))
+
+
+def sequences_linear() -> RunConfig:
+    """The linear diffusion that `sequences` generalises, for --baseline and for collages."""
+    return _linear(sequences(), "sequences_linear")
 
 
 def _linear(run: RunConfig, name: str) -> RunConfig:
@@ -67,4 +71,4 @@ def _linear(run: RunConfig, name: str) -> RunConfig:
     return replace(run, recipe=name, model=model)
 
 
-OWN = by_name(images, images_linear, vectors, vectors_linear, sequences)
+OWN = by_name(images, images_linear, vectors, vectors_linear, sequences, sequences_linear)
