@@ -83,8 +83,8 @@ class Judge:
         self.real, self.real_jumps = ReferenceFeatures(self.features(real)), real_jumps(real, 1, CELL)
 
     def features(self, x: Tensor) -> Tensor:
-        """The logits of the cells of pieces (n, 1, 8, 24), (n, 30)."""
-        cells = x.unflatten(-1, (-1, CELL)).movedim(-2, 1).flatten(0, 1)
+        """The logits of the cells of pieces (n, 1, 8, 24), or sequences (n, 8, 24), (n, 30)."""
+        cells = x.unflatten(-1, (-1, CELL)).movedim(-2, 1).reshape(-1, 1, CELL, CELL)
         return torch.cat([self.classify.evaluate(part)[1] for part in cells.split(3000)]).reshape(len(x), -1)
 
     def classes(self, x: Tensor) -> np.ndarray:

@@ -54,7 +54,7 @@ class UNetConfig(BackboneConfig):
         nf: Channels of the first level.
         ch_mult: Channels of each level in units of nf.
         num_res_blocks: Residual blocks per level.
-        attention: Image sides at which attention is applied.
+        attention: Sides at which attention is applied.
         dropout: In the residual blocks.
         time: What the embedding sees: scaled (999 t, as published for VP), log-sigma (as published for VE), or log-snr
             (smooth at small t: fewer ODE steps).
@@ -69,9 +69,10 @@ class UNetConfig(BackboneConfig):
     time: TimeFeature = "scaled"
 
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
-        if len(shape) != 3:
+        if len(shape) < 2:
             raise ValueError(
-                f"UNetConfig is for images, the data are vectors {shape}; the recipe vectors takes them, with MLPConfig"
+                f"UNetConfig is for images and sequences, the data are vectors {shape}; the recipe vectors takes them, with "
+                "MLPConfig"
             )
         ncsn = self.family == "ncsn++"
         return UNet(
@@ -105,8 +106,9 @@ class MLPConfig(BackboneConfig):
 
     def build(self, shape: tuple[int, ...], sde: LinearSDE | None, num_classes: int = 0) -> nn.Module:
         if len(shape) != 1:
+            kind = "images" if len(shape) == 3 else "sequences"
             raise ValueError(
-                f"MLPConfig is for vectors, the data are images {shape}; the recipe images takes them, with UNetConfig"
+                f"MLPConfig is for vectors, the data are {kind} {shape}; the recipe {kind} takes them, with UNetConfig"
             )
         (num_dims,) = shape
         time = _time_feature(self.time, sde)
@@ -221,4 +223,5 @@ def network_shape(spec: DataSpec, sde: LinearSDE) -> tuple[int, ...]:
     except ValueError as error:
         if len(spec.shape) == 3:
             raise
-        raise ValueError(f"{error}; {type(sde).__name__} is for images, the recipe vectors takes vectors") from None
+        kind = "vectors" if len(spec.shape) == 1 else "sequences"
+        raise ValueError(f"{error}; {type(sde).__name__} is for images, the recipe {kind} takes {kind}") from None

@@ -74,18 +74,17 @@ class SizedINDMConfig(ModelConfig):
     def for_shape(self, shape: tuple[int, ...]) -> INDMConfig:
         """The same with every size written out."""
         size = SIZES[self.size_of_model]
-        backbone = _unet(shape, size) if len(shape) == 3 else MLPConfig(width=size.width, depth=size.depth)
+        backbone = _unet(shape, size) if len(shape) > 1 else MLPConfig(width=size.width, depth=size.depth)
         flow = _flow(shape, size) if self.flow else IdentityConfig()
         options = {"sde": self.sde, "objective": self.objective, "conditional": self.conditional}
         return INDMConfig(flow=flow, backbone=backbone, **options)
 
 
 def _unet(shape: tuple[int, ...], size: _Size) -> BackboneConfig:
-    _, height, width = shape
-    levels = 1
-    while levels < 4 and not (height | width) % (1 << levels) and min(height, width) >> levels >= SMALLEST_SIDE:
+    shortest, levels = min(shape[1:]), 1
+    while levels < 4 and not any(n % (1 << levels) for n in shape[1:]) and shortest >> levels >= SMALLEST_SIDE:
         levels += 1
-    sides = [height >> level for level in range(levels)]
+    sides = [shape[1] >> level for level in range(levels)]
     attended = tuple(side for side in sides if side <= 16)[:1] if size.attention else ()
     ch_mult = (1, 2, 2, 2)[:levels]
     return UNetConfig(
@@ -101,7 +100,6 @@ def _unet(shape: tuple[int, ...], size: _Size) -> BackboneConfig:
 def _flow(shape: tuple[int, ...], size: _Size) -> FlowConfig:
     if len(shape) == 1:
         return ResFlowConfig(blocks=(size.blocks,), width=size.units, constraint="spectral", actnorm="channel")
-    _, height, width = shape
-    halved = not (height | width) % 2
+    halved = not any(n % 2 for n in shape[1:])
     blocks = (0, size.blocks) if halved else (size.blocks,)
     return ResFlowConfig(blocks=blocks, width=size.channels, constraint="spectral", actnorm="pixel")

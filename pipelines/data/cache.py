@@ -69,13 +69,13 @@ def _check_prepared(card: Card, source: str | Path, options: Options) -> None:
     except (ValueError, RecursionError):
         made = {}
     default = Options()
-    check_kind(card.kind, str(source), options)
+    check_kind(card.kind, card.levels, str(source), options)
     if options.standardise and not card.mean:
         raise ValueError(
             f"standardise=true: {source} was prepared as it is; prepare it again with --standardise true, or "
             "give --standardise false"
         )
-    for name in ("table", "crop", "size", "levels", "low", "high", "channels", "background", "orient"):
+    for name in ("table", "crop", "size", "levels", "low", "high", "channels", "background", "orient", "as_sequences"):
         wanted, there = getattr(options, name), made.get(name, getattr(default, name))
         if wanted not in (getattr(default, name), there):
             raise ValueError(

@@ -115,14 +115,15 @@ class Card:
     Args:
         name: what people call the data set.
         source: what it was prepared from (an absolute path, or an embedded set such as "digits").
-        kind: "image" or "vector".
-        shape: (c, h, w) or (d,).
+        kind: "image", "sequence" or "vector".
+        shape: (c, h, w), (c, l) or (d,).
         levels: L, the number of integer values of a pixel; 0 for continuous data, which are not dequantised.
         low, high: the interval that the model sees when L > 0.
         num_classes: labels are 0, ..., num_classes - 1; 0: there are none (stored as -1).
         classes: their names; () where they are numbers.
         columns: the names of a vector's coordinates, as the source has them; () where it has none.
-        mean, std: of the columns of the training rows, where the model sees vectors standardised; else ().
+        mean, std: of the training rows, where the model sees them standardised: of the columns of vectors, of the channels of
+            sequences; else ().
         group_rows: g, rows in a Parquet row group.
         options: how it was prepared, canonical JSON.
         fingerprint: of the source's file names, lengths and times, so that another content is prepared anew.
@@ -160,14 +161,16 @@ class Card:
         _check_text(notes="".join(self.notes))
         _check_whole(rules=self.rules, levels=self.levels, num_classes=self.num_classes, group_rows=self.group_rows)
         _check_whole(**dict(zip(self._numbered("shape"), self.shape, strict=True)))
-        if (self.kind, len(self.shape)) not in (("image", 3), ("vector", 1)):
-            raise ValueError(f"kind={self.kind!r} with shape={self.shape}: an image is (c, h, w), a vector (d,)")
+        if (self.kind, len(self.shape)) not in (("image", 3), ("sequence", 2), ("vector", 1)):
+            raise ValueError(
+                f"kind={self.kind!r} with shape={self.shape}: an image is (c, h, w), a sequence (c, l), a vector (d,)"
+            )
         if min(self.shape) < 1:
             raise ValueError(f"shape={self.shape}: every length must be at least 1")
         if self.kind == "vector" and self.levels != 0:
             raise ValueError(f"levels={self.levels}: vectors are continuous and have levels=0")
-        if self.kind == "image" and not 2 <= self.levels <= 65536:
-            raise ValueError(f"levels={self.levels}: an image has 2 to 65536 levels")
+        if (self.kind == "image" or self.levels) and not 2 <= self.levels <= 65536:
+            raise ValueError(f"levels={self.levels}: an image has 2 to 65536 levels, and a sequence may have them")
         if not all(type(end) in (int, float) and abs(end) <= MOST_BYTES for end in (self.low, self.high)):
             raise ValueError(f"low={self.low!r}, high={self.high!r}: not the ends of an interval")
         if not self.low < self.high:
@@ -179,8 +182,10 @@ class Card:
         if self.mean or self.std:
             numbers = (*self.mean, *self.std)
             known = all(type(number) is float and math.isfinite(number) for number in numbers) and min(self.std) > 0
-            if self.kind != "vector" or not known or len(self.mean) != self.num_dims or len(self.std) != self.num_dims:
-                raise ValueError(f"mean and std: not those of {self.num_dims} columns of vectors")
+            if self.kind == "image" or self.levels or not known or {len(self.mean), len(self.std)} != {self.shape[0]}:
+                raise ValueError(
+                    f"mean and std: not those of {self.shape[0]} columns of vectors or channels of sequences"
+                )
         if self.columns and (self.kind != "vector" or len(self.columns) != self.num_dims):
             raise ValueError(f"shape={self.shape}: {len(self.columns)} columns have names")
         if self.classes and len(self.classes) != self.num_classes:

@@ -26,6 +26,7 @@ from pipelines.data.holdout import Routes
 from pipelines.data.labels import Classes
 from pipelines.data.origin import canonical, fingerprint, label, path_of
 from pipelines.data.readers import formats, recognised
+from pipelines.data.sequences import as_sequences
 from pipelines.data.shards import ShardWriter
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.data.splits import canonical_split
@@ -140,24 +141,31 @@ def _open_source(origin: str, options: Options) -> Source:
     given = {name: value for name in IMAGE_OPTIONS if (value := getattr(options, name)) != getattr(Options(), name)}
     if given and not found.images:
         said = ", ".join(f"{name}={value}" for name, value in given.items())
-        raise ValueError(f"{said}: only image files are prepared so, not {origin}")
-    check_kind(found.kind, origin, options)
+        raise ValueError(f"{said}: only image files are prepared so, not {origin}; leave that out")
+    found = as_sequences(found, origin) if options.as_sequences else found
+    check_kind(found.kind, options.levels or found.levels, origin, options)
     if options.split and not found.parts:
         raise ValueError(f"split={','.join(options.split)}: {origin} has no parts with names; it is one set")
     return found
 
 
-def check_kind(kind: str, origin: str, options: Options) -> None:
-    """Refuses vectors where images are brought to one size, and images where vectors are standardised.
+def check_kind(kind: str, levels: int, origin: str, options: Options) -> None:
+    """Refuses vectors and sequences where images are brought to one size, and levels where values are standardised.
 
     Args:
-        kind: Of the rows, image or vector.
+        kind: Of the rows, image, sequence or vector.
+        levels: Of their values; 0 for continuous ones.
         origin: The source, for messages.
     """
-    if options.standardise and kind != "vector":
+    if options.standardise and kind == "image":
         raise ValueError(f"{origin} has images, and standardise=true is for tables; the recipe images takes images")
-    if options.fit == "common" and kind == "vector":
-        raise ValueError(f"{origin} has vectors, and fit=common is for images; the recipe vectors takes vectors")
+    if options.standardise and levels:
+        raise ValueError(
+            f"{origin} has {levels} levels, which low and high scale, and standardise=true is for floats; give "
+            "--standardise false"
+        )
+    if options.fit == "common" and kind != "image":
+        raise ValueError(f"{origin} has {kind}s, and fit=common is for images; the recipe {kind}s takes {kind}s")
 
 
 def _clear(directory: Path, building: Path) -> None:
@@ -252,15 +260,18 @@ class _Columns:
         self._squares += ((x - mean) ** 2).sum(axis=0) + apart**2 * before * len(x) / self._count
 
     def standard(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation."""
-        return tuple(self._mean.tolist()), tuple(np.sqrt(self._squares / self._count).tolist())
+        """Mean and standard deviation of each column or, over all positions, of each channel."""
+        positions = tuple(range(1, self._mean.ndim))
+        mean = self._mean.mean(axis=positions, keepdims=True)
+        variance = (self._squares / self._count + (self._mean - mean) ** 2).mean(axis=positions)
+        return tuple(mean.reshape(-1).tolist()), tuple(np.sqrt(variance).tolist())
 
     def check(self, source: str, found: Source) -> None:
-        """Refuses a column that is constant."""
+        """Refuses a coordinate that is constant."""
         if (self._low == self._high).any():
-            column = int(np.argmax(self._low == self._high))
+            index = tuple(int(i) for i in np.argwhere(self._low == self._high)[0])
             raise ValueError(
-                f"{source} column {found.column(column)}: the constant {self._low[column]:g} in every row of train "
+                f"{source}{found.place(index)}: the constant {self._low[index]:g} in every row of train "
                 "(float32) has no density; remove it"
             )
 
@@ -296,7 +307,7 @@ def _write(
                 rows = routes.target[chunk.row] == index
                 writers[name].add(chunk.x[rows], label[rows])
                 labels[name] |= set(np.unique(label[rows]).tolist()) - {-1}
-                if found.kind == "vector" and name == "train":
+                if not card.levels and name == "train":
                     trained.add(chunk.x[rows])
         splits = {
             name: replace(
@@ -312,7 +323,7 @@ def _write(
             raise ValueError(
                 f"split {name!r} of {card.source} has no readable rows; repair it or leave it out: --splits"
             )
-    if found.kind == "vector" and "train" in keep:
+    if not card.levels and "train" in keep:
         trained.check(card.source, found)
     return splits
 
@@ -327,8 +338,7 @@ def _check(chunk: Chunk, card: Card, found: Source, part: SourceSplit) -> None:
         remedy = "is not a finite float32; remove the row"
     if wrong.any():
         index = tuple(np.argwhere(wrong)[0])
-        where = part.locate(int(chunk.row[index[0]]))
-        where += f" column {found.column(index[1])}" if found.kind == "vector" else ""
+        where = part.locate(int(chunk.row[index[0]])) + found.place(index[1:])
         raise ValueError(f"{where}: the value {chunk.x[index]} {remedy}")
 
 

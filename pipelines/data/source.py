@@ -38,6 +38,7 @@ BLOCK = 1 << 16
 """Rows that are checked at a time."""
 LATER = {"labels": "classes", "separator": "comma", "decimal": "point", "header": "auto"}
 LATER |= {"split": (), "channels": "auto", "background": "white", "orient": True, "fit": "equal", "standardise": False}
+LATER |= {"as_sequences": False}
 """Options that the first cards did not know, with what was done without them."""
 
 
@@ -70,8 +71,10 @@ class Options:
         orient: Turn photographs as their EXIF orientation says.
         fit: Images without `size` must have equal sizes, or, common, are brought to one: their largest centred squares are
             resized to the largest power of two that is no more than their median side and 64.
-        standardise: The model sees vectors less the mean of the training rows, over their standard deviation, column by column;
-            likelihoods and samples stay those of the vectors as they are.
+        standardise: The model sees vectors less the mean of the training rows, over their standard deviation, column by column,
+            and sequences channel by channel; likelihoods and samples stay those of the data as they are.
+        as_sequences: Rows are sequences (c, l) of c channels: floats (n, c, l) as they are, images of one channel as columns in
+            turn, h channels and w positions, vectors as one channel.
     """
 
     name: str = ""
@@ -96,6 +99,7 @@ class Options:
     orient: bool = True
     fit: Literal["equal", "common"] = "equal"
     standardise: bool = False
+    as_sequences: bool = False
 
     def __post_init__(self) -> None:
         for argument in ("size", "crop", "levels", "seed"):
@@ -175,9 +179,11 @@ class Source:
     left_out: tuple[LeftOut, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def column(self, index: int) -> str:
-        """The name of a vector's coordinate."""
-        return self.columns[index] if self.columns else str(index)
+    def place(self, index: Sequence[int]) -> str:
+        """What people call a coordinate: the column of a vector, channel and position of a sequence; '' of an image."""
+        if self.kind == "vector":
+            return f" column {self.columns[index[0]] if self.columns else index[0]}"
+        return f" channel {index[0]} position {index[1]}" if self.kind == "sequence" else ""
 
     def classes(self) -> Classes:
         """What the labels of all splits stand for.

@@ -21,11 +21,11 @@ class DataSpec:
 
     Args:
         name: Of the data set.
-        shape: (c, h, w) or (d,).
+        shape: (c, h, w), (c, l) or (d,).
         levels: Levels per dimension; 0 for continuous data.
         low, high: Range that dequantised data are scaled to.
         num_classes: Labels, 0 for none.
-        mean, std: Of the columns of vectors that are standardised; () where they are not.
+        mean, std: Of the columns of vectors, or of the channels of sequences, that are standardised; () where they are not.
     """
 
     name: str
@@ -62,23 +62,29 @@ class DataSpec:
 
     def in_unit(self, nats: Tensor) -> Tensor:
         """Negative log-likelihoods of what the model sees, nats, as those of the data in `unit`: per level, or with the
-        Jacobian of the standardisation, -log p(k) = -log p(x) + sum log std."""
+        Jacobian of the standardisation, -log p(k) = -log p(x) + sum log std over all dimensions."""
         if self.levels:
             return bits_per_dim(nats, self.num_dims, self.levels, self.low, self.high)
-        return (nats + sum(map(math.log, self.std))) / self.num_dims
+        return (nats + sum(map(math.log, self.std)) * math.prod(self.shape[1:])) / self.num_dims
 
     def to_model(self, k: Tensor, generator: Noise = None) -> Tensor:
-        """What the model sees of stored rows: levels dequantised in [low, high], or vectors, standardised where they are."""
+        """What the model sees of stored rows: levels dequantised in [low, high], or values, standardised where they are."""
         if not self.std:
             return dequantise(k, self.levels, self.low, self.high, generator)
-        mean, std = (k.new_tensor(column, dtype=torch.float64) for column in (self.mean, self.std))
+        mean, std = self._standard(k)
         return ((k - mean) / std).float()
 
     def from_model(self, x: Tensor) -> Tensor:
-        """The inverse: levels, rounded down, or vectors as they were stored."""
+        """The inverse: levels, rounded down, or values as they were stored."""
         if self.levels:
             return quantise(x, self.levels, self.low, self.high)
         if not self.std:
             return x
-        mean, std = (x.new_tensor(column, dtype=torch.float64) for column in (self.mean, self.std))
+        mean, std = self._standard(x)
         return (x * std + mean).to(x.dtype)
+
+    def _standard(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation along the first axis of a row, to broadcast over the others."""
+        sides = (-1, *[1] * (len(self.shape) - 1))
+        mean, std = (like.new_tensor(each, dtype=torch.float64).reshape(sides) for each in (self.mean, self.std))
+        return mean, std

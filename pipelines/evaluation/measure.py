@@ -137,7 +137,7 @@ def _draw(
 ) -> None:
     """The first samples of each run as a picture, unless a more precise measurement has one."""
     spec = plan.subjects[0].spec
-    num = 100 if len(spec.shape) == 3 else 2000
+    num = 100 if len(spec.shape) > 1 else 2000
     for run, measurement in zip(runs, distances, strict=False):  # one of each run, or none
         shown_by = best(run.name, present(run), DistancesResult)
         if shown_by and key(shown_by.document) != key(document):
@@ -151,7 +151,7 @@ def _draw_canvases(
 ) -> None:
     """The first canvases of each run likewise."""
     spec = plan.subjects[0].spec
-    if len(spec.shape) != 3:
+    if len(spec.shape) == 1:
         return
     for run, measurement in zip(runs, collages, strict=False):  # one of each run, or none
         shown_by = best(run.name, present(run), CollageResult)

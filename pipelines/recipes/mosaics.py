@@ -57,6 +57,15 @@ def strips_conditional() -> RunConfig:
     return replace(strips_linear(), recipe="strips_conditional", data=data, model=model)
 
 
+def sequences_conditional() -> RunConfig:
+    """strips_conditional on sequences (c, l), columns of strips, or those of your file (--source); 7 minutes on one core."""
+    data = Data(source="mosaic:digits:1x3", options=Options(as_sequences=True))
+    network = replace(UNET, nf=48, attention=(12,))
+    model = replace(LINEAR, backbone=network, objective=replace(CELLS, smallest_window=(8,)), conditional=True)
+    train = replace(TRAIN, steps=2000)
+    return replace(strips_linear(), recipe="sequences_conditional", data=data, model=model, train=train)
+
+
 def squares_linear() -> RunConfig:
     """Two by two digits that follow a rule, for grids of any height and width: a linear diffusion."""
     data = Data(source="mosaic:digits:2x2", options=UNLABELLED)
@@ -86,5 +95,12 @@ def _of_field(name: str, source: str, smallest: tuple[int, ...]) -> RunConfig:
 
 
 MOSAICS = by_name(
-    strips_linear, strips_indm, strips_conditional, squares_linear, field_linear, field_squares, field_conditional
+    strips_linear,
+    strips_indm,
+    strips_conditional,
+    sequences_conditional,
+    squares_linear,
+    field_linear,
+    field_squares,
+    field_conditional,
 )

@@ -70,6 +70,7 @@ class Overview:
         source, train = run.data.source, run.train
         known = source if embedded(source) else name
         shape, levels = next((found for start, found in PUBLISHED.items() if known.startswith(start)), ((), 0))
+        shape = shape[1:] if run.data.options.as_sequences else shape
         classes = next((found for start, found in CLASSES.items() if known.startswith(start)), 0)
         model = _built(run, shape, levels, classes) if shape else None
         return Overview(

@@ -1,4 +1,4 @@
-"""Data of one's own: images or vectors from --source, with networks for their shape (`config.sized`)."""
+"""Data of one's own: images, vectors or sequences from --source, with networks for their shape (`config.sized`)."""
 
 from __future__ import annotations
 
@@ -55,9 +55,20 @@ def vectors_linear() -> RunConfig:
     return _linear(vectors(), "vectors_linear")
 
 
+def sequences() -> RunConfig:
+    """INDM on your sequences: --source is a .npy or .npz file of floats (n, c, l), standardised channel by channel."""
+    options = Options(as_sequences=True, standardise=True, labels="optional")
+    return replace(vectors(), recipe="sequences", data=Data(source="", options=options))
+
+
+def sequences_linear() -> RunConfig:
+    """The linear diffusion that `sequences` generalises, for --baseline and for collages."""
+    return _linear(sequences(), "sequences_linear")
+
+
 def _linear(run: RunConfig, name: str) -> RunConfig:
     model = SizedINDMConfig(flow=False, objective=Objective(pretrain_steps=0))
     return replace(run, recipe=name, model=model)
 
 
-OWN = by_name(images, images_linear, vectors, vectors_linear)
+OWN = by_name(images, images_linear, vectors, vectors_linear, sequences, sequences_linear)

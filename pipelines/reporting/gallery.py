@@ -1,4 +1,4 @@
-"""Samples beside the data: grids of images, or pair plots of vectors with the names of their columns."""
+"""Samples beside the data: grids of images, lines of sequences, or pair plots of vectors with the names of their columns."""
 
 from __future__ import annotations
 
@@ -48,11 +48,12 @@ def gallery(
     spec, measured = runs[0].spec, [_measured(run) for run in runs]
     notes = [Note(text=f"No test data are shown: {data}")] if isinstance(data, str) else []
     drawings: list[Drawing] = []
-    if len(spec.shape) == 3:
+    if len(spec.shape) > 1:
         if isinstance(data, TestRows):
             shown = data.rows[: EVALUATED if any(measured) else num or EVALUATED]
             save_levels(shown, spec, out / "data.png")
-            drawings.append(Drawing(out / "data.png", f"Test images of {spec.name}", f"The first {len(shown)}."))
+            kind = "images" if len(spec.shape) == 3 else "sequences"
+            drawings.append(Drawing(out / "data.png", f"Test {kind} of {spec.name}", f"The first {len(shown)}."))
         each = zip(runs, models, measured, strict=True)
         found = [_images(run, model, result, num, out, stages) for run, model, result in each]
     elif isinstance(data, TestRows) and num:

@@ -70,7 +70,12 @@ def _compared(runs: Sequence[Run]) -> str:
     """The data, and on how many of them the models were measured."""
     spec = runs[0].spec
     shape = " x ".join(map(str, spec.shape))
-    what = f"images of {shape}, {spec.levels} levels" if len(spec.shape) == 3 else f"vectors of {shape} columns"
+    said = {
+        3: f"images of {shape}",
+        2: f"sequences of {shape} (channels x positions)",
+        1: f"vectors of {shape} columns",
+    }
+    what = said[len(spec.shape)] + (f", {spec.levels} levels" if spec.levels else "")
     what += ", standardised for the model" if spec.std else ""
     found = {each.document.images for run in runs for kind in (NllResult, NelboResult) if (each := run.of(kind))}
     measured = (

@@ -1,4 +1,4 @@
-"""Pictures of data and of learning: PNG grids, scatter plots of 2-D sets, learning curves."""
+"""Pictures of data and of learning: PNG grids, lines of sequences, scatter plots of 2-D sets, learning curves."""
 
 from __future__ import annotations
 
@@ -27,6 +27,10 @@ __all__ = [
     "save_levels",
     "save_samples",
 ]
+
+
+MOST_SEQUENCES = 6
+"""In a picture."""
 
 
 def pixels(levels: Tensor, spec: DataSpec) -> np.ndarray:
@@ -84,7 +88,8 @@ def save_samples(x: Tensor, spec: DataSpec, file: Path) -> None:
 
 
 def save_levels(shown: Tensor, spec: DataSpec, file: Path, columns: int = 0) -> None:
-    """A grid of images given by their levels, or a scatter plot of the first two coordinates of vectors.
+    """A grid of images given by their levels, the channels of the first sequences against position, or a scatter plot of the
+    first two coordinates of vectors.
 
     Args:
         columns: Of the grid; 0 makes it nearly square.
@@ -92,12 +97,36 @@ def save_levels(shown: Tensor, spec: DataSpec, file: Path, columns: int = 0) -> 
     if len(spec.shape) == 3:
         put(file, image_grid(pixels(shown, spec), columns=columns).save)
         return
+    if len(spec.shape) == 2:
+        put(file, partial(_sequences(shown[:MOST_SEQUENCES].cpu().numpy()).savefig, dpi=110, bbox_inches="tight"))
+        return
     figure = figure_of(4.5, 4.5)
     axes = figure.add_subplot()
     points = shown.cpu().numpy()
     axes.scatter(points[:, 0], points[:, -1 if points.shape[1] == 1 else 1], s=2, linewidths=0)
     axes.set_aspect("equal")
     put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
+
+
+def _sequences(values: np.ndarray) -> Any:
+    """Sequences (n, c, l) one below the other, a line for each channel."""
+    num, channels, length = values.shape
+    figure = figure_of(min(14.0, 3 + length / 12), 1.1 + 1.3 * num)
+    colours = [f"C{channel}" for channel in range(channels)]
+    if channels > 10:  # matplotlib's colours repeat
+        from matplotlib import colormaps
+
+        colours = [colormaps["viridis"](channel / (channels - 1)) for channel in range(channels)]
+    panels = figure.subplots(num, 1, sharex=True, sharey=True, squeeze=False)[:, 0]
+    for axes, sequence in zip(panels, values, strict=True):
+        for channel, line in enumerate(sequence):
+            axes.plot(line, color=colours[channel], linewidth=0.9, label=f"channel {channel}")
+        axes.margins(x=0)
+        axes.grid(alpha=0.3)
+    panels[-1].set_xlabel("position")
+    if 1 < channels <= 10:
+        panels[0].legend(loc="upper left", bbox_to_anchor=(1.01, 1.0), fontsize="x-small")
+    return figure
 
 
 def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path) -> None:

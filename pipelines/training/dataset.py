@@ -106,11 +106,11 @@ def _in_unit(spec: DataSpec, term: str, nats: Tensor) -> float:
 
 
 def _draw_samples(spec: DataSpec, device: torch.device, model: GenerativeModel, file: Path) -> None:
-    """A grid of 64 samples (1,000 points of a vector set) by the probability-flow ODE; of a conditional model the classes in
+    """A picture of 64 samples (1,000 points of a vector set) by the probability-flow ODE; of a conditional model the classes in
     turn."""
     from pipelines.runs.pictures import save_samples
 
-    num = 64 if len(spec.shape) == 3 else 1000
+    num = 64 if len(spec.shape) > 1 else 1000
     label = torch.arange(num) % model.num_classes if model.num_classes else None
     x = draw(
         model,

@@ -66,8 +66,8 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
     if len(card.shape) != 3 and run.data.flip:
         raise ValueError(
-            f"flip=True: {card.name} has vectors of shape {card.shape}, only images can be flipped; the recipe "
-            "vectors takes vectors"
+            f"flip=True: {card.name} has {card.kind}s of shape {card.shape}, only images can be flipped; the recipe "
+            f"{card.kind}s takes {card.kind}s"
         )
     partner = _partner(run, card, root)
     if launch.start_from.startswith(PREFIX):

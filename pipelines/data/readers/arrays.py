@@ -1,6 +1,7 @@
 """Reader of NumPy files: one .npy array, or the arrays of an .npz archive.
 
-    rows        images are integers (n, h, w), (n, h, w, c) or (n, c, h, w), c <= 4; vectors are floats (n, d)
+    rows        images are integers (n, h, w), (n, h, w, c) or (n, c, h, w), c <= 4; vectors are floats (n, d), and sequences
+                floats (n, c, l), where the option as_sequences says that they are no images
     .npz        the rows are called x, images, data or arr_0, their labels y, label or labels; with a split's name beside it
                 (x_train and y_train, X_test, train_images and train_labels, or train alone) they make splits
 
@@ -173,25 +174,28 @@ def _open_array(file: Path, member: str, *, whole: bool = False, kinds: str = "b
 
 def _numpy_source(arrays: Mapping[str, tuple[_Array, Callable[[], _Array] | None]], options: Options) -> Source:
     train = next(iter(arrays.values()))[0]
-    layout = _layout(train)
-    vector = len(layout) == 1
-    if not vector and train.dtype.itemsize > 1 and not options.levels:
+    layout = _layout(train, options)
+    kind = {1: "vector", 2: "sequence", 3: "image"}[len(layout)]
+    if kind == "image" and train.dtype.itemsize > 1 and not options.levels:
         raise ValueError(f"{train}: {train.dtype} does not say how many levels a pixel has; give --levels")
     for x, _ in arrays.values():
         if x.shape[1:] != train.shape[1:] or x.dtype != train.dtype:
             raise ValueError(f"{x}: rows {x.shape[1:]} {x.dtype}, but {train}: {train.shape[1:]} {train.dtype}")
     levels = {"b": 2, "f": 0}.get(train.dtype.kind, 256)
     splits = {split: _numpy_split(x, y, layout) for split, (x, y) in arrays.items()}
-    return Source(kind="vector" if vector else "image", shape=layout, levels=levels, splits=splits)
+    return Source(kind=kind, shape=layout, levels=levels, splits=splits)
 
 
-def _layout(array: _Array) -> tuple[int, ...]:
-    """The shape of a row as stored: (d,) of floats, or (c, h, w) of integers."""
+def _layout(array: _Array, options: Options) -> tuple[int, ...]:
+    """The shape of a row as stored: (d,) or (c, l) of floats, or (c, h, w) of integers."""
     row = array.shape[1:]
     if array.dtype.kind == "f":
-        if len(row) == 1:
+        if len(row) == 1 or (len(row) == 2 and options.as_sequences):
             return row
-        raise ValueError(f"{array}: floats of shape {array.shape}; save vectors as (n, d), images as integer levels")
+        raise ValueError(
+            f"{array}: floats of shape {array.shape}; save vectors as (n, d), images as integer levels, and sequences as "
+            "(n, c, l), for which give --as-sequences true"
+        )
     if len(row) == 2:
         return (1, *row)
     if len(row) == 3 and row[-1] <= 4 and row[0] > 4:

@@ -66,10 +66,10 @@ def check_canvases(name: str, model: GenerativeModel, spec: DataSpec, layout: La
             takes pieces alone, a layout that does not fit, standardised columns, or a sampler that does not go with the model.
     """
     try:
-        if spec.std:
+        if spec.std and len(spec.shape) == 1:
             raise ValueError(
                 f"{spec.name}: its columns are standardised one by one, so that none can stand beside another; train on "
-                "images, or on vectors as they are (--standardise false)"
+                "images or sequences, or on vectors as they are (--standardise false)"
             )
         made = canvas_of(model, layout)
         made.check(sampling)

@@ -32,7 +32,7 @@ from pipelines.evaluation.sampling.folder import CANVASES, folder_of
 from pipelines.evaluation.sampling.run import Written, labels_wanted
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
-from pipelines.runs.pictures import image_grid, pixels, put, save_image
+from pipelines.runs.pictures import save_image, save_levels
 from pipelines.storage.files import replaced
 from pipelines.storage.outputs import output_root
 
@@ -144,8 +144,8 @@ def _write_all(
         kept += [values] if first < MOST_SHOWN else []
         evaluated, diverged = evaluated + made.evaluations * len(seeds), diverged + lost
         watch.finished(len(seeds))
-    if len(spec.shape) == 3:
-        put(out / "grid.png", image_grid(pixels(torch.cat(kept)[:MOST_SHOWN], spec), columns=1).save)
+    if len(spec.shape) > 1:
+        save_levels(torch.cat(kept)[:MOST_SHOWN], spec, out / "grid.png", columns=1)
     return Written(out=out, shape="x".join(map(str, drawn.shape)), evaluations=evaluated / num, diverged=diverged)
 
 

@@ -75,8 +75,8 @@ class FeatureNetwork:
 
 
 def raw(num_features: int, mean: Sequence[float] = (), std: Sequence[float] = ()) -> FeatureNetwork:
-    """The values of a vector or image themselves, flattened; those of vectors less a mean and over a standard deviation, where
-    they are given."""
+    """The values of a row themselves, flattened; those of vectors less the mean of their column and over its standard
+    deviation, where they are given, and of sequences likewise by channel."""
 
     def evaluate(x: Tensor) -> tuple[Tensor, Tensor]:
         features = x.flatten(1)
@@ -84,7 +84,8 @@ def raw(num_features: int, mean: Sequence[float] = (), std: Sequence[float] = ()
             raise ValueError(f"images: {features.shape[1]} values a sample, not num_features={num_features}")
         features = features if features.is_floating_point() else features.to(torch.get_default_dtype())
         if std:
-            features = (features - features.new_tensor(mean)) / features.new_tensor(std)
+            of_each = [features.new_tensor(v).repeat_interleave(num_features // len(v)) for v in (mean, std)]
+            features = (features - of_each[0]) / of_each[1]
         return features, features[:, :0]
 
     return FeatureNetwork(name="raw", num_features=num_features, num_classes=0, evaluate=evaluate)

@@ -129,10 +129,13 @@ def check_features(card: Card, inception_weights: str = "", most_raw: int = MOST
             )
         if not Path(inception_weights).expanduser().is_file():
             raise ValueError(f"inception_weights={inception_weights}: no such file; download {INCEPTION_URL}")
-    elif card.num_classes < 2 and card.num_dims > most_raw:
+    elif not has_classifier(card) and card.num_dims > most_raw:
+        remedy = "give --inception-weights FILE (evaluate.py also takes --samples 0)"
         raise ValueError(
-            f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: "
-            "give --inception-weights FILE (evaluate.py also takes --samples 0)"
+            f"{card.name} has no labels to train a feature network with and {card.num_dims} raw values are too many: {remedy}"
+            if card.kind == "image"
+            else f"{card.name} has rows of {card.num_dims} values, and a Frechet distance takes at most {most_raw}: give "
+            "--samples 0"
         )
 
 

@@ -127,7 +127,7 @@ def _draw(runs: Sequence[Weights], entries: Sequence[Entry], first: range, plan:
     for entry in entries:
         piece = entry.pieces.read(first)
         if piece is not None:
-            shown = piece.shown[: 100 if len(plan.card.shape) == 3 else 2000]
+            shown = piece.shown[: 100 if len(plan.card.shape) > 1 else 2000]
             save_levels(shown, plan.subjects[entry.model].spec, entry.pieces.directory / "samples.png")
 
 

@@ -32,8 +32,8 @@ from pipelines.storage.outputs import output_root
 
 __all__ = ["Artist", "Written", "draw_run", "labels_wanted"]
 
-MOST_IN_GRID = {3: 400, 1: 10_000}
-"""Samples in the picture of all, by the rank of an event: images, points of a plot."""
+MOST_IN_GRID = {3: 400, 2: 400, 1: 10_000}
+"""Samples in the picture of all, by the rank of an event: images, lines, points of a plot."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +74,7 @@ class Artist:
 
 
 def draw_run(run: Weights, wanted: SampleOptions) -> Written:
-    """Draws samples of a run and writes them: images as sample-000000.png, ..., vectors as samples.npy, and grid.png of both.
+    """Draws samples of a run and writes them: images as sample-000000.png, ..., others as samples.npy, and grid.png of all.
 
     Raises:
         ValueError: a run without weights, a sampler or labels that its model does not take, or a folder with other samples.
@@ -93,11 +93,11 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
         if rank == 3:
             for i, image in enumerate(values, first):
                 save_image(image, spec, out / f"sample-{i:06d}.png")
-        if rank == 1 or first < MOST_IN_GRID[3]:
+        if rank < 3 or first < MOST_IN_GRID[3]:
             kept[first] = values
         print(f"{done}/{wanted.num_samples} samples, {time.monotonic() - began:.1f} s", flush=True)
     values = torch.cat([kept[first] for first in sorted(kept)])
-    if rank == 1:
+    if rank < 3:
         with replaced(out / "samples.npy") as path:
             np.save(path, values.numpy())
     save_levels(values[: MOST_IN_GRID[rank]], spec, out / "grid.png")

@@ -175,8 +175,8 @@ def _seen(network: FeatureNetwork, values: Tensor) -> Tensor:
 
 
 def _draw(before: Tensor, after: Tensor, spec: DataSpec, file: Path) -> None:
-    """Images in lines of sources and translations; of vectors, the translations as points."""
-    if len(spec.shape) == 1:
+    """Images in lines of sources and translations; of others the translations alone, in a file and drawn."""
+    if len(spec.shape) < 3:
         with replaced(file.with_suffix(".npy")) as path:
             np.save(path, after.numpy())
         save_levels(after, spec, file)

@@ -61,7 +61,7 @@ def diagnose(
             drawings.append(_ratio(models, x, out, seed))
     for name, model in models:
         stages.say(f"path of {name}")
-        drawings.append(ladder(name, model, x[:12] if len(spec.shape) == 3 else x, spec, out, seed))
+        drawings.append(ladder(name, model, x[:12] if len(spec.shape) > 1 else x, spec, out, seed))
     return drawings
 
 
@@ -226,12 +226,15 @@ def ladder(name: str, model: GenerativeModel, x: Tensor, spec: DataSpec, out: Pa
 
 
 def _points(forward: Tensor, backward: Tensor, end: float) -> Any:
-    """Both ways of vectors, the first column against the last one, in one frame."""
+    """Both ways of vectors, the first column against the last one, or of the first sequence, in one frame."""
     figure = figure_of(1.9 * len(RUNGS), 4.1)
     grid = figure.subplots(2, len(RUNGS), sharex=True, sharey=True)
     for row, path, rungs in zip(grid, (forward, backward), (RUNGS, RUNGS[::-1]), strict=True):
         for axes, points, rung in zip(row, path, rungs, strict=True):
-            axes.scatter(points[:, 0], points[:, -1], s=4, linewidths=0)
+            if points.ndim == 3:
+                axes.plot(points[0].T, linewidth=0.8)
+            else:
+                axes.scatter(points[:, 0], points[:, -1], s=4, linewidths=0)
             axes.set_title(f"t = {end * rung:g}" if path is forward else "", fontsize=9)
             axes.tick_params(labelsize=7)
     grid[0, 0].set_ylabel("data", fontsize=9)

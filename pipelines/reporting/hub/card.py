@@ -25,6 +25,9 @@ from pipelines.reporting.tables import Run
 
 __all__ = ["model_card", "trained_by"]
 
+KINDS = {3: "Images", 2: "Sequences", 1: "Vectors"}
+"""Of data, by the rank of a row."""
+
 
 def model_card(run: Run, *, weights: str, grid: str, drawn: str, trained_with: Sequence[str], licence: str) -> str:
     """The text of README.md.
@@ -37,7 +40,7 @@ def model_card(run: Run, *, weights: str, grid: str, drawn: str, trained_with: S
         trained_with: The commits of the code that trained it; none where they are unknown.
         licence: Of the weights, as the hub names it.
     """
-    spec, model, images = run.spec, run.config.model, len(run.spec.shape) == 3
+    spec, model = run.spec, run.config.model
     kind = type(model).__name__.removesuffix("Config")
     summary = (type(model).__doc__ or "").split("\n\n")[0].replace("\n", " ").split(" (see ")[0].strip().rstrip(".")
     rows = [
@@ -82,7 +85,7 @@ def model_card(run: Run, *, weights: str, grid: str, drawn: str, trained_with: S
             *([f"Its own classes are defined in {', '.join(own)}, which is run when it is named.", ""] if own else []),
             "## Limits",
             "",
-            *(f"- {line}" for line in _limits(run, images)),
+            *(f"- {line}" for line in _limits(run)),
             "",
         ]
     )
@@ -176,10 +179,9 @@ def _figures(run: Run) -> list[str]:
     ]
 
 
-def _limits(run: Run, images: bool) -> Iterator[str]:
+def _limits(run: Run) -> Iterator[str]:
     spec = run.spec
-    what = "Images" if images else "Vectors"
-    yield f"{what} of shape {spec.shape} and of the law of {spec.name} alone; it was tested on nothing else."
+    yield f"{KINDS[len(spec.shape)]} of shape {spec.shape} and of the law of {spec.name} alone; it was tested on nothing else."
     if run.measured:
         yield f"The errors are of the measurement of {LEFT_OUT.replace(' (train.py --seeds 3 shows it)', '')}."
         yield "NLL is by the probability-flow ODE with the residual at t_min, an upper bound in expectation; NELBO is a bound."

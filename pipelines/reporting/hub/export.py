@@ -60,7 +60,7 @@ def export(run: Weights, wanted: ExportOptions) -> Path:
         replace(made, run=config).to_document() if made else Provenance(run=config, spec=spec, data={}).to_document()
     )
     tensors = {name: tensor.clone() for name, tensor in network_tensors(model).items()}  # sampling moves buffers
-    num = wanted.num_samples or (64 if len(spec.shape) == 3 else 1000)
+    num = wanted.num_samples or (64 if len(spec.shape) > 1 else 1000)
     x = model.sample(num, sampler=wanted.sampling, seed=wanted.seed)
     card = model_card(
         replace(found, config=without_paths(read_run(run.run / CONFIG)[0])),

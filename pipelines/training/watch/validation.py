@@ -30,9 +30,9 @@ from pipelines.runs.record import HeldOut
 
 __all__ = ["held_out_rows"]
 
-ROWS, BLOCKS = {3: 128, 1: 1024}, 16
-"""Rows at most, by the rank of an event (images, vectors), and the stretches of the split that they are taken from, since rows
-may be sorted by class. A point costs about as much as five training steps of a batch of 128."""
+ROWS, BLOCKS = {3: 128, 2: 128, 1: 1024}, 16
+"""Rows at most, by the rank of an event (images, sequences, vectors), and the stretches of the split that they are taken from,
+since rows may be sorted by class. A point costs about as much as five training steps of a batch of 128."""
 DRAWS, BATCH, SEED = 2, 128, 0
 
 
