@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import textwrap
 import time
 import uuid
 from collections.abc import Callable, Iterable, Sequence
@@ -16,9 +17,6 @@ from typing import Any
 import ray
 from ray.exceptions import GetTimeoutError, RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from pipelines.storage.files import write_text
-from pipelines.storage.messages import one_line
 
 __all__ = ["check_nodes"]
 
@@ -64,7 +62,7 @@ def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
     root.mkdir(parents=True, exist_ok=True)
     token, places = uuid.uuid4().hex, [str(place) for place in data]
     file = root / f".token-{token}"
-    write_text(file, token)
+    file.write_text(token)
     ask = ray.remote(num_cpus=0, max_retries=0)(_question(str(file), token, places, str(CLONE)))
     try:
         asked = [
@@ -122,7 +120,7 @@ def _answer(address: str, reference: Any) -> Answer:
     except GetTimeoutError:
         why = f"it did not answer in {ANSWER_SECONDS:.0f} s"
     except RayError as error:
-        why = one_line(error, 300)
+        why = textwrap.shorten(str(error), 300)
     raise ValueError(f"{address} cannot work: {why}; mend it, or take it out of the cluster")
 
 
