@@ -4,7 +4,7 @@ The worker takes the windows of its streams in the order in which it needs them,
 epoch, whole, where the first of them wants it (`reads`). They are fetched ahead of the training (training/stream.py,
 training/on_ray/stream.py), and `batches` deals them out. Rows are laid into their window as they come, so that a worker holds
 
-    of each stream    one window: P / C rows and less than one row group more (of `Windows`: a pool and less than two row groups)
+    of each stream    one window: P / C rows and less than a row group more (of `Windows`, two pools or a row group at most)
     besides           the row groups that a cut between two of its streams divides, while only one of the two has had its part,
 
 about P / W rows of a pool of P. Beginning at any step costs the windows of that step, whatever came before.
@@ -24,8 +24,8 @@ from pipelines.data.shards import Rows
 
 __all__ = ["Share"]
 
-BLOCK_STEPS, BLOCK_BYTES = 64, 1 << 22
-"""Steps whose batches are laid out together, and the bytes that these may have."""
+BLOCK_STEPS, BLOCK_BYTES, BLOCK_PART = 64, 1 << 22, 8
+"""Steps whose batches are laid out together, the bytes that these may have, and how many times the pool holds them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +174,9 @@ class _Dealer:
 
     def block(self) -> Iterator[Rows]:
         """The batches of the next steps."""
-        card, size = self._share.order.card, self._share.size
-        steps = max(1, min(BLOCK_STEPS, BLOCK_BYTES // (size * card.row_bytes), self._end - self.step))
+        order, size = self._share.order, self._share.size
+        fitting = min(BLOCK_BYTES // (size * order.card.row_bytes), order.pool // (BLOCK_PART * order.batch_size))
+        steps = max(1, min(BLOCK_STEPS, fitting, self._end - self.step))
         block = self._empty(steps * size)
         for lane in self._lanes.values():
             lane.filled = 0

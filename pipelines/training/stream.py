@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 
 from pipelines.data.card import load_card
 from pipelines.data.order import Order, Streams, Windows
@@ -18,7 +19,7 @@ from pipelines.data.shards import Rows, read_groups
 from pipelines.data.share import Share
 from pipelines.runs.job import Job
 
-__all__ = ["RowStream", "Rows", "local_rows", "order_of", "share_of", "tasks"]
+__all__ = ["RowStream", "Rows", "local_rows", "order_of", "read_rows", "share_of", "tasks"]
 
 RowStream = Callable[[Job, int], Iterator[Rows]]
 """rows(job, first_row) -> this rank's rows from a row of the run on, in chunks of its share of a batch."""
@@ -72,10 +73,15 @@ def tasks(share: Share) -> Iterator[tuple[int, ...]]:
         yield tuple(task)
 
 
-def local_rows(job: Job, first_row: int, rank: int = 0, world: int = 1) -> Iterator[Rows]:
-    """The rows of a worker without Ray; a thread reads ahead."""
-    share = share_of(job, first_row, rank, world)
-    return share.batches(_read_ahead(partial(read_groups, job.data, share.order.card, share.order.split), tasks(share)))
+def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
+    """The rows of a single process; a thread reads ahead."""
+    return read_rows(job.data, share_of(job, first_row))
+
+
+def read_rows(directory: Path, share: Share) -> Iterator[Rows]:
+    """A worker's batches, without Ray; a thread reads ahead."""
+    order = share.order
+    return share.batches(_read_ahead(partial(read_groups, directory, order.card, order.split), tasks(share)))
 
 
 def _read_ahead(read: Callable[[tuple[int, ...]], Rows], wanted: Iterator[tuple[int, ...]]) -> Iterator[Rows]:
