@@ -9,9 +9,9 @@ For each order of rows (pipelines/data/order.py) and W = 1, 2, 4, 8 readers, in 
     largest        the same of the reader that reads most
     decode         processor time of reading and decoding, all readers together, s per epoch
     first          time of the first reader until its first batch, s
-    p99            of the time until its next batch, ms
-    wait           the part of an epoch that it waits for rows, where a step takes STEP_MS besides
-    images/s       of the first reader that does nothing else, over those of a loader whose rows lie in memory
+    p99            of the time that it waits for a batch of the second epoch, ms, where a step takes STEP_MS besides
+    wait           the part of the second epoch that it waits for rows
+    images/s       of the first reader that does nothing else, over those of a loader whose rows lie in memory, second epoch
 
 The readers run one after the other in this process, one thread ahead of each.
 """
@@ -34,26 +34,24 @@ import pyarrow.parquet as pq
 
 from pipelines.data.card import Card, load_card, write_card
 from pipelines.data.order import Order, Streams, Windows
-from pipelines.data.shards import Rows, ShardWriter, read_all
+from pipelines.data.shards import Rows, ShardWriter, read_all, read_groups
 from pipelines.data.share import Share
-from pipelines.training.stream import read_rows
+from pipelines.training.stream import read_rows, tasks
 
 BATCH, READERS = 128, (1, 2, 4, 8)
 
 
 class Counted:
-    """Counts the stored bytes of the row groups that pyarrow reads, and the processor time of that, while it is entered."""
+    """Counts the stored bytes of the row groups that pyarrow reads while it is entered."""
 
     def __enter__(self) -> Counted:
-        self.bytes, self.seconds, self._read = 0, 0.0, pq.ParquetFile.read_row_group
+        self.bytes, self._read = 0, pq.ParquetFile.read_row_group
         counted, read = self, self._read
 
         def counting(file: pq.ParquetFile, group: int, *args: Any, **kwargs: Any) -> Any:
-            stored, began = file.metadata.row_group(group), time.thread_time()
-            table = read(file, group, *args, **kwargs)
-            counted.seconds += time.thread_time() - began
+            stored = file.metadata.row_group(group)
             counted.bytes += sum(stored.column(i).total_compressed_size for i in range(stored.num_columns))
-            return table
+            return read(file, group, *args, **kwargs)
 
         pq.ParquetFile.read_row_group = counting  # pyright: ignore[reportAttributeAccessIssue]
         return self
@@ -78,13 +76,13 @@ def stored_bytes(directory: Path, card: Card) -> int:
     return sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
 
 
-def timed(batches: Iterator[Rows], step: float = 0.0) -> tuple[np.ndarray, float]:
-    """Seconds until each batch, and of all of them with steps of `step` seconds between."""
-    began, waits = time.perf_counter(), []
+def timed(batches: Iterator[Rows], step: float = 0.0) -> np.ndarray:
+    """Seconds until each batch, between steps of `step` seconds."""
+    waits = []
     while True:
         asked = time.perf_counter()
         if next(batches, None) is None:
-            return np.array(waits), time.perf_counter() - began
+            return np.array(waits)
         waits.append(time.perf_counter() - asked)
         if step:
             time.sleep(step)
@@ -94,29 +92,29 @@ def in_memory(directory: Path, order: Order) -> Iterator[Rows]:
     """The loader to compare with: a permutation of rows that lie in memory."""
     held = read_all(directory, order.card, "train")
     rows = np.random.default_rng(0).permutation(len(held["row"]))
-    return (
-        {k: column[rows[i * BATCH : (i + 1) * BATCH]] for k, column in held.items()} for i in range(order.epoch_steps)
-    )
+    for start in range(0, order.epoch_steps * BATCH, BATCH):
+        yield {name: column[rows[start : start + BATCH]] for name, column in held.items()}
 
 
 def measure(directory: Path, order: Order, step: float) -> None:
-    whole = stored_bytes(directory, order.card)
-    memory = in_memory(directory, order)
-    best = order.epoch_steps * BATCH / timed(memory)[1]
+    """Prints a row for each number of readers."""
+    whole, steps = stored_bytes(directory, order.card), order.epoch_steps
+    best = (steps - 1) * BATCH / timed(in_memory(directory, order))[1:].sum()
     for world in READERS:
-        shares = [Share(order=order, rank=rank, world=world, last=order.epoch_steps) for rank in range(world)]
-        read, seconds, times = [], 0.0, []
-        for share in shares:
+        read, began = [], time.process_time()
+        for rank in range(world):
             with Counted() as counted:
-                times.append(timed(read_rows(directory, share)))
+                for task in tasks(Share(order=order, rank=rank, world=world, last=steps)):
+                    read_groups(directory, order.card, order.split, task)
             read.append(counted.bytes)
-            seconds += counted.seconds
-        waits, wall = times[0]
-        slow, slow_wall = timed(read_rows(directory, shares[0]), step)
+        seconds = time.process_time() - began
+        first = Share(order=order, rank=0, world=world, last=2 * steps)
+        waits, free = timed(read_rows(directory, first), step), timed(read_rows(directory, first))
+        second = waits[steps:]
         print(
             f"{type(order).__name__.lower():>8} {world:>3} {sum(read) / whole:>8.3f} {max(read) / whole:>8.3f} "
-            f"{seconds:>8.2f} {waits[0]:>8.3f} {1e3 * float(np.quantile(slow[1:], 0.99)):>8.2f} "
-            f"{slow.sum() / slow_wall:>8.3f} {len(waits) * shares[0].size / wall / best:>9.3f}",
+            f"{seconds:>8.2f} {free[0]:>8.3f} {1e3 * float(np.quantile(second, 0.99)):>8.2f} "
+            f"{second.sum() / (second.sum() + steps * step):>8.3f} {steps * first.size / free[steps:].sum() / best:>9.3f}",
             flush=True,
         )
 

@@ -24,7 +24,7 @@ from pipelines.data.shards import Rows
 
 __all__ = ["Share"]
 
-BLOCK_STEPS, BLOCK_BYTES, BLOCK_PART = 64, 1 << 22, 8
+BLOCK_STEPS, BLOCK_BYTES, BLOCK_PART = 64, 1 << 20, 8
 """Steps whose batches are laid out together, the bytes that these may have, and how many times the pool holds them."""
 
 

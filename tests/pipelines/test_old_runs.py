@@ -157,7 +157,7 @@ def test_a_run_of_then_goes_on_to_the_same_weights(killed):
 
 
 def test_a_run_of_then_keeps_its_order_of_rows(killed):
-    """Under the first command of today and under those after it, when config.json says which; a run that begins now has another."""
+    """Under the first command of today and under those after it, when config.json says which; another begins with another."""
     file = killed / "indm" / "config.json"
     for _ in range(2):
         there, spec = read_run(file)
