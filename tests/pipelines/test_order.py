@@ -192,6 +192,18 @@ def test_windows_are_what_a_worker_was_said_to_hold():
     assert max(firsts.values()) < 12  # the 64 streams do not all begin a window at once
 
 
+def test_a_row_group_that_two_streams_share_is_wanted_by_both_at_once():
+    """Both at the beginning of the epoch or both at its end, within one window of 64 steps and what row groups add to it."""
+    wanted: dict[int, list[int]] = {}
+    for window in MANY.windows(1, 0, 128):
+        for group in window.groups:
+            wanted.setdefault(group, []).append(window.first_step)
+    shared = [steps for steps in wanted.values() if len(steps) > 1]
+    assert len(shared) >= 50
+    assert max(max(steps) - min(steps) for steps in shared) <= 64 + 25
+    assert {min(steps) == 0 for steps in shared} == {True, False}
+
+
 @pytest.mark.parametrize(("world", "least"), [(1, 1.0), (4, 0.25)])
 def test_memory_is_that_of_the_pool_whatever_the_length_of_the_epoch(world, least):
     """Of rows of 1 KiB, between two batches, over two epochs; and it falls with the number of workers."""
