@@ -188,8 +188,8 @@ def test_windows_are_what_a_worker_was_said_to_hold():
             assert window.length < order.pool * window.width / order.batch_size + order.card.group_rows
             inside = {int(np.searchsorted(order.bounds, row, "right")) - 1 for row in order.rows(window)}
             assert inside == set(window.groups)
-    firsts = Counter(window.first_step for window in MANY.windows(1, 0, 128) if window.first_step)
-    assert max(firsts.values()) < 12  # the 64 streams do not all begin a window at once
+    first = [window.length for window in MANY.windows(1, 0, 128) if window.begin == 0]
+    assert np.mean(first) < 0.9 * 128  # cut shorter, so that an epoch does not begin with the whole pool
 
 
 def test_a_row_group_that_two_streams_share_is_wanted_by_both_at_once():
