@@ -35,7 +35,7 @@ named `Class.other.field` now. `now` is followed as far as it leads: a class or 
 entry, and no entry is ever changed. A field is looked up under the names, of now and then, of its class and of its bases.
 """
 
-FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every": 0}
+FORMER_DEFAULTS = {"ResFlowConfig.first_activation": True, "Train.validate_every": 0, "Train.order": "windows"}
 """What a field is in files from before its class had it, where that is not its default of today."""
 
 DEFAULT = object()

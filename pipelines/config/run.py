@@ -53,6 +53,8 @@ class Train:
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
         precision: fp32; bf16 autocast of the networks; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
         seed: Of weights, order of rows and noise.
+        order: Of the rows: streams, of which each worker reads its own; or windows, of which every worker reads all, as it was
+            before there were streams. A run keeps the one that it was begun with.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
         keep: Checkpoints kept, the best by the NELBO on held-out rows (on training rows where it is not measured); the last two
@@ -71,6 +73,7 @@ class Train:
     ema_ramp: bool = True
     precision: Literal["fp32", "bf16", "tf32"] = "fp32"
     seed: int = 0
+    order: Literal["streams", "windows"] = "streams"
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2

@@ -138,9 +138,10 @@ def check_data(weights: Weights | Path, card: Card, *, partner: bool = False) ->
 
 
 def as_begun(run: RunConfig, file: Path) -> RunConfig:
-    """A configuration in the form in which the run in `file` was begun, where that is from before today's classes."""
+    """A configuration in the form in which the run in `file` was begun, where that is from before today's classes, and with
+    its order of rows, which goes on whatever that of a run of today is."""
     there, _ = read_run(file)
-    then = unsaid(there, read_json(file)["run"])
+    then = unsaid(there, read_json(file)["run"]) | {"train.order": there.train.order}
     known = {option.path for option in options(run)}
     return with_values(run, {path: value for path, value in then.items() if path in known})
 

@@ -28,7 +28,7 @@ from pipelines.data.origin import canonical, fingerprint, label, path_of
 from pipelines.data.readers import formats, recognised
 from pipelines.data.sequences import as_sequences
 from pipelines.data.shards import ShardWriter
-from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows, group_rows
 from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
 from pipelines.storage.paths import local_path
@@ -86,7 +86,7 @@ def _build(directory: Path, origin: str, found: Source, options: Options) -> Car
         options=options.to_json(),
         fingerprint=fingerprint(origin),
     )
-    card = replace(card, group_rows=chunk_rows(card.row_bytes))
+    card = replace(card, group_rows=group_rows(card.row_bytes))
     splits: dict[str, Split] = {}
     (classes, why_none), seen, trained = _classes(found, options), _Seen(), _Columns(found.shape)
     for name, part in found.splits.items():
@@ -296,7 +296,8 @@ def _write(
     labels: dict[str, set[int]] = {name: set() for name in keep}
     with ExitStack() as opened:
         writers = {
-            name: opened.enter_context(ShardWriter(directory, card, name, 16 * card.group_rows)) for name in keep
+            name: opened.enter_context(ShardWriter(directory, card, name, 16 * chunk_rows(card.row_bytes)))
+            for name in keep
         }
         for chunk in _progress(part, " + ".join(keep)):
             bad.add(chunk)

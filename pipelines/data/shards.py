@@ -1,17 +1,17 @@
-"""Parquet shards: writing them whole, and reading them by window (training) or in stored order (evaluation).
+"""Parquet shards: writing them whole, and reading them by row group (training) or in stored order (evaluation).
 
 A shard's columns: `x` (fixed-size binary: the C-order, little-endian bytes of one row), `label` (int32, -1: none) and
 `row` (int64, the index within the split); its row groups have `card.group_rows` rows, the last one perhaps fewer, so
 that reading costs the memory of the rows asked for plus one row group. Every page carries its checksum.
 
-A shard takes its name when it is whole; `card.json` (card.py) comes last. order.py says which rows make a window and
-in which order; a rank reads a window's row groups and keeps its own rows.
+A shard takes its name when it is whole; `card.json` (card.py) comes last. order.py says in which order a run sees the rows,
+share.py which row groups a worker reads for it.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -21,34 +21,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.data.card import CARD, Card, Shard, Split, one_line
-from pipelines.data.order import Window, group_bounds, window_order
+from pipelines.data.order import group_bounds
 from pipelines.storage.files import replaced
 
-__all__ = ["ShardWriter", "read_all", "read_labels", "read_split", "read_window"]
+__all__ = ["Rows", "ShardWriter", "read_all", "read_groups", "read_labels", "read_split"]
 
 Rows = dict[str, np.ndarray]
+"""Columns x, label and row of some rows of a data set."""
 
 
-def read_window(directory: str | Path, card: Card, window: Window, rank: int = 0, world: int = 1) -> Rows:
-    """The rows of a window that belong to one rank.
+def read_groups(directory: str | Path, card: Card, split: str, groups: Sequence[int]) -> Rows:
+    """Whole row groups of a split, one behind the other as they are named; one that is named twice is read once.
 
     Returns:
-        x (m, *shape) in the stored type, label (m,) int64, row (m,) int64, in the order of the run.
+        x (m, *shape) in the stored type, label (m,) int64, row (m,) int64.
 
     Raises:
-        ValueError: B is not a multiple of `world`; a shard that cannot be read.
+        ValueError: a shard that cannot be read.
     """
-    rows = window_order(card, window, rank, world)
-    bounds = group_bounds(card, window.split)
-    x = np.empty((len(rows), *card.shape), card.dtype)
-    label = np.empty(len(rows), np.int64)
-    by_row = np.argsort(rows)
-    for group, chunk in _read_groups(Path(directory), card, window.split, sorted(window.groups)):
-        first, last = np.searchsorted(rows[by_row], bounds[group : group + 2])
-        into = by_row[first:last]
-        x[into] = chunk["x"][rows[into] - bounds[group]]
-        label[into] = chunk["label"][rows[into] - bounds[group]]
-    return {"x": x, "label": label, "row": rows}
+    read = dict(_read_groups(Path(directory), card, split, sorted(set(groups))))
+    return {name: np.concatenate([read[group][name] for group in groups]) for name in ("x", "label", "row")}
 
 
 def read_split(

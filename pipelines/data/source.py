@@ -28,6 +28,7 @@ __all__ = [
     "array_chunks",
     "checked_table",
     "chunk_rows",
+    "group_rows",
     "in_memory",
     "locate_among",
     "records",
@@ -198,6 +199,12 @@ class Source:
 def chunk_rows(row_bytes: int) -> int:
     """Rows handled at a time: at most 1024 and, above one, at most 16 MiB."""
     return max(1, min(1024, 2**24 // row_bytes))
+
+
+def group_rows(row_bytes: int) -> int:
+    """Rows of a row group: at most 1024 and, above eight, at most 512 KiB. A worker reads whole ones: many small ones are mixed
+    better, and shared more evenly, than a few that are large."""
+    return max(1, min(1024, max(8, 2**19 // row_bytes), 2**24 // row_bytes))
 
 
 def array_chunks(x: np.ndarray) -> Iterator[Chunk]:

@@ -1,92 +1,96 @@
-"""The rows of a run, window by window, without Ray: what both `--local` and the stream of a Ray worker are made of.
+"""The rows of a run, without Ray: what both `--local` and the stream of a Ray worker are made of.
 
-The order of rows is a function of the run (`order.EpochPlan`): windows, epoch after epoch, from the run's position on. A task
-is a group of consecutive windows that together have about `TASK_ROWS` rows (many epochs of a small set, one window of a large
-one); its rows are those of one rank, in the run's order, so that the concatenation over tasks, cut into shares of a batch, is
-what the rank trains on.
+The order of rows is a function of the run (data/order.py), and so are the row groups that a worker reads, each once in an epoch
+(data/share.py). A task reads a few of them, about `TASK_BYTES`: many epochs of a small set, one row group of a large one. Tasks
+are fetched ahead of the training; the worker deals out what they bring.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-
-from pipelines.data.card import Card, load_card
-from pipelines.data.order import EpochPlan, Window, fitting_window
-from pipelines.data.shards import read_window
+from pipelines.data.card import load_card
+from pipelines.data.order import Order, Streams, Windows
+from pipelines.data.shards import Rows, read_groups
+from pipelines.data.share import Share
 from pipelines.runs.job import Job
 
-__all__ = ["RowStream", "Rows", "in_shares", "local_rows", "read_task", "tasks"]
+__all__ = ["RowStream", "Rows", "local_rows", "order_of", "read_rows", "share_of", "tasks"]
 
-Rows = dict[str, np.ndarray]
-"""Columns x, label and row of some rows of a data set."""
 RowStream = Callable[[Job, int], Iterator[Rows]]
 """rows(job, first_row) -> this rank's rows from a row of the run on, in chunks of its share of a batch."""
-TASK_ROWS, TASK_BYTES = 32_768, 1 << 26
+TASK_ROWS, TASK_BYTES = 32_768, 1 << 24
+TASKS_AHEAD = 4
+ORDERS = {"streams": Streams, "windows": Windows}
 
 
-def tasks(job: Job, first_row: int) -> tuple[Card, Iterator[list[Window]]]:
-    """The card, and the tasks of a run from its row `first_row` (= step * batch_size) to its last, made as they are asked for:
-    the first one does not wait for the length of the run.
+def order_of(job: Job) -> Order:
+    """The order in which a run sees its training rows.
 
     Raises:
         ValueError: no prepared data, or a batch larger than the training split.
     """
-    card = load_card(job.data)
     train = job.run.train
-    plan = EpochPlan(
-        card=card, split="train", batch_size=train.batch_size, seed=train.seed, window_rows=fitting_window(card)
-    )
+    return ORDERS[train.order](card=load_card(job.data), split="train", batch_size=train.batch_size, seed=train.seed)
+
+
+def share_of(job: Job, first_row: int, rank: int = 0, world: int = 1) -> Share:
+    """What a worker trains on from a row of the run on, to the run's end.
+
+    Args:
+        job: The run.
+        first_row: Rows of the run that are trained on, a multiple of the batch.
+        rank, world: Of the worker.
+
+    Raises:
+        ValueError: as `order_of`, or a batch that the workers cannot share.
+    """
+    train = job.run.train
+    step, rest = divmod(first_row, train.batch_size)
+    if rest:
+        raise ValueError(f"first_row={first_row}: not a multiple of batch_size={train.batch_size}")
+    return Share(order=order_of(job), rank=rank, world=world, first=step, last=train.steps)
+
+
+def tasks(share: Share) -> Iterator[tuple[int, ...]]:
+    """The row groups that a worker reads, some at a time, made as they are asked for: the first task does not wait for the
+    length of the run."""
+    bounds, card = share.order.bounds, share.order.card
     limit = max(1, min(TASK_ROWS, TASK_BYTES // card.row_bytes))
-    return card, _grouped(plan.windows(first_row, train.steps * train.batch_size), limit)
-
-
-def _grouped(windows: Iterator[Window], limit: int) -> Iterator[list[Window]]:
-    """Consecutive windows that have `limit` rows together, or a few more."""
-    group: list[Window] = []
+    task: list[int] = []
     rows = 0
-    for window in windows:
-        group.append(window)
-        rows += window.stop - window.start
+    for group in share.reads():
+        task.append(group)
+        rows += int(bounds[group + 1] - bounds[group])
         if rows >= limit:
-            yield group
-            group, rows = [], 0
-    if group:
-        yield group
-
-
-def read_task(directory: Path, card: Card, windows: list[Window], rank: int, world: int) -> Rows:
-    """The rows {x, label, row} of a task that belong to a rank."""
-    parts = [read_window(directory, card, window, rank, world) for window in windows]
-    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-
-
-def in_shares(parts: Iterator[Rows], share: int) -> Iterator[Rows]:
-    """Rows cut anew into chunks of `share` rows."""
-    held: Rows | None = None
-    for part in parts:
-        held = part if held is None else {name: np.concatenate([held[name], part[name]]) for name in part}
-        whole = len(held["x"]) // share * share
-        for start in range(0, whole, share):
-            yield {name: column[start : start + share] for name, column in held.items()}
-        held = {name: column[whole:] for name, column in held.items()}
+            yield tuple(task)
+            task, rows = [], 0
+    if task:
+        yield tuple(task)
 
 
 def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
-    """The rows of a single process; a thread reads one task ahead."""
-    card, grouped = tasks(job, first_row)
+    """The rows of a single process; a thread reads ahead."""
+    return read_rows(job.data, share_of(job, first_row))
 
-    def parts() -> Iterator[Rows]:
-        with ThreadPoolExecutor(1) as reader:
-            ahead: Future[Rows] | None = None
-            for windows in grouped:
-                ready, ahead = ahead, reader.submit(read_task, job.data, card, windows, 0, 1)
-                if ready:
-                    yield ready.result()
-            if ahead:
-                yield ahead.result()
 
-    return in_shares(parts(), job.run.train.batch_size)
+def read_rows(directory: Path, share: Share) -> Iterator[Rows]:
+    """A worker's batches, without Ray; a thread reads ahead."""
+    order = share.order
+    return share.batches(_read_ahead(partial(read_groups, directory, order.card, order.split), tasks(share)))
+
+
+def _read_ahead(read: Callable[[tuple[int, ...]], Rows], wanted: Iterator[tuple[int, ...]]) -> Iterator[Rows]:
+    """What the tasks bring, `TASKS_AHEAD` of them being read or waiting."""
+    with ThreadPoolExecutor(1) as reader:
+        ahead: deque[Future[Rows]] = deque()
+        for task in wanted:
+            ahead.append(reader.submit(read, task))
+            if len(ahead) > TASKS_AHEAD:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()

@@ -101,6 +101,7 @@ def test_a_run_leaves_what_it_promises(whole):
     run, _ = whole
     config, spec = read_run(run / "config.json")
     assert (config.recipe, spec.name, spec.num_classes) == ("digits_vp_nll", "digits", 10)
+    assert config.train.order == "streams"
     records = read_metrics(run)
     assert [record.step for record in records] == list(range(5, 41, 5))
     assert [record.phase for record in records] == ["pretraining"] * 3 + ["joint"] * 5
@@ -435,6 +436,8 @@ def test_local_rows_are_the_order_of_the_run(task_rows, tmp_path, monkeypatch):
         assert len(rest) == 30 - step
         for mine, theirs in zip(rest, whole[step:], strict=True):
             assert all(np.array_equal(mine[name], theirs[name]) for name in ("x", "label", "row"))
+    with pytest.raises(ValueError, match="first_row=8: not a multiple of batch_size=16"):
+        local_rows(job, 8)
 
 
 def train_without(blocked: list[str], *words: str) -> subprocess.CompletedProcess[str]:

@@ -28,7 +28,7 @@ from pipelines.config.flows import FlowConfig
 from pipelines.config.models import ModelConfig
 from pipelines.config.networks import BackboneConfig
 from pipelines.config.run import RunConfig
-from pipelines.config.store import read_run
+from pipelines.config.store import as_begun, read_run, write_run
 from pipelines.config.terminal.cli import with_values
 from pipelines.recipes import RECIPES
 from pipelines.runs.job import read_metrics
@@ -65,7 +65,7 @@ def test_a_recipe_of_then_reads_as_that_of_now(name):
     run = from_json(RunConfig, THEN[name])
     unsaid_then = unsaid(run, THEN[name])
     flow = {"model.flow.first_activation": True} if "ResidualFlow" in str(THEN[name]) else {}
-    assert unsaid_then == flow | {"train.validate_every": 0}
+    assert unsaid_then == flow | {"train.validate_every": 0, "train.order": "windows"}
     now = with_values(RECIPES[name](), unsaid_then)
     assert CHANGED.get(name, lambda then: then)(run) == now
     assert (run != now) == (name in CHANGED)
@@ -139,8 +139,8 @@ def test_a_run_of_then_goes_on_to_the_same_weights(killed):
     Up to the norms of the flow's layers, which one power iteration per step found less well: a step is 1e-3, whatever the
     gradient's size, so that a few weights of nearly no gradient go their own way.
     """
-    begun_with = (*OPTIONS, "--optimisers.flow.lr", "0.001")
-    train("digits_vp_nll", "--name", "indm", "--pretrain-steps", "3", *begun_with, out=killed)
+    begun_with = ("--name", "indm", "--pretrain-steps", "3", *OPTIONS, "--optimisers.flow.lr", "0.001")
+    train("digits_vp_nll", *begun_with, out=killed)
     found, expected = (load_file(place / "model.safetensors") for place in (killed / "indm", OLD / "indm"))
     searched = {
         key for tensors in (found, expected) for key in tensors if key.endswith((".left", ".vectors"))
@@ -154,6 +154,19 @@ def test_a_run_of_then_goes_on_to_the_same_weights(killed):
     assert records[0][0] == records[1][0]
     assert records[0][1].terms["nelbo"] == pytest.approx(records[1][1].terms["nelbo"], rel=1e-4)
     assert read_run(killed / "indm" / "config.json") == read_run(OLD / "indm" / "config.json")
+
+
+def test_a_run_of_then_keeps_its_order_of_rows(killed):
+    """Under the first command of today and under those after it, when config.json says which; another begins with another."""
+    file = killed / "indm" / "config.json"
+    for _ in range(2):
+        there, spec = read_run(file)
+        again = as_begun(replace(there, train=replace(there.train, order="streams")), file)
+        assert there == again
+        assert again.train.order == "windows"
+        write_run(file, again, spec)
+    assert '"order": "windows"' in file.read_text()
+    assert RECIPES["digits_vp_nll"]().train.order == "streams"
 
 
 @pytest.mark.parametrize(

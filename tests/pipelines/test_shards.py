@@ -1,11 +1,10 @@
-"""The order of a run is a seeded permutation per epoch that any number of workers and any resumption share."""
+"""Rows are stored in shards, read whole or by row group, and what is damaged is told."""
 
 from __future__ import annotations
 
 import json
-import pickle
 from dataclasses import replace
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +13,9 @@ import pytest
 from sources import write_shards
 
 from pipelines.data.card import Card, load_card, verify, write_card
-from pipelines.data.order import EpochPlan, Window, fitting_window, permutation, window_order
-from pipelines.data.shards import read_all, read_split, read_window
+from pipelines.data.order import Streams
+from pipelines.data.shards import read_all, read_groups, read_split
+from pipelines.data.share import Share
 
 ROWS = 1037
 BLANK = Card(name="levels", source="test", kind="image", shape=(2, 3, 4), levels=17, num_classes=5, group_rows=10)
@@ -32,14 +32,6 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Card, np.nda
     card = write_shards(directory, BLANK, "train", chunks, rows_per_shard=95)
     write_card(directory, card)
     return directory, card, x, label
-
-
-def plan_of(card: Card, batch_size: int = 12, seed: int = 3, window_rows: int = 200) -> EpochPlan:
-    return EpochPlan(card=card, split="train", batch_size=batch_size, seed=seed, window_rows=window_rows)
-
-
-def order_of(card: Card, windows: list[Window], rank: int = 0, world: int = 1) -> np.ndarray:
-    return np.concatenate([window_order(card, window, rank, world) for window in windows])
 
 
 def test_stored_rows_come_back(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
@@ -75,140 +67,42 @@ def test_vectors_are_stored_as_they_are(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(tmp_path, card, "train")["x"], x)
 
 
-@pytest.mark.parametrize("batch_size", [1, 12, 250, ROWS])
-@pytest.mark.parametrize("window_rows", [1, 200, 65_536])
-def test_an_epoch_is_a_permutation(
-    stored: tuple[Path, Card, np.ndarray, np.ndarray], batch_size: int, window_rows: int
+@pytest.mark.parametrize("world", [1, 4])
+def test_a_worker_reads_each_row_group_once_and_whole(
+    stored: tuple[Path, Card, np.ndarray, np.ndarray], world: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan = plan_of(stored[1], batch_size, window_rows=window_rows)
-    windows = plan.epoch_windows(4)
-    order = order_of(stored[1], list(windows))
-    assert len(order) == plan.epoch_rows == ROWS // batch_size * batch_size
-    assert len(np.unique(order)) == len(order)
-    assert order.min() >= 0
-    assert order.max() < ROWS
-    for before, after in pairwise(windows):
-        assert before.stop == after.start
-        assert before.stop - before.start >= window_rows
-
-
-def test_the_tail_left_out_differs_between_epochs(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
-    plan = plan_of(stored[1], batch_size=250)
-    left = [set(range(ROWS)) - set(order_of(stored[1], list(plan.epoch_windows(epoch))).tolist()) for epoch in range(8)]
-    assert all(len(rows) == 37 for rows in left)
-    assert len(frozenset(map(frozenset, left))) == 8
-
-
-def test_epochs_and_seeds_give_unrelated_orders(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
-    """In one window, where every row moves on its own: the rank correlation has standard error 1 / sqrt(n)."""
-    plans = [plan_of(stored[1], 1, seed, window_rows=65_536) for seed in (0, 1)]
-    orders = [order_of(stored[1], list(plan.epoch_windows(epoch))) for plan in plans for epoch in (0, 1)]
-    for i, first in enumerate(orders):
-        for second in orders[i + 1 :]:
-            assert abs(np.corrcoef(np.argsort(first), np.argsort(second))[0, 1]) < 5 / np.sqrt(ROWS)
-            assert (first == second).sum() < 10
-
-
-def test_rows_that_are_neighbours_on_disk_part(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
-    """With the whole split in one window every position is as likely for a row: chi-square over 40 epochs."""
-    plan = plan_of(stored[1], 1, window_rows=65_536)
-    positions = np.concatenate([np.argsort(order_of(stored[1], list(plan.epoch_windows(e))))[:10] for e in range(40)])
-    counts = np.bincount(positions * 8 // ROWS, minlength=8)
-    assert ((counts - 50) ** 2 / 50).sum() < 33  # 7 degrees of freedom, alpha 3e-5
-
-
-def test_permutation_is_the_same_on_every_machine() -> None:
-    """Pinned: a change here would change what a resumed run sees."""
-    np.testing.assert_array_equal(permutation(7, 2, 1, 12), PINNED)
-    np.testing.assert_array_equal(np.sort(permutation(0, 0, 0, 1000)), np.arange(1000))
-
-
-PINNED = [5, 3, 7, 6, 11, 10, 9, 2, 8, 4, 1, 0]
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-@pytest.mark.parametrize("window_rows", [1, 90, 65_536])
-def test_the_union_over_ranks_is_the_global_batch(
-    stored: tuple[Path, Card, np.ndarray, np.ndarray], world: int, window_rows: int
-) -> None:
+    """Of an epoch of 103 batches from files: the rows, and what was read for them."""
     directory, card, x, label = stored
-    plan = plan_of(card, batch_size=12, window_rows=window_rows)
-    windows = list(plan.windows(stop=2 * plan.epoch_rows))
-    batches = order_of(card, windows).reshape(-1, 12)
-    assert len(batches) == 2 * (ROWS // 12)
-    for rank in range(world):
-        chunks = [read_window(directory, card, window, rank, world) for window in windows]
-        rows = np.concatenate([chunk["row"] for chunk in chunks])
-        share = 12 // world
-        np.testing.assert_array_equal(rows.reshape(-1, share), batches[:, rank * share : (rank + 1) * share])
-        np.testing.assert_array_equal(np.concatenate([chunk["x"] for chunk in chunks]), x[rows])
-        np.testing.assert_array_equal(np.concatenate([chunk["label"] for chunk in chunks]), label[rows])
-
-
-@pytest.mark.parametrize("start", [0, 12, 13, 199, 200, 201, 1031, 1032, 1033, 2063, 2064, 5000])
-def test_resuming_anywhere_continues_identically(stored: tuple[Path, Card, np.ndarray, np.ndarray], start: int) -> None:
-    plan = plan_of(stored[1])
-    whole = order_of(stored[1], list(plan.windows(stop=6000)))
-    assert len(whole) == 6000
-    resumed = list(plan.windows(start, stop=6000))
-    np.testing.assert_array_equal(order_of(stored[1], resumed), whole[start:])
-    restarted = [pickle.loads(pickle.dumps(window)) for window in islice(plan.windows(start), 3)]  # noqa: S301
-    np.testing.assert_array_equal(order_of(stored[1], restarted), whole[start:][: len(order_of(stored[1], restarted))])
-    assert all(len(pickle.dumps(window)) < 1000 for window in restarted)
-
-
-def test_reading_a_window_touches_its_groups_only(
-    stored: tuple[Path, Card, np.ndarray, np.ndarray], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    directory, card, *_ = stored
     read: list[int] = []
     original = pq.ParquetFile.read_row_group
 
     def counted(self: pq.ParquetFile, i: int) -> object:
         table = original(self, i)
-        read.append(table.num_rows)
+        read.append(int(table["row"][0].as_py()))
         return table
 
     monkeypatch.setattr(pq.ParquetFile, "read_row_group", counted)
-    for window in plan_of(card).epoch_windows(0):
-        read.clear()
-        read_window(directory, card, window, 1, 2)
-        assert len(read) == len(window.groups)
-        assert sum(read) < 2 * 200 + card.group_rows
-        assert max(read) <= card.group_rows
+    order = Streams(card=card, split="train", batch_size=10 * world, seed=3, num_streams=8, pool_rows=200)
+    seen: list[int] = []
+    for rank in range(world):
+        share = Share(order=order, rank=rank, world=world, last=order.epoch_steps)
+        parts = (read_groups(directory, card, "train", [group]) for group in share.reads())
+        for batch in share.batches(parts):
+            np.testing.assert_array_equal(batch["x"], x[batch["row"]])
+            np.testing.assert_array_equal(batch["label"], label[batch["row"]])
+            seen += batch["row"].tolist()
+    assert len(set(seen)) == len(seen) == ROWS // (10 * world) * 10 * world
+    assert len(read) <= len(order.bounds) - 1 + world - 1
+    assert len(set(read)) >= len(order.bounds) - 1 - 4
 
 
-def test_fitting_window_bounds_memory() -> None:
-    large = Card(name="n", source="s", kind="image", shape=(3, 256, 256), levels=256, group_rows=85)
-    assert fitting_window(large) * large.row_bytes <= 2**28
-    assert fitting_window(BLANK) == 65_536
-    assert fitting_window(large, num_bytes=1) == 85
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"batch_size": ROWS + 1}, "batch_size=1038"),
-        ({"batch_size": 0}, "batch_size=0"),
-        ({"seed": -1}, "seed=-1"),
-        ({"split": "tset"}, "split='tset'.*train"),
-    ],
-)
-def test_an_impossible_plan_is_refused(
-    stored: tuple[Path, Card, np.ndarray, np.ndarray], change: dict, message: str
-) -> None:
-    with pytest.raises(ValueError, match=message):
-        replace(plan_of(stored[1]), **change)
-
-
-def test_workers_must_divide_the_batch(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
-    window = next(plan_of(stored[1]).windows())
-    with pytest.raises(ValueError, match="batch_size=12: not a multiple of the 5 workers"):
-        read_window(stored[0], stored[1], window, 0, 5)
-    with pytest.raises(ValueError, match="rank=2"):
-        window_order(stored[1], window, 2, 2)
-    with pytest.raises(ValueError, match="start=-1"):
-        next(plan_of(stored[1]).windows(-1))
+def test_row_groups_come_as_they_are_named(stored: tuple[Path, Card, np.ndarray, np.ndarray]) -> None:
+    """In any order, from any shard, the same one twice."""
+    directory, card, x, _ = stored
+    rows = read_groups(directory, card, "train", [103, 2, 40, 2])
+    expected = np.concatenate([np.arange(1030, 1037), np.arange(20, 30), np.arange(400, 410), np.arange(20, 30)])
+    np.testing.assert_array_equal(rows["row"], expected)
+    np.testing.assert_array_equal(rows["x"], x[expected])
 
 
 def fresh(directory: Path, rows: int = 40) -> Card:

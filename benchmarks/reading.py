@@ -1,0 +1,139 @@
+"""What training reads, and how long it waits for it, against the number of readers.
+
+    python benchmarks/reading.py                  60,000 synthetic images of 256 bytes in 938 row groups
+    python benchmarks/reading.py DATA [STEP_MS]   the training split of a prepared data set; a step takes STEP_MS (10)
+
+For each order of rows (pipelines/data/order.py) and W = 1, 2, 4, 8 readers, in batches of 128:
+
+    read           stored bytes of the row groups that all readers together read in an epoch, over those of the split
+    largest        the same of the reader that reads most
+    decode         processor time of reading and decoding, all readers together, s per epoch
+    first          time of the first reader until its first batch, s
+    p99            of the time that it waits for a batch of the second epoch, ms, where a step takes STEP_MS besides
+    wait           the part of the second epoch that it waits for rows
+    images/s       of the first reader that does nothing else, over those of a loader whose rows lie in memory, second epoch
+
+The readers run one after the other in this process, one thread ahead of each.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+if __package__ in (None, ""):
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from pipelines.data.card import Card, load_card, write_card
+from pipelines.data.order import Order, Streams, Windows
+from pipelines.data.shards import Rows, ShardWriter, read_all, read_groups
+from pipelines.data.share import Share
+from pipelines.training.stream import read_rows, tasks
+
+BATCH, READERS = 128, (1, 2, 4, 8)
+
+
+class Counted:
+    """Counts the stored bytes of the row groups that pyarrow reads while it is entered."""
+
+    def __enter__(self) -> Counted:
+        self.bytes, self._read = 0, pq.ParquetFile.read_row_group
+        counted, read = self, self._read
+
+        def counting(file: pq.ParquetFile, group: int, *args: Any, **kwargs: Any) -> Any:
+            stored = file.metadata.row_group(group)
+            counted.bytes += sum(stored.column(i).total_compressed_size for i in range(stored.num_columns))
+            return read(file, group, *args, **kwargs)
+
+        pq.ParquetFile.read_row_group = counting  # pyright: ignore[reportAttributeAccessIssue]
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pq.ParquetFile.read_row_group = self._read
+
+
+def synthetic(directory: Path) -> None:
+    """Noise of 16 levels, which compresses by a half."""
+    generator = np.random.default_rng(0)
+    card = Card(name="noise", source="benchmark", kind="image", shape=(1, 16, 16), levels=16, group_rows=64)
+    with ShardWriter(directory, card, "train", 4096) as writer:
+        writer.add(generator.integers(0, 16, (60_000, 1, 16, 16)), np.zeros(60_000))
+        split = writer.close()
+    write_card(directory, replace(card, splits={"train": split}))
+
+
+def stored_bytes(directory: Path, card: Card) -> int:
+    files = [pq.read_metadata(directory / shard.file) for shard in card.split("train").shards]
+    groups = [file.row_group(i) for file in files for i in range(file.num_row_groups)]
+    return sum(group.column(i).total_compressed_size for group in groups for i in range(group.num_columns))
+
+
+def timed(batches: Iterator[Rows], step: float = 0.0) -> np.ndarray:
+    """Seconds until each batch, between steps of `step` seconds."""
+    waits = []
+    while True:
+        asked = time.perf_counter()
+        if next(batches, None) is None:
+            return np.array(waits)
+        waits.append(time.perf_counter() - asked)
+        if step:
+            time.sleep(step)
+
+
+def in_memory(directory: Path, order: Order) -> Iterator[Rows]:
+    """The loader to compare with: a permutation of rows that lie in memory."""
+    held = read_all(directory, order.card, "train")
+    rows = np.random.default_rng(0).permutation(len(held["row"]))
+    for start in range(0, order.epoch_steps * BATCH, BATCH):
+        yield {name: column[rows[start : start + BATCH]] for name, column in held.items()}
+
+
+def measure(directory: Path, order: Order, step: float) -> None:
+    """Prints a row for each number of readers."""
+    whole, steps = stored_bytes(directory, order.card), order.epoch_steps
+    best = (steps - 1) * BATCH / timed(in_memory(directory, order))[1:].sum()
+    for world in READERS:
+        read, began = [], time.process_time()
+        for rank in range(world):
+            with Counted() as counted:
+                for task in tasks(Share(order=order, rank=rank, world=world, last=steps)):
+                    read_groups(directory, order.card, order.split, task)
+            read.append(counted.bytes)
+        seconds = time.process_time() - began
+        first = Share(order=order, rank=0, world=world, last=2 * steps)
+        waits, free = timed(read_rows(directory, first), step), timed(read_rows(directory, first))
+        second = waits[steps:]
+        print(
+            f"{type(order).__name__.lower():>8} {world:>3} {sum(read) / whole:>8.3f} {max(read) / whole:>8.3f} "
+            f"{seconds:>8.2f} {free[0]:>8.3f} {1e3 * float(np.quantile(second, 0.99)):>8.2f} "
+            f"{second.sum() / (second.sum() + steps * step):>8.3f} {steps * first.size / free[steps:].sum() / best:>9.3f}",
+            flush=True,
+        )
+
+
+def main() -> int:
+    """Prints the table."""
+    with tempfile.TemporaryDirectory() as made:
+        if len(sys.argv) < 2:
+            synthetic(Path(made))
+        directory = Path(sys.argv[1] if len(sys.argv) > 1 else made)
+        step = float(sys.argv[2]) / 1e3 if len(sys.argv) > 2 else 0.01
+        card = load_card(directory)
+        split = card.split("train")
+        print(f"{card.name}: {split.count:,} rows of {card.row_bytes:,} bytes in row groups of {card.group_rows}")
+        print("   order   W     read  largest   decode    first      p99     wait  images/s")
+        for kind in (Windows, Streams):
+            measure(directory, kind(card=card, split="train", batch_size=BATCH, seed=0), step)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
