@@ -1,1 +1,1 @@
-"""Sweeps over recipes."""
+"""Sweeps: many trainings of a recipe that differ in what is searched, on one Ray cluster."""

@@ -13,7 +13,7 @@ from pipelines.evaluation.collages.conditions import Conditions
 from pipelines.evaluation.collages.layout import Layout, sampling_of_canvases
 from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 
-__all__ = ["EvaluateOptions", "SampleOptions", "Settings"]
+__all__ = ["BRIEF_SETTINGS", "EvaluateOptions", "SampleOptions", "Settings"]
 
 
 CANVASES = 200
@@ -109,6 +109,20 @@ class Settings:
     def compares(self) -> bool:
         """Whether anything that is drawn is compared with data."""
         return self.samples > 0 or self.collages
+
+
+BRIEF_SETTINGS = Settings(
+    images=128,
+    nll_replicates=1,
+    rtol=1e-4,
+    atol=1e-4,
+    nelbo_replicates=4,
+    nelbo_draws=16,
+    samples=1000,
+    sampling=Sampling(sampler="ode", rtol=1e-3, atol=1e-3),
+    chunk=32,
+)
+"""The brief measurement of the main job and of a sweep's trials; pipelines/evaluate.py takes the full one."""
 
 
 @dataclass(frozen=True, kw_only=True)

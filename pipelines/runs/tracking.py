@@ -19,6 +19,7 @@ from pathlib import Path
 from mlflow.entities import Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.config.history import History
 from pipelines.config.store import CONFIG
@@ -43,7 +44,17 @@ from pipelines.runs.shipping import Feed
 from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.storage.locks import is_held
 
-__all__ = ["EXPERIMENT", "Made", "close_lost_runs", "close_runs", "deliver", "open_missed", "open_run", "post"]
+__all__ = [
+    "EXPERIMENT",
+    "Made",
+    "close_lost_runs",
+    "close_runs",
+    "deliver",
+    "experiment",
+    "open_missed",
+    "open_run",
+    "post",
+]
 
 EXPERIMENT = "indm"
 KIND = {"mlflow.experimentKind": "custom_model_development"}
@@ -53,13 +64,14 @@ CLOSE_SECONDS = 5.0
 LOST = "its command was ended before it could tell how"
 
 
-def open_run(job: Job, root: Path, start: int | None = None) -> str:
+def open_run(job: Job, root: Path, start: int | None = None, parent: str = "") -> str:
     """The id of the job's MLflow run, created with its configuration where there is none yet, or where it was deleted.
 
     Args:
         job: Whose training begins.
         root: The output directory.
         start: When it has begun, in milliseconds since 1970; None: now.
+        parent: The MLflow run that a new one is shown below (`groups`); '' for none.
 
     Raises:
         ValueError: the store does not answer; found out in seconds.
@@ -67,7 +79,7 @@ def open_run(job: Job, root: Path, start: int | None = None) -> str:
     uri = tracking_uri(root)
     try:
         reach(uri)
-        return _open_run(job, root, MlflowClient(uri), start)
+        return _open_run(job, root, MlflowClient(uri), start, parent)
     except Exception as error:  # whatever a store's driver raises
         said = " ".join(str(error).split())[:200]
         given = bool(os.environ.get("MLFLOW_TRACKING_URI"))
@@ -76,7 +88,7 @@ def open_run(job: Job, root: Path, start: int | None = None) -> str:
         raise ValueError(f"{shown}: {said}; {remedy}, or train without it: --local") from error
 
 
-def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None) -> str:
+def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None, parent: str) -> str:
     if known := run_id(job.directory):
         try:
             active = client.get_run(known).info.lifecycle_stage == "active"
@@ -87,7 +99,8 @@ def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None) -> 
             return known
     told = History.read(job.directory / CONFIG).commands if start else ()  # by the training that has begun
     tags = {"recipe": job.run.recipe} | source_tags(told[-1] if told else job.command)
-    run = client.create_run(_experiment(client, root), start, tags, job.directory.name)
+    tags |= {MLFLOW_PARENT_RUN_ID: parent} if parent else {}
+    run = client.create_run(experiment(client, root), start, tags, job.directory.name)
     for card, context in zip(job.cards, ("training", "training, second set"), strict=False):
         client.log_inputs(run.info.run_id, inputs(card, context))
     parameters = [Param(o.path, o.shown[:500]) for o in options(job.run)]
@@ -166,7 +179,7 @@ def _log_ends(directories: Sequence[Path], root: Path) -> None:
             log_end(directory, uri)
 
 
-def _experiment(client: MlflowClient, root: Path) -> str:
+def experiment(client: MlflowClient, root: Path) -> str:
     """The id of the experiment; one that was deleted in the browser comes back, as its name stays taken."""
     found = client.get_experiment_by_name(EXPERIMENT)
     if not found:

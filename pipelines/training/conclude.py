@@ -8,7 +8,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from indm_core.sampling import Sampling
 from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG
@@ -21,25 +20,13 @@ from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.results.legend import legend
 from pipelines.evaluation.results.seeds import seed_lines
 from pipelines.evaluation.results.table import log, table
-from pipelines.evaluation.settings import Settings
+from pipelines.evaluation.settings import BRIEF_SETTINGS, Settings
 from pipelines.runs.job import Job
 from pipelines.runs.tracking import Made, deliver, open_missed, post
 from pipelines.training.leave import draw_curves, what_next
 
-__all__ = ["BRIEF_SETTINGS", "conclude", "measurement"]
+__all__ = ["conclude", "measurement"]
 
-BRIEF_SETTINGS = Settings(
-    images=128,
-    nll_replicates=1,
-    rtol=1e-4,
-    atol=1e-4,
-    nelbo_replicates=4,
-    nelbo_draws=16,
-    samples=1000,
-    sampling=Sampling(sampler="ode", rtol=1e-3, atol=1e-3),
-    chunk=32,
-)
-"""The main job's brief measurement; pipelines/evaluate.py takes the full one."""
 LARGE = 1024
 """Dimensions above which data are measured on less, so that the measurement takes less time than a short training does."""
 BRIEF_SETTINGS_OF_LARGE = replace(BRIEF_SETTINGS, images=64, rtol=1e-3, atol=1e-3, samples=200)

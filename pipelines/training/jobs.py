@@ -25,7 +25,7 @@ from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
 from pipelines.training.launch import Launch
 
-__all__ = ["all_jobs", "jobs_for"]
+__all__ = ["all_jobs", "jobs_for", "refuse_another_run"]
 
 
 def all_jobs(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
@@ -101,7 +101,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         beside = root / ((f"{launch.name}-{other.recipe}" if launch.name else other.recipe) + ending)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after, command=command))
     for job in jobs:
-        _refuse_another_run(job)
+        refuse_another_run(job)
     return jobs
 
 
@@ -184,10 +184,13 @@ def _baseline(name: str, run: RunConfig) -> RunConfig:
     return with_values(other, {path: values[path] for path in common & values.keys() if path != "recipe"})
 
 
-def _refuse_another_run(job: Job) -> None:
+def refuse_another_run(job: Job) -> None:
     """A directory that holds a run with other options, or of other data, is neither overwritten nor gone on with.
 
     config.json says what the run is, and so do its checkpoints and its weights: all must agree with the job.
+
+    Raises:
+        ValueError: it holds another run; what differs.
     """
     directory, steps = job.directory, job.run.train.steps
     if directory.exists() and not directory.is_dir():

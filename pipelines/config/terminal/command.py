@@ -53,6 +53,7 @@ def carry_out(
     stop: Stop,
     *,
     flags: Collection[str] = (),
+    lists: Collection[str] = (),
     words_needed: bool = True,
     recipes: bool = True,
 ) -> int:
@@ -62,13 +63,14 @@ def carry_out(
         argv, page, action: As of `run_command`.
         stop: Of `until_signal`.
         flags: Options that are true or false, so that a word may follow them.
+        lists: Options that may be given several times; their values are joined by commas.
         words_needed: Whether the command does nothing without a word.
         recipes: Whether --recipe is an option of the command's own.
     """
     given: dict[str, str] = {}
     try:
         words, given = split_arguments(
-            sys.argv[1:] if argv is None else argv, ("help", "traceback", *flags), ("import",)
+            sys.argv[1:] if argv is None else argv, ("help", "traceback", *flags), ("import", *lists)
         )
         for module in filter(None, given.pop("import", "").split(",")):
             use(module)
