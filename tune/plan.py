@@ -7,10 +7,12 @@ that of an earlier one is left out: the linear diffusion has no pre-training to 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from indm_core.model import GenerativeModel
@@ -121,20 +123,21 @@ def points(plan: Plan) -> list[Point]:
         ValueError: points that cannot be counted or built.
     """
     space, o = plan.space, plan.options
-    if o.search == "grid":
-        return _different(plan, space.grid())
     if o.search == "optuna":
         return []
-    number, found = o.num_trials or FEWEST_TRIALS, list[Point]()
-    for drawn in range(20 * number):  # of a finite space there may be fewer points
-        found = _different(plan, [*found, space.draw(drawn, o.search_seed)])
-        if len(found) == number:
-            break
-    return found
+    if o.search == "grid":
+        return _different(plan, space.grid(), math.inf)
+    number = o.num_trials or FEWEST_TRIALS
+    if all(dimension.finite for dimension in space.dimensions):  # each at most once
+        grid = space.grid()
+        drawn = (grid[i] for i in np.random.default_rng(o.search_seed).permutation(len(grid)))
+    else:
+        drawn = (space.draw(i, o.search_seed) for i in range(20 * number))
+    return _different(plan, drawn, number)
 
 
-def _different(plan: Plan, several: Sequence[Point]) -> list[Point]:
-    """Those whose training is no earlier one's."""
+def _different(plan: Plan, several: Iterable[Point], most: float) -> list[Point]:
+    """The first ones, as many as `most`, of those whose training is no earlier one's."""
     seen: dict[str, Point] = {}
     for point in several:
         try:
@@ -142,6 +145,8 @@ def _different(plan: Plan, several: Sequence[Point]) -> list[Point]:
         except ValueError as error:
             raise ValueError(f"{plan.space.label(point)}: {error}") from error
         seen.setdefault(json.dumps(to_document(run), sort_keys=True), point)
+        if len(seen) == most:
+            break
     return list(seen.values())
 
 

@@ -34,6 +34,11 @@ from tune.trial import HELD_OUT, OBJECTIVE, STEP, carry_out, last_held_out
 __all__ = ["Told", "Walk", "known_points", "room", "scheduler", "search"]
 
 TRIAL_CPUS = 0.1
+SETTINGS = {
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",  # what is minimised comes last
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # signals are the command's
+    "RAY_AIR_NEW_OUTPUT": "0",  # `Told` says how it goes
+}
 SUGGESTED = "points.json"
 
 
@@ -55,7 +60,7 @@ def search(plan: Plan, several: Sequence[Point], concurrent: int) -> dict[str, s
     number = len(due) + (max(0, (options.num_trials or FEWEST_TRIALS) - len(several)) if more else 0)
     if number == 0 or (more is None and len(done) == len(several)):
         return {}
-    os.environ |= {"TUNE_DISABLE_STRICT_METRIC_CHECKING": "1", "TUNE_DISABLE_SIGINT_HANDLER": "1"}
+    os.environ |= SETTINGS
     told = Told(plan)
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(carry_out, plan=plan), {"CPU": TRIAL_CPUS}),

@@ -86,6 +86,11 @@ class Dimension(ABC):
 
     name: str
 
+    @property
+    @abstractmethod
+    def finite(self) -> bool:
+        """Whether its values can be counted."""
+
     @abstractmethod
     def choice(self, text: str) -> Choice:
         """The value that a text of a point stands for."""
@@ -128,6 +133,10 @@ class Choices(Dimension):
             raise ValueError(f"{self.name}: no value is given, and so the space has no point")
         if twice := next((label for label in labels if labels.count(label) > 1), ""):
             raise ValueError(f"{self.name}: {twice} is given twice")
+
+    @property
+    def finite(self) -> bool:
+        return True
 
     def choice(self, text: str) -> Choice:
         return next(choice for choice in self.choices if choice.label == text)
@@ -173,11 +182,15 @@ class Range(Dimension):
         if self.kind == "int" and not (self.low.is_integer() and self.high.is_integer()):
             raise ValueError(f"{said}: the ends must be whole numbers")
 
+    @property
+    def finite(self) -> bool:
+        return self.low == self.high
+
     def choice(self, text: str) -> Choice:
         return Choice(label=text, given=((self.name, text),), at=float(text))
 
     def all(self) -> Sequence[str]:
-        if self.low == self.high:
+        if self.finite:
             return [self._text(self.low)]
         raise ValueError(
             f"search=grid: {self.name} is a range; list its values, or give --search random --num-trials N"
