@@ -25,7 +25,7 @@ TINY_2D += ("--sample-every", "0", "--validate-every", "0", *SCHEDULE)
 
 def main_of(script: str) -> Callable[..., int]:
     """The main of a command, for tests that run it in this process; nothing else imports a command."""
-    return importlib.import_module(f"pipelines.{script}").main
+    return importlib.import_module(f"{'tune' if script == 'sweep' else 'pipelines'}.{script}").main
 
 
 def train(*words: str, out: Path, status: int = 0) -> None:

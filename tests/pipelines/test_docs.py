@@ -44,9 +44,9 @@ def commands(page: Path) -> list[str]:
 
 
 def read(line: str) -> tuple[str, list[str]]:
-    """The script of pipelines/ that a command line starts, '' for none, and its words."""
+    """The script of pipelines/ or tune/ that a command line starts, '' for none, and its words."""
     words = [word for word in shlex.split(line, comments=True) if not re.fullmatch(r"[A-Z_]+=.*", word)]
-    scripts = [word for word in words if re.fullmatch(r"pipelines/\w+\.py", word)]
+    scripts = [word for word in words if re.fullmatch(r"(pipelines|tune)/\w+\.py", word)]
     if not scripts:
         return "", words
     return Path(scripts[0]).stem, [word for word in words[words.index(scripts[0]) + 1 :] if word != "--"]
@@ -99,12 +99,12 @@ def test_commands_are_understood(page, line):
         targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)
         assert words[0] != "make" or words[1] in targets
         return
-    assert (ROOT / "pipelines" / f"{script}.py").is_file()
-    names, given = split_arguments(words, ("local", "help"))
+    assert (ROOT / ("tune" if script == "sweep" else "pipelines") / f"{script}.py").is_file()
+    names, given = split_arguments(words, ("local", "help"), ("space",))
     own = any(
         part in word for word in (*names, *given.values()) for part in (".py", ".json")
     )  # of a file that is not there
-    status, options = told(script, *(words if script == "train" and not own else ()))  # its help depends on the options
+    status, options = told(script, *(words if script in ("train", "sweep") and not own else ()))  # its help depends on the options
     assert status == 0
     assert [option for option in given if meant(option, options) != 1] == []
 
@@ -112,7 +112,7 @@ def test_commands_are_understood(page, line):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_options_that_are_named_exist(page):
     """In the prose: `--steps`, `--splits train,valid`."""
-    scripts = [path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__"]
+    scripts = ["sweep", *(path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__")]
     kinds = ("toy2d_dinof", "digits_diffflow", "images")  # whose models have options that the default recipe's has not
     every = frozenset().union(*(told(script)[1] for script in scripts), *(told("train", kind)[1] for kind in kinds))
     spans = re.findall(r"`--([\w.-]+)[^`]*`", prose(page))
