@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,9 +26,10 @@ from pipelines.storage.signals import Stop
 from pipelines.training.on_ray.driver import build_trainer, fit
 from pipelines.training.on_ray.stream import READ_CPUS
 from tune.figures import draw
+from tune.options import Options
 from tune.plan import Plan, check, points
 from tune.results import Outcome, Sweep, best_of, table
-from tune.search import check_optuna, known_points, room, search
+from tune.search import check_optuna, cpus, known_points, room, search
 from tune.sharing import shared
 from tune.spaces import Point
 
@@ -57,31 +59,40 @@ def conduct(plan: Plan, stop: Stop) -> int:
         waiting = [i for i in range(len(several)) if Outcome.read(plan.directory, i) is None]
         print(_begins(plan, several, len(several) - len(waiting)), flush=True)
         if waiting or options.search == "optuna":
-            local = not address_to_join()
-            print(
-                f"sweeping in {connect((options.concurrent or 1) * options.workers, options.cpus_per_worker)}",
-                flush=True,
-            )
-            check_resources(options.workers, options.cpus_per_worker, READ_CPUS, options.device == "cuda")
+            concurrent = _connect(options)
             check_storage(plan.root)
             parameters = {option.path: option.shown for option in options_of(options)}
             plan = replace(plan, parent=open_group(plan.directory, plan.root, plan.command, parameters))
             sweep.write(plan.directory)
             try:
-                plan, stages = _pretrained(plan, {i: several[i] for i in waiting}, stop)
+                plan, stages = _pretrained(plan, several, waiting, stop)
                 sweep = replace(sweep, shared=stages)
-                lost = search(plan, several, options.concurrent or room(options, local))
+                lost = search(plan, several, concurrent)
             except BaseException as error:
                 reason = stop.word if stop.requested or isinstance(error, KeyboardInterrupt) else one_line(error)
+                status = "KILLED" if stop.requested else "FAILED"
                 runs = [plan.root / plan.run_name(i) for i in waiting]
-                close_runs(
-                    [run for run in runs if run.is_dir()], plan.root, "KILLED" if stop.requested else "FAILED", reason
-                )
+                close_runs([plan.directory, *filter(Path.is_dir, runs)], plan.root, status, reason)
                 raise
         else:
             lost = {}
         several = several if options.search != "optuna" else known_points(plan)
         return _conclude(plan, sweep, several, lost, time.monotonic() - began)
+
+
+def _connect(options: Options) -> int:
+    """Joins or begins the Ray session; returns how many trials it carries out at the same time.
+
+    Raises:
+        ValueError: a cluster that cannot be joined, or is too small.
+    """
+    own = not address_to_join()
+    cores = max(1, int((os.cpu_count() or 1) / (options.workers * options.cpus_per_worker)))
+    number = options.concurrent or (cores if own else 1)
+    print(f"sweeping in {connect(math.ceil(number * cpus(options)), 1.0)}", flush=True)
+    check_resources(options.workers, options.cpus_per_worker, READ_CPUS, options.device == "cuda")
+    fit = room(options)
+    return options.concurrent or (min(cores, fit) if own else fit)
 
 
 def _begins(plan: Plan, several: list[Point], done: int) -> str:
@@ -90,12 +101,11 @@ def _begins(plan: Plan, several: list[Point], done: int) -> str:
     return f"{plan.name}: {number} of {plan.run.train.steps} steps{before}; outputs in {plan.directory}"
 
 
-def _pretrained(plan: Plan, waiting: dict[int, Point], stop: Stop) -> tuple[Plan, dict[str, int]]:
+def _pretrained(plan: Plan, several: list[Point], waiting: list[int], stop: Stop) -> tuple[Plan, dict[str, int]]:
     """The plan in which trials begin from what they share, which is trained by then; and its runs with their steps."""
-    every = {index: plan.job(index, point) for index, point in waiting.items()}
-    stages, starts = shared(every, plan.name)
+    stages, starts = shared({index: plan.job(index, point) for index, point in enumerate(several)}, plan.name)
     left = [stage for stage in stages if not finished(stage.training)]
-    if left:
+    if left and starts.keys() & set(waiting):
         steps = ", ".join(str(stage.run.train.steps) for stage in stages)
         print(f"{plan.name}: pre-training once for {len(starts)} trials, to steps {steps}", flush=True)
         began = time.monotonic()

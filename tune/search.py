@@ -31,7 +31,7 @@ from tune.results import Outcome
 from tune.spaces import Point
 from tune.trial import HELD_OUT, OBJECTIVE, STEP, carry_out, last_held_out
 
-__all__ = ["Told", "Walk", "known_points", "room", "scheduler", "search"]
+__all__ = ["Told", "Walk", "cpus", "known_points", "room", "scheduler", "search"]
 
 TRIAL_CPUS = 0.1
 SETTINGS = {
@@ -92,18 +92,28 @@ def scheduler(options: Options, steps: int) -> TrialScheduler:
     return FIFOScheduler()
 
 
-def room(options: Options, local: bool) -> int:
-    """How many trials there are CPUs or GPUs for, one at least.
+def cpus(options: Options) -> float:
+    """Logical CPUs of a trial: of its workers, or afterwards of the actors that measure it."""
+    return TRIAL_CPUS + max(options.workers * options.cpus_per_worker, float(options.evaluation.actors or 1))
 
-    Args:
-        local: Whether the session is of this machine alone, whose logical CPUs may be more than its cores.
+
+def room(options: Options) -> int:
+    """How many trials the session has CPUs and GPUs for at the same time.
+
+    Raises:
+        ValueError: fewer than were asked for, or none.
     """
     there = ray.cluster_resources()
-    cpus = float(os.cpu_count() or 1) if local else there.get("CPU", 1.0) - READ_CPUS
-    found = cpus / (options.workers * options.cpus_per_worker)
+    fit = int((there.get("CPU", 0.0) - READ_CPUS) / cpus(options))
     if options.device == "cuda" or (options.device == "auto" and there.get("GPU", 0) >= options.workers):
-        found = min(found, there.get("GPU", 0.0) / options.workers)
-    return max(1, int(found))
+        fit = min(fit, int(there.get("GPU", 0.0) / options.workers))
+    if fit < max(1, options.concurrent):
+        raise ValueError(
+            f"concurrent={options.concurrent}: a trial needs {cpus(options):g} CPUs (and {READ_CPUS:g} are for reading), the "
+            f"cluster has {there.get('CPU', 0.0):g} CPUs and {there.get('GPU', 0.0):g} GPUs: take "
+            f"{f'--concurrent {fit}' if fit else 'fewer --workers, or smaller --cpus-per-worker'}"
+        )
+    return fit
 
 
 def known_points(plan: Plan) -> list[Point]:

@@ -21,6 +21,7 @@ from ray import tune
 from ray.train import UserCallback
 from ray.tune.integration.ray_train import TuneReportCallback
 
+from indm_core.errors import ConvergenceError
 from pipelines.config.weights import Weights
 from pipelines.evaluation.measure import evaluate
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -41,9 +42,7 @@ from pipelines.runs.store import tracking_uri
 from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import only_one
-from pipelines.training.launch import REFUSED
 from pipelines.training.on_ray.driver import build_trainer, fit
-from pipelines.training.watch.divergence import DivergedError
 from tune.plan import Plan, built
 from tune.results import Figure, Outcome
 
@@ -64,33 +63,38 @@ def carry_out(config: dict[str, Any], plan: Plan) -> None:
     job = plan.job(index, point)
     last = job.run.train.steps
     for record in read_metrics(job.directory):
-        if record.held_out and record.step < last:
+        if plan.options.scheduler != "none" and record.held_out and record.step < last:
             tune.report({STEP: record.step, HELD_OUT: record.held_out.nelbo})
     outcome = Outcome.read(plan.directory, index)
     if outcome is None:
         outcome = Outcome(index=index, point=dict(point), run=job.directory.name, state="measured", step=last)
-        try:
-            train(job, plan)
-            outcome = replace(outcome, figures=measured(job, plan), held_out=last_held_out(job.directory))
-        except REFUSED as error:  # it would be refused again
-            close_runs([job.directory], plan.root, "FAILED", one_line(error))
-            outcome = replace(outcome, state="failed", step=_last_step(job.directory), reason=one_line(error))
-        outcome = replace(outcome, seconds=time.monotonic() - began)
+        reason = train(job, plan)
+        if not reason:
+            try:
+                outcome = replace(outcome, figures=measured(job, plan))
+            except ConvergenceError as error:
+                reason = f"it cannot be measured: {one_line(error)}"
+        if reason:  # it would be so again; what else is raised, the same command tries again
+            close_runs([job.directory], plan.root, "FAILED", reason)
+            outcome = replace(outcome, state="failed", step=_last_step(job.directory), reason=reason)
+        outcome = replace(outcome, held_out=last_held_out(job.directory), seconds=time.monotonic() - began)
         outcome.write(plan.directory)
     if outcome.state == "measured":
         held_out = outcome.held_out.value if outcome.held_out else math.nan
         tune.report({STEP: last, HELD_OUT: held_out, OBJECTIVE: outcome.objective(plan.options.metric)})
 
 
-def train(job: Job, plan: Plan) -> None:
+def train(job: Job, plan: Plan) -> str:
     """Trains to the last step by a group of workers, whose held-out NELBOs Ray Tune is told of.
 
+    Returns:
+        Why the training has diverged, or was refused by the workers; '' where it was not.
+
     Raises:
-        ValueError: what a worker refused, or workers that are lost too often.
-        DivergedError: the training has diverged.
+        ValueError: workers are lost too often, or another process trains the run.
     """
     if finished(job.training):
-        return
+        return ""
     root, uri, launch = plan.root, tracking_uri(plan.root), plan.options.launch(job.directory.name)
     with only_one(job.directory):
         open_run(job, root, parent=plan.parent)
@@ -98,8 +102,7 @@ def train(job: Job, plan: Plan) -> None:
         trainer = build_trainer([job], launch, root, callbacks=[Rung(job.run.train.steps)], name=name)
         with Shipper([Feed(job.directory, uri, partial(open_run, job, root))], uri):
             outcome = fit(trainer)
-    if outcome.refusal:
-        raise (DivergedError if outcome.refusal.diverged else ValueError)(outcome.refusal.reason)
+    return outcome.refusal.reason if outcome.refusal else ""
 
 
 class Rung(UserCallback):

@@ -41,6 +41,7 @@ def open_group(directory: Path, root: Path, command: Command, parameters: Mappin
         client, known = MlflowClient(uri), Kept.read(directory).run_id
         if known and _is_active(client, known):
             client.update_run(known, status="RUNNING")
+            Kept(run_id=known).write(directory)  # it has not ended
             return known
         run = client.create_run(experiment(client, root), None, source_tags(command), directory.name)
         client.log_batch(run.info.run_id, params=[Param(name, text[:500]) for name, text in parameters.items()])

@@ -104,7 +104,9 @@ def test_commands_are_understood(page, line):
     own = any(
         part in word for word in (*names, *given.values()) for part in (".py", ".json")
     )  # of a file that is not there
-    status, options = told(script, *(words if script in ("train", "sweep") and not own else ()))  # its help depends on the options
+    status, options = told(
+        script, *(words if script in ("train", "sweep") and not own else ())
+    )  # its help depends on the options
     assert status == 0
     assert [option for option in given if meant(option, options) != 1] == []
 
