@@ -88,13 +88,13 @@ def register(run: Path, root: Path, name: str, alias: str) -> str:
     try:
         reach(uri)
         client, model = MlflowClient(uri), kept.models[max(kept.models)]
-        if _registered(client, name, alias) != model:
+        place = client.get_logged_model(model).artifact_location
+        if _registered(client, name, alias) != place:
             try:
                 client.create_registered_model(name)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
-            place = client.get_logged_model(model).artifact_location
             version = client.create_model_version(name, place, kept.run_id, model_id=model)
             client.set_registered_model_alias(name, alias, version.version)
     except Exception as error:  # whatever a store's driver raises
@@ -112,8 +112,8 @@ def _is_active(client: MlflowClient, known: str) -> bool:
 
 
 def _registered(client: MlflowClient, name: str, alias: str) -> str:
-    """The id of the model that has an alias; '' where there is none."""
+    """Where the model lies that has an alias; '' where there is none."""
     try:
-        return client.get_model_version_by_alias(name, alias).model_id or ""
+        return client.get_model_version_by_alias(name, alias).source or ""
     except MlflowException:
         return ""
