@@ -43,7 +43,7 @@ def draw(sweep: Sweep, space: Space, root: Path, file: Path) -> None:
             axes = figure.add_subplot(grid[row, column])
             _panel(axes, dimension, done, names)
             axes.set_ylabel(sweep.unit if column == 0 else "Frechet distance")
-    _curves(figure.add_subplot(grid[:, 2]), sweep, root)
+    _curves(figure.add_subplot(grid[0, 2]), sweep, root)
     figure.suptitle(sweep.name)
     figure.tight_layout()
     put(file, partial(figure.savefig, dpi=110))
@@ -53,7 +53,8 @@ def _panel(axes: Any, dimension: Dimension, done: Sequence[Outcome], names: Sequ
     """Figures against one dimension."""
     axes.set_xlabel(AXES.get(dimension.name, dimension.name))
     axes.grid(alpha=0.3)
-    labels = list(dict.fromkeys(outcome.point[dimension.name] for outcome in done))
+    known = dict.fromkeys(outcome.point[dimension.name] for outcome in done)
+    labels = [label for label in dimension.all() if label in known] if dimension.finite else list(known)
     placed = {label: dimension.choice(label).at for label in labels}
     if not any(map(math.isfinite, placed.values())):  # words
         placed = {label: float(i) for i, label in enumerate(labels)}
