@@ -45,6 +45,7 @@ __all__ = [
     "Space",
     "linear_of",
     "read_space",
+    "split_fields",
 ]
 
 Point = Mapping[str, str]
@@ -304,6 +305,17 @@ def read_space(words: Sequence[str], fields: Sequence[str], run: RunConfig) -> S
             )
         found.append(_dimension(name.replace("-", "_"), values, f"--space {entry}"))
     return Space(dimensions=tuple(found))
+
+
+def split_fields(text: str) -> list[str]:
+    """FIELD=VALUES each, of several that were joined by commas: a part without = is a value of the one before."""
+    found: list[str] = []
+    for part in filter(None, text.split(",")):
+        if "=" in part or not found:
+            found.append(part)
+        else:
+            found[-1] += f",{part}"
+    return found
 
 
 def _dimension(name: str, values: Any, where: str) -> Dimension:

@@ -35,7 +35,7 @@ from pipelines.storage.outputs import RULE, check_name, output_root
 from pipelines.storage.signals import Stop, until_signal
 from tune.options import Options
 from tune.plan import Plan, as_trial
-from tune.spaces import read_space
+from tune.spaces import read_space, split_fields
 
 FLAGS = ("flip", "dense", "first_activation", "ema_ramp")
 OURS = {option.path for option in options(Options())}
@@ -71,7 +71,7 @@ def _configured(given: dict[str, str]) -> tuple[Options, RunConfig]:
 
 def _sweep(words: list[str], given: dict[str, str], stop: Stop) -> int:
     ours, run = _configured(given)
-    fields = _fields(given.get("space", ""))
+    fields = split_fields(given.get("space", ""))
     space = read_space(words, fields, run)
     name = ours.name or f"{run.recipe}-{'-'.join(d.name.rpartition('.')[2] for d in space.dimensions)}"
     check_name(name)
@@ -81,17 +81,6 @@ def _sweep(words: list[str], given: dict[str, str], stop: Stop) -> int:
 
     ours, command = replace(ours, space=",".join(fields)), Command.of_this_process()
     return conduct(Plan(name=name, run=run, space=space, options=ours, root=root, command=command), stop)
-
-
-def _fields(text: str) -> list[str]:
-    """FIELD=VALUES each, of several that were joined by commas: a part without = is a value of the one before."""
-    found: list[str] = []
-    for part in filter(None, text.split(",")):
-        if "=" in part or not found:
-            found.append(part)
-        else:
-            found[-1] += f",{part}"
-    return found
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ import pytest
 from ray_session import ROOT, TINY, environment, main_of, one_line
 
 from tune.results import Sweep
-from tune.sweep import _fields
+from tune.spaces import split_fields
 
 CHEAP = (
     *("--evaluation.images", "8", "--evaluation.samples", "20", "--evaluation.nelbo-draws", "2"),
@@ -57,8 +57,8 @@ def test_a_dead_address_is_refused(tmp_path, capsys, monkeypatch):
 
 
 def test_fields_may_be_given_several_times():
-    assert _fields("a=1,2,b=log:1e-4..1e-2,c=x") == ["a=1,2", "b=log:1e-4..1e-2", "c=x"]
-    assert _fields("") == []
+    assert split_fields("a=1,2,b=log:1e-4..1e-2,c=x") == ["a=1,2", "b=log:1e-4..1e-2", "c=x"]
+    assert split_fields("") == []
 
 
 @pytest.mark.slow
