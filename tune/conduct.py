@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pipelines.cluster.address import address_to_join
 from pipelines.cluster.session import check_resources, connect
-from pipelines.cluster.storage import check_storage
+from pipelines.cluster.nodes import check_nodes
 from pipelines.config.terminal.cli import options as options_of
 from pipelines.runs.groups import close_group, open_group, register
 from pipelines.runs.job import Job, finished
@@ -60,7 +60,7 @@ def conduct(plan: Plan, stop: Stop) -> int:
         print(_begins(plan, several, len(several) - len(waiting)), flush=True)
         if waiting or options.search == "optuna":
             concurrent = _connect(options)
-            check_storage(plan.root)
+            check_nodes(plan.root)
             parameters = {option.path: option.shown for option in options_of(options)}
             plan = replace(plan, parent=open_group(plan.directory, plan.root, plan.command, parameters))
             sweep.write(plan.directory)

@@ -169,16 +169,16 @@ def test_rows_of_samplers_take_a_share_of_their_steps(row, share, own):
     assert in_share(row, share) == own
 
 
-def test_storage_that_a_machine_does_not_see_is_refused(session, tmp_path, monkeypatch):
+def test_machines_that_do_not_see_the_same_are_refused(session, tmp_path, monkeypatch):
     import ray
 
-    from pipelines.cluster import storage
+    from pipelines.cluster import nodes
 
-    storage.check_storage(tmp_path)
     (node,) = ray.nodes()
-    monkeypatch.setattr(storage.ray, "nodes", lambda: [node, node])
-    storage.check_storage(Path(tmp_path))
-    assert not list(tmp_path.glob(".storage-*"))
-    monkeypatch.setattr(storage, "_read", lambda file: "")
-    with pytest.raises(ValueError, match=r"2 machines do not see what is written there"):
-        storage.check_storage(tmp_path)
+    monkeypatch.setattr(nodes.ray, "nodes", lambda: [node, node])
+    nodes.check_nodes(tmp_path)
+    assert not list(tmp_path.iterdir())
+    monkeypatch.setattr(nodes, "_read", lambda file: "")
+    with pytest.raises(ValueError, match="does not see what is written there"):
+        nodes.check_nodes(tmp_path)
+    assert not list(tmp_path.iterdir())
