@@ -66,8 +66,8 @@ def levels(option: str, word: str) -> np.ndarray:
     """The grey levels of a picture, (h, w) of 8 bits.
 
     Raises:
-        ValueError: it cannot be read, has transparent pixels, has colours that are not grey, or may hold other levels than those
-            that were meant: of 1 or 16 bits, or of a format that changes them.
+        ValueError: it cannot be read, has transparent pixels, has colours that are not grey, or may hold other levels than
+            were meant: of 1 or 16 bits, or of a format that changes them.
     """
     image = _solid(option, word, Options(), "a picture whose grey levels are classes", exact=True)
     if image.mode == "L":
