@@ -74,6 +74,11 @@ class UNetConfig(BackboneConfig):
                 f"UNetConfig is for images and sequences, the data are vectors {shape}; the recipe vectors takes them, with "
                 "MLPConfig"
             )
+        if min(shape[1:]) < 2:
+            raise ValueError(
+                f"UNetConfig: rows of shape {shape} have a side of one position, and convolutions need two; give them as "
+                "vectors (n, d), to the recipe vectors"
+            )
         ncsn = self.family == "ncsn++"
         return UNet(
             shape,

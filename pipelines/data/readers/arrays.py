@@ -177,7 +177,8 @@ def _numpy_source(arrays: Mapping[str, tuple[_Array, Callable[[], _Array] | None
     layout = _layout(train, options)
     kind = {1: "vector", 2: "sequence", 3: "image"}[len(layout)]
     if kind == "image" and train.dtype.itemsize > 1 and not options.levels:
-        raise ValueError(f"{train}: {train.dtype} does not say how many levels a pixel has; give --levels")
+        other = "; or save sequences of other numbers as floats" if options.as_sequences else ""
+        raise ValueError(f"{train}: {train.dtype} does not say how many levels a pixel has; give --levels{other}")
     for x, _ in arrays.values():
         if x.shape[1:] != train.shape[1:] or x.dtype != train.dtype:
             raise ValueError(f"{x}: rows {x.shape[1:]} {x.dtype}, but {train}: {train.shape[1:]} {train.dtype}")

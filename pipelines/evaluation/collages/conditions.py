@@ -17,6 +17,8 @@ class Conditions:
 
     Args:
         factor_labels: A class for each piece, in their order, where -1 is none: 0,-1,-1,-1,5 leads from class 0 to class 5.
+        class_map: A segmentation of the canvas in place of them: a picture whose grey levels are classes (255: none), or a .npy
+            file of classes (-1: none), of the canvas's size or of a divisor of it.
         between: The two ends of a chain: pictures of a piece, FILE,FILE, or test images by their numbers, test:0,test:17.
         known: A picture of the canvas: a file that is read as training data are, a .npy file (c, h, w) as data are stored, or
             test:17 where the canvas has a test image's size. A chain of m pieces of width p that share o has the width

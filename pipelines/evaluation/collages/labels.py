@@ -18,10 +18,17 @@ __all__ = ["condition_of"]
 
 NONE = 255
 """The grey level of a picture that stands for no class."""
+MOST = np.float64(2**31)
+"""Beyond which no number is a class of any model."""
 
 
-def condition_of(run: Weights, model: GenerativeModel, conditions: Conditions, graph: FactorGraph) -> Tensor | None:
+def condition_of(
+    run: Weights, model: GenerativeModel, conditions: Conditions, graph: FactorGraph, guidance: float = 0.0
+) -> Tensor | None:
     """What the regions of a canvas are told.
+
+    Args:
+        guidance: With which they are led there.
 
     Returns:
         A class for each factor, (num_factors,), -1 for none; of a map, weights over none and the classes for each region,
@@ -29,7 +36,7 @@ def condition_of(run: Weights, model: GenerativeModel, conditions: Conditions, g
 
     Raises:
         ValueError: another number of labels than pieces, a map that cannot be read or has another size, a class that the model
-            does not have, or a model without any.
+            does not have, or a model without any; guidance to none.
     """
     if not conditions.labelled:
         return None
@@ -51,6 +58,10 @@ def condition_of(run: Weights, model: GenerativeModel, conditions: Conditions, g
             f"{of}: {wrong.flat[0]} is no class, the model was trained on 0 to {model.num_classes - 1}; take those, or -1 for "
             "none"
         )
+    if guidance and (classes < 0).all():
+        raise ValueError(
+            f"guidance={guidance:g}: it leads nowhere, because {of} holds no class; give one, or no guidance"
+        )
     if given:
         return torch.from_numpy(classes)
     lead = model.shape[1 : len(model.shape) - len(graph.shape)]
@@ -68,6 +79,9 @@ def _map(of: str, word: str) -> np.ndarray:
     found = array("class_map", word)
     if not np.isfinite(found).all() or (found != np.round(found)).any():
         raise ValueError(f"{of}: holds what is no class; give whole numbers, -1 for none")
+    beyond = found[(found < -MOST) | (found > MOST)]  # in int64 they would be other numbers, of uint64 even -1
+    if len(beyond):
+        raise ValueError(f"{of}: {beyond[0]} is no class; give whole numbers, -1 for none")
     return found.astype(np.int64)
 
 
@@ -76,7 +90,7 @@ def _enlarged(of: str, classes: np.ndarray, sides: tuple[int, ...]) -> np.ndarra
     if classes.ndim != len(sides) or any(
         not have or want % have for have, want in zip(classes.shape, sides, strict=True)
     ):
-        have, want = ("x".join(map(str, shape)) for shape in (classes.shape, sides))
+        have, want = ("x".join(map(str, shape)) or "a number" for shape in (classes.shape, sides))
         raise ValueError(
             f"{of}: its size is {have}, and the canvas is {want}; give one of that size, or of a divisor of it"
         )

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pipelines.data.readers.images.decode import has_alpha, opaque, upright
+from pipelines.data.readers.images.decode import DEEP, has_alpha, header, opaque, upright
 from pipelines.data.source import Options
 from pipelines.storage.messages import one_line
 from pipelines.storage.paths import local_path
@@ -22,6 +22,8 @@ MODES = {1: "L", 3: "RGB"}
 """Of pictures, by their channels."""
 NUMPY = b"\x93NUMPY"
 """What a .npy file begins with."""
+LOSSY = ("JPEG", "WEBP")
+"""Formats that change grey levels, or may."""
 
 
 def is_array(word: str) -> bool:
@@ -64,9 +66,10 @@ def levels(option: str, word: str) -> np.ndarray:
     """The grey levels of a picture, (h, w) of 8 bits.
 
     Raises:
-        ValueError: it cannot be read, has transparent pixels, or has colours that are not grey.
+        ValueError: it cannot be read, has transparent pixels, has colours that are not grey, or may hold other levels than
+            were meant: of 1 or 16 bits, or of a format that changes them.
     """
-    image = _solid(option, word, Options(), "a picture whose grey levels are classes")
+    image = _solid(option, word, Options(), "a picture whose grey levels are classes", exact=True)
     if image.mode == "L":
         return np.asarray(image)
     rgb = np.asarray(image)
@@ -75,18 +78,34 @@ def levels(option: str, word: str) -> np.ndarray:
     return rgb[..., 0]
 
 
-def _solid(option: str, word: str, options: Options, what: str) -> Image:
-    """A picture without transparent pixels, grey or RGB."""
+def _solid(option: str, word: str, options: Options, what: str, *, exact: bool = False) -> Image:
+    """A picture without transparent pixels, grey or RGB.
+
+    Args:
+        exact: Whether each level counts, so that what may have changed them is refused.
+    """
     encoded = _read(option, word, "picture")
     try:
+        changed = _changed(header(encoded)) if exact else ""
         image, _ = upright(encoded, options)
     except ValueError as error:
         raise ValueError(f"{option}={word}: is no picture that can be read ({error}); give another file") from None
+    if changed:
+        raise ValueError(f"{option}={word}: {changed}; give a PNG of 8 bits, or a .npy file")
     if has_alpha(image):
         image = image.convert("RGBA")
         if image.getchannel(3).getextrema() != (255, 255):
             raise ValueError(f"{option}={word}: some of its pixels are transparent; give {what}, without transparency")
     return image if image.mode == "L" else image.convert("RGB")
+
+
+def _changed(image: Image) -> str:
+    """Why the levels of a picture may be others than those that were meant; '' where they are not."""
+    if image.format in LOSSY:
+        return f"{image.format} does not keep grey levels as they are"
+    if image.mode == "1":
+        return "is of 1 bit, whose white is no grey level"
+    return "is of 16 bits, and grey levels are of 8" if image.mode in DEEP else ""
 
 
 def array(option: str, word: str) -> np.ndarray:

@@ -58,7 +58,7 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     config, spec = configuration(run)
     model = load(run).requires_grad_(False)
     plain = check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
-    condition = condition_of(run, model, wanted.conditions, plain.graph)
+    condition = condition_of(run, model, wanted.conditions, plain.graph, wanted.guidance)
     labels = labels_wanted(run, model, wanted)
     times_of(plain, wanted.sampling, wanted.strength)
     known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))

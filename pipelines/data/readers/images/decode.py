@@ -34,7 +34,20 @@ from pipelines.data.source import Chunk, Options
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["PROBED", "SUFFIXES", "Fit", "Picture", "WrongSize", "decoded", "fit_to", "has_alpha", "opaque", "upright"]
+__all__ = [
+    "DEEP",
+    "PROBED",
+    "SUFFIXES",
+    "Fit",
+    "Picture",
+    "WrongSize",
+    "decoded",
+    "fit_to",
+    "has_alpha",
+    "header",
+    "opaque",
+    "upright",
+]
 
 FORMATS = ("PNG", "JPEG", "BMP", "WEBP", "GIF", "PPM", "TIFF")
 """Decoders that hostile bytes may reach: none of them starts another program, as EPS would."""
@@ -131,7 +144,7 @@ def fit_to(pictures: Iterable[Picture], options: Options) -> Fit:
                 image, _ = upright(picture.read(), options)
                 sizes[picture.name] = _cut(image, options).size
             else:
-                image = _header(picture.read())
+                image = header(picture.read())
             if options.channels == "auto":
                 grey = grey and _is_grey(image) and (not has_alpha(image) or len({*background}) == 1)
         except (ValueError, OSError) as error:
@@ -216,7 +229,7 @@ def _colour(name: str) -> tuple[int, int, int]:
         raise ValueError(f"background={name!r}: give a colour's name, such as white or black, or #rrggbb") from None
 
 
-def _header(encoded: bytes) -> Image:
+def header(encoded: bytes) -> Image:
     """An image whose mode and size are known, and whose pixels are decoded when they are asked for."""
     from PIL import Image, UnidentifiedImageError
 
@@ -235,7 +248,7 @@ def _header(encoded: bytes) -> Image:
 
 
 def _open(encoded: bytes) -> Image:
-    image = _header(encoded)
+    image = header(encoded)
     try:
         image.load()
     except Exception as error:
