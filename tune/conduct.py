@@ -12,8 +12,8 @@ from functools import partial
 from pathlib import Path
 
 from pipelines.cluster.address import address_to_join
-from pipelines.cluster.session import check_resources, connect
 from pipelines.cluster.nodes import check_nodes
+from pipelines.cluster.session import check_resources, connect
 from pipelines.config.terminal.cli import options as options_of
 from pipelines.runs.groups import close_group, open_group, register
 from pipelines.runs.job import Job, finished

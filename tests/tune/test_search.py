@@ -7,7 +7,6 @@ import math
 import os
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 from test_plan import plan_of
