@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from pipelines.storage.messages import nearest, one_line
 
-__all__ = ["ALIASES", "UnknownClassError", "form", "from_json", "moved", "subclasses", "to_json", "unsaid"]
+__all__ = ["ALIASES", "UnknownClassError", "form", "former", "from_json", "moved", "subclasses", "to_json"]
 
 
 ALIASES = {
@@ -131,21 +131,17 @@ def moved(owner: type, name: str) -> str | None:
     return path
 
 
-def unsaid(value: Any, document: Any, path: str = "") -> dict[str, Any]:
-    """The fields, by dotted path, of a configuration that were read from a document of before its classes had them.
-
-    Args:
-        value: What `from_json` read.
-        document: What it was read from.
-    """
+def former(value: Any, path: str = "") -> dict[str, Any]:
+    """The fields, by dotted path, in which a configuration is as those were that did not have them yet: what such a run was
+    begun with, whether its file leaves them out or, once a command of today has gone on with it, says them."""
     found: dict[str, Any] = {}
-    if is_dataclass(value) and isinstance(document, dict):
-        former = _former_defaults(type(value))
+    if is_dataclass(value):
+        before = _former_defaults(type(value))
         for f in fields(value):
-            member, inner = getattr(value, f.name), document.get(f.name)
-            if f.name in former and f.name not in document:
+            member = getattr(value, f.name)
+            if f.name in before and member == before[f.name]:
                 found[path + f.name] = member
-            found |= unsaid(member, inner, f"{path}{f.name}.")
+            found |= former(member, f"{path}{f.name}.")
     return found
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from indm_core.model import GenerativeModel
 from indm_core.training import load_networks
-from pipelines.config.codec import to_json, unsaid
+from pipelines.config.codec import former, to_json
 from pipelines.config.history import History
 from pipelines.config.modules import use
 from pipelines.config.provenance import Provenance, config_document, config_from, say_unverified
@@ -138,10 +138,8 @@ def check_data(weights: Weights | Path, card: Card, *, partner: bool = False) ->
 
 
 def as_begun(run: RunConfig, file: Path) -> RunConfig:
-    """A configuration in the form in which the run in `file` was begun, where that is from before today's classes, and with
-    its order of rows, which goes on whatever that of a run of today is."""
-    there, _ = read_run(file)
-    then = unsaid(there, read_json(file)["run"]) | {"train.order": there.train.order}
+    """A configuration in the form in which the run in `file` was begun, where that is from before today's classes."""
+    then = former(read_run(file)[0])
     known = {option.path for option in options(run)}
     return with_values(run, {path: value for path, value in then.items() if path in known})
 

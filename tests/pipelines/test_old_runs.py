@@ -23,7 +23,7 @@ from indm_core.likelihood import nelbo, nll
 from indm_core.model import GenerativeModel, Node
 from indm_core.sde import LinearSDE
 from pipelines.config import load
-from pipelines.config.codec import ALIASES, from_json, moved, subclasses, unsaid
+from pipelines.config.codec import ALIASES, former, from_json, moved, subclasses
 from pipelines.config.flows import FlowConfig
 from pipelines.config.models import ModelConfig
 from pipelines.config.networks import BackboneConfig
@@ -63,10 +63,10 @@ OPTIONS = (*SCORE, "--blocks", "2", "--flow.width", "4")
 def test_a_recipe_of_then_reads_as_that_of_now(name):
     """But for what a class did not have then, which keeps what it was."""
     run = from_json(RunConfig, THEN[name])
-    unsaid_then = unsaid(run, THEN[name])
+    then = former(run)
     flow = {"model.flow.first_activation": True} if "ResidualFlow" in str(THEN[name]) else {}
-    assert unsaid_then == flow | {"train.validate_every": 0, "train.order": "windows"}
-    now = with_values(RECIPES[name](), unsaid_then)
+    assert then == flow | {"train.validate_every": 0, "train.order": "windows"}
+    now = with_values(RECIPES[name](), then)
     assert CHANGED.get(name, lambda then: then)(run) == now
     assert (run != now) == (name in CHANGED)
 
@@ -156,12 +156,13 @@ def test_a_run_of_then_goes_on_to_the_same_weights(killed):
     assert read_run(killed / "indm" / "config.json") == read_run(OLD / "indm" / "config.json")
 
 
-def test_a_run_of_then_keeps_its_order_of_rows(killed):
-    """Under the first command of today and under those after it, when config.json says which; another begins with another."""
+def test_a_run_of_then_keeps_what_it_was_begun_with(killed):
+    """Its order of rows, its flow: under the first command of today and under those after it, when config.json says so too."""
     file = killed / "indm" / "config.json"
     for _ in range(2):
         there, spec = read_run(file)
-        again = as_begun(replace(there, train=replace(there.train, order="streams")), file)
+        today = {"train.order": "streams", "train.validate_every": 100, "model.flow.first_activation": False}
+        again = as_begun(with_values(there, today), file)
         assert there == again
         assert again.train.order == "windows"
         write_run(file, again, spec)
