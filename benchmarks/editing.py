@@ -15,6 +15,7 @@ FILE.png has some images, and below them what becomes of them at each strength.
 
 from __future__ import annotations
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -51,14 +52,13 @@ def edited(model: GenerativeModel, x: Tensor, strength: float) -> Tensor:
 
 def main() -> int:
     """Prints the table, and draws the picture."""
-    words = sys.argv[1:]
-    out = words.pop(words.index("--out") + 1) if "--out" in words else ""
-    words = [word for word in words if word != "--out"]
-    if not words:
-        print(__doc__)
-        return 2
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("num", nargs="?", type=int, default=300)
+    parser.add_argument("--out", default="")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    run, num = Weights.named(words[0]), int(words[1]) if len(words) > 1 else 300
+    run, num = Weights.named(asked.run), asked.num
     spec, model = configuration(run)[1], load(run).requires_grad_(False)
     plan = Plan.of([run], Settings(samples=num), output_root(None))
     classify = plan.extractor.make()
@@ -82,8 +82,8 @@ def main() -> int:
             flush=True,
         )
         rows.append(values[:SHOWN].to(k.dtype))
-    if out:
-        image_grid(pixels(torch.cat(rows), spec), columns=SHOWN).save(out)
+    if asked.out:
+        image_grid(pixels(torch.cat(rows), spec), columns=SHOWN).save(asked.out)
     return 0
 
 

@@ -17,6 +17,7 @@ into which a split cuts (every third cell). What comes is judged as the strips o
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from functools import partial
@@ -108,15 +109,14 @@ class Gaps:
 
 def main() -> int:
     """Prints the table, and draws the first two strips of each way."""
-    words = sys.argv[1:]
-    out = words.pop(words.index("--out") + 1) if "--out" in words else ""
-    words = [word for word in words if word != "--out"]
-    if not words:
-        print(__doc__)
-        return 2
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("run")
+    parser.add_argument("num", nargs="?", type=int, default=32)
+    parser.add_argument("--out", default="")
+    asked = parser.parse_args()
     torch.set_num_threads(1)
-    run = Weights.named(words[0])
-    gaps, model = Gaps(run, int(words[1]) if len(words) > 1 else 32), load(run).requires_grad_(False)
+    run = Weights.named(asked.run)
+    gaps, model = Gaps(run, asked.num), load(run).requires_grad_(False)
     head = f"{'way':<9}{'guide':<16}{'sampler':<28}{'evaluations':>11}{'s':>7}"
     print(f"{head}  allowed          border         given  FD, at infinity")
     print(f"{'strips themselves':<71}  {gaps.line(gaps.k)}", flush=True)
@@ -129,8 +129,8 @@ def main() -> int:
         cost = f"{gaps.evaluations:>11.0f}{seconds:>7.2f}"
         print(f"{name:<9}{guide:<16}{sampling!s:<28}{cost}  {gaps.line(filled)}", flush=True)
         rows.append(filled[:2].to(gaps.k.dtype))
-    if out:
-        image_grid(pixels(torch.cat(rows), gaps.judge.spec), columns=1).save(out)
+    if asked.out:
+        image_grid(pixels(torch.cat(rows), gaps.judge.spec), columns=1).save(asked.out)
     return 0
 
 

@@ -24,9 +24,10 @@ from pipelines.evaluation.needs import check_needs
 from pipelines.runs.job import Job
 from pipelines.storage.outputs import is_run
 from pipelines.training.jobs import jobs_for
+from tune.named import PRETRAIN
 from tune.options import Options
 from tune.results import Sweep
-from tune.spaces import PRETRAIN, Point, Space
+from tune.spaces import Point, Space
 
 __all__ = ["Plan", "as_trial", "built", "check", "points"]
 

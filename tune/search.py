@@ -149,7 +149,7 @@ class Advised:
     def suggest(self, trial: str) -> tuple[int, Point]:
         """The next point, and its number."""
         found = self.optuna.suggest(trial) or {}
-        point = {name: value if isinstance(value, str) else _text(value) for name, value in found.items()}
+        point = {d.name: d.text(found[d.name]) for d in self.plan.space.dimensions}
         self.points.append(point)
         write_text(self.plan.directory / SUGGESTED, json.dumps(self.points, indent=1) + "\n")
         return len(self.points) - 1, point
@@ -281,7 +281,3 @@ class Told(tune.Callback):
         index, point = trial.config["index"], trial.config["point"]
         seconds = time.monotonic() - self.began
         print(f"{seconds:5.0f} s  {self.plan.run_name(index)} ({self.plan.space.label(point)}): {text}", flush=True)
-
-
-def _text(value: Any) -> str:
-    return str(value) if isinstance(value, int) else repr(float(f"{value:.6g}"))

@@ -21,8 +21,8 @@ from pipelines.config.run import RunConfig, to_document
 from pipelines.config.terminal.cli import options, with_values
 from pipelines.runs.job import Job
 from pipelines.training.jobs import refuse_another_run
+from tune.named import PRETRAIN
 from tune.plan import built
-from tune.spaces import PRETRAIN
 
 __all__ = ["shared"]
 

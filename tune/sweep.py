@@ -33,9 +33,9 @@ from pipelines.config.terminal.help import describe, page
 from pipelines.recipes import DEFAULT, find
 from pipelines.storage.outputs import RULE, check_name, output_root
 from pipelines.storage.signals import Stop, until_signal
+from tune.named import read_space, split_fields
 from tune.options import Options
 from tune.plan import Plan, as_trial
-from tune.spaces import read_space, split_fields
 
 FLAGS = ("flip", "dense", "first_activation", "ema_ramp")
 OURS = {option.path for option in options(Options())}

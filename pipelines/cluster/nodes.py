@@ -63,6 +63,7 @@ def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
     token, places = uuid.uuid4().hex, [str(place) for place in data]
     file = root / f".token-{token}"
     file.write_text(token)
+    here = _description()(str(CLONE))
     ask = ray.remote(num_cpus=0, max_retries=0)(_question(str(file), token, places, str(CLONE)))
     try:
         asked = [
@@ -74,7 +75,7 @@ def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
         for node, reference in zip(nodes, asked, strict=True):
             address = f"the machine {node['NodeManagerAddress']} of the cluster"
             answer, reply = _answer(address, reference), file.with_name(f"{file.name}-{node['NodeID']}")
-            _check(address, answer, root, token, _read(reply))
+            _check(address, answer, root, token, _read(reply), here)
     finally:
         for left in root.glob(f"{file.name}*"):
             with suppress(OSError):
@@ -124,8 +125,8 @@ def _answer(address: str, reference: Any) -> Answer:
     raise ValueError(f"{address} cannot work: {why}; mend it, or take it out of the cluster")
 
 
-def _check(address: str, answer: Answer, root: Path, token: str, reply: str) -> None:
-    """Compares what a machine answered with what this one is."""
+def _check(address: str, answer: Answer, root: Path, token: str, reply: str, here: dict[str, Any]) -> None:
+    """Compares what a machine answered with what this one is, `here`."""
     if {answer.token, reply} != {token}:
         raise ValueError(
             f"out={root}: {address} does not see what is written there; give --out, or $INDM_RUNS, a directory that all "
@@ -135,7 +136,6 @@ def _check(address: str, answer: Answer, root: Path, token: str, reply: str) -> 
         raise ValueError(
             f"data={answer.unseen[0]}: {address} does not see it; prepare it in a directory that all machines share"
         )
-    here = _description()(str(CLONE))
     if answer.torch != here["torch"]:
         raise ValueError(f"{address} has torch {answer.torch}, and this one {here['torch']}; install the same on all")
     if answer.code != here["code"]:

@@ -19,6 +19,7 @@ from pipelines.config.history import Command
 from pipelines.runs.catalogue import Kept, source_tags
 from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.runs.tracking import experiment
+from pipelines.storage.messages import one_line
 
 __all__ = ["close_group", "open_group", "register"]
 
@@ -46,8 +47,9 @@ def open_group(directory: Path, root: Path, command: Command, parameters: Mappin
         run = client.create_run(experiment(client, root), None, source_tags(command), directory.name)
         client.log_batch(run.info.run_id, params=[Param(name, text[:500]) for name, text in parameters.items()])
     except Exception as error:  # whatever a store's driver raises
-        said = " ".join(str(error).split())[:200]
-        raise ValueError(f"MLflow at {named(uri)}: {said}; mend that, and give the same command again") from error
+        raise ValueError(
+            f"MLflow at {named(uri)}: {one_line(error, 200)}; mend that, and give the same command again"
+        ) from error
     Kept(run_id=run.info.run_id).write(directory)
     return run.info.run_id
 
@@ -70,8 +72,10 @@ def close_group(directory: Path, root: Path, status: str, figures: Mapping[str, 
             client.log_artifact(own, str(file))
         client.set_terminated(own, status)
     except Exception as error:  # whatever a store's driver raises
-        said = " ".join(str(error).split())[:200]
-        print(f"{directory.name} is not logged to MLflow at {named(uri)}: {said}; the same command does it", flush=True)
+        print(
+            f"{directory.name} is not logged to MLflow at {named(uri)}: {one_line(error, 200)}; the same command does it",
+            flush=True,
+        )
 
 
 def register(run: Path, root: Path, name: str, alias: str) -> str:
@@ -98,7 +102,7 @@ def register(run: Path, root: Path, name: str, alias: str) -> str:
             version = client.create_model_version(name, place, kept.run_id, model_id=model)
             client.set_registered_model_alias(name, alias, version.version)
     except Exception as error:  # whatever a store's driver raises
-        said = " ".join(str(error).split())[:200] if kept.models else f"{run.name} has no model there"
+        said = one_line(error, 200) if kept.models else f"{run.name} has no model there"
         print(f"no model is registered at {named(uri)}: {said}; the same command does it", flush=True)
         return ""
     return f"models:/{name}@{alias}"

@@ -60,8 +60,9 @@ def test_the_digest_is_of_all_sources_and_their_places(tmp_path):
     ],
 )
 def test_what_differs_is_named(change, reply, words, tmp_path):
-    same = Answer(token="t", unseen=(), **_description()(str(CLONE)))
-    _check("the machine 192.0.2.2 of the cluster", same, tmp_path, "t", "t")
+    here = _description()(str(CLONE))
+    same = Answer(token="t", unseen=(), **here)
+    _check("the machine 192.0.2.2 of the cluster", same, tmp_path, "t", "t", here)
     with pytest.raises(ValueError, match=r"192\.0\.2\.2") as refusal:
-        _check("the machine 192.0.2.2 of the cluster", replace(same, **change), tmp_path, "t", reply)
+        _check("the machine 192.0.2.2 of the cluster", replace(same, **change), tmp_path, "t", reply, here)
     assert all(word in str(refusal.value) for word in words)

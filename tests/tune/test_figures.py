@@ -10,9 +10,10 @@ from PIL import Image
 
 from pipelines.recipes import RECIPES
 from tune.figures import draw
+from tune.named import read_space
 from tune.plan import as_trial
 from tune.results import Figure, Outcome, Sweep
-from tune.spaces import Point, read_space
+from tune.spaces import Point
 
 RUN = as_trial(RECIPES["digits_dinof"](), 600, {"model.flow": "ResFlow"}, ())
 

@@ -16,11 +16,11 @@ from pipelines.recipes import RECIPES
 from pipelines.storage.signals import Stop
 from pipelines.training.launch import Launch
 from pipelines.training.local import train_local
+from tune.named import read_space
 from tune.options import Options
 from tune.plan import Plan, as_trial, check, points
 from tune.results import Figure, Outcome, Sweep, best_of, table
 from tune.sharing import shared
-from tune.spaces import read_space
 
 STEPS = 8
 

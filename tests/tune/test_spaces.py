@@ -11,8 +11,9 @@ from ray_session import one_line
 from pipelines.config.flows import IdentityConfig
 from pipelines.config.models import INDMConfig
 from pipelines.recipes import RECIPES
+from tune.named import read_space
 from tune.plan import as_trial
-from tune.spaces import Choices, Space, read_space
+from tune.spaces import Choices, Space
 
 INDM = as_trial(RECIPES["digits_vp_nll"](), 600, {}, ())
 DINOF = as_trial(RECIPES["digits_dinof"](), 600, {}, ())

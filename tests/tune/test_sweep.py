@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from ray_session import ROOT, TINY, environment, main_of, one_line
 
+from tune.named import split_fields
 from tune.results import Sweep
-from tune.spaces import split_fields
 
 CHEAP = (
     *("--evaluation.images", "8", "--evaluation.samples", "20", "--evaluation.nelbo-draws", "2"),
