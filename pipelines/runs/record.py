@@ -5,7 +5,7 @@ RUN/metrics.jsonl has one record a line, a flat JSON object:
     step, phase     the interval's last optimiser step, and its training phase
     nelbo, ...      the mean loss terms in `unit`, under their own names; absent where no step of the interval was finite
     unit            bits/dim for dequantised data, nats/dim for continuous data
-    images_per_s, data_wait, eta_s, skipped
+    images_per_s, data_wait, step_s, eta_s, skipped   (step_s is absent from records of earlier versions)
     gradient_norm/NETWORK
     validation/nelbo, validation/se
                     the NELBO of the averaged weights of this step on the run's held-out rows in `unit`, and its standard error
@@ -18,7 +18,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["VALIDATION", "HeldOut", "Meter", "Record", "RecordReader", "Unit"]
 
-WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "eta_s", "skipped")
+WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "step_s", "eta_s", "skipped")
 NORM, VALIDATION = "gradient_norm/", ("validation/nelbo", "validation/se")
 VALIDATION_IN_MLFLOW = dict(zip(VALIDATION, ("validation/nelbo", "validation/nelbo_se"), strict=True))
 """There the errors of figures end in _se."""
@@ -57,6 +58,8 @@ class Record:
         unit: Of the terms; empty where there are none.
         images_per_s: Rows (of a sampler: draws) per second, over all workers.
         data_wait: Share of the time that steps waited for their batch, in [0, 1].
+        step_s: Mean seconds of an optimiser step, without waiting for its batch and without what is done between steps
+            (held-out rows, pictures, checkpoints); 0 where it was not measured.
         eta_s: Seconds to the last step, at the mean speed since the training began, or went on, and its last phase began.
         skipped: Steps skipped since the run began.
         gradient_norms: Mean gradient norm of each trained network before clipping.
@@ -69,6 +72,7 @@ class Record:
     unit: str = ""
     images_per_s: float = 0.0
     data_wait: float = 0.0
+    step_s: float = 0.0
     eta_s: float = 0.0
     skipped: int = 0
     gradient_norms: Mapping[str, float] = field(default_factory=dict)
@@ -82,6 +86,8 @@ class Record:
     def figures(self) -> dict[str, float]:
         """Every number but the step, under its name in metrics.jsonl."""
         numbers = {name: getattr(self, name) for name in NUMBERS} if self.trained else {}
+        if not self.step_s:
+            numbers.pop("step_s", None)
         norms = {NORM + name: norm for name, norm in self.gradient_norms.items()}
         held_out = dict(zip(VALIDATION, (self.held_out.nelbo, self.held_out.se), strict=True)) if self.held_out else {}
         return {**self.terms, **numbers, **norms, **held_out}
@@ -205,11 +211,21 @@ class Meter:
     def _reset(self) -> None:
         self.terms: dict[str, Tensor] = {}
         self.norms: dict[str, float] = {}
-        self.steps, self.wait, self.began = 0, 0.0, time.monotonic()
+        self.steps, self.wait, self.aside, self.began = 0, 0.0, 0.0, time.monotonic()
 
-    def waiting(self) -> _Stopwatch:
-        """A context whose time is taken for waiting."""
-        return _Stopwatch(self)
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """A context whose time is taken for waiting for a batch."""
+        began = time.monotonic()
+        yield
+        self.wait += time.monotonic() - began
+
+    @contextmanager
+    def between_steps(self) -> Iterator[None]:
+        """A context whose time belongs to no step."""
+        began = time.monotonic()
+        yield
+        self.aside += time.monotonic() - began
 
     def add(self, report: StepReport) -> None:
         """Adds a step's figures, unless it was skipped."""
@@ -241,20 +257,10 @@ class Meter:
             unit=self.unit.name if self.steps else "",
             images_per_s=steps * self.batch_size / seconds,
             data_wait=self.wait / seconds,
+            step_s=max(0.0, seconds - self.wait - self.aside) / steps,
             eta_s=(self.all_steps - trainer.step_count) * pace,
             skipped=trainer.skipped,
             gradient_norms={name: total / max(1, self.steps) for name, total in self.norms.items()},
         )
         self._reset()
         return self.latest
-
-
-class _Stopwatch:
-    def __init__(self, meter: Meter) -> None:
-        self.meter = meter
-
-    def __enter__(self) -> None:
-        self.began = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self.meter.wait += time.monotonic() - self.began

@@ -20,6 +20,7 @@ from pipelines.training.session import Session
 from pipelines.training.stream import local_rows
 from pipelines.training.watch.halt import Halted
 from pipelines.training.watch.progress import show
+from pipelines.training.watch.summary import summary
 
 __all__ = ["train_local"]
 
@@ -59,6 +60,8 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         draw_curves(runs)
     except ModuleNotFoundError as error:
         print(f"no learning curves, {error.name} is not installed")
+    for job in jobs:
+        print(summary(job.training))
     for run in runs:
         print(f"{run}: model.safetensors, learning_curve.png, metrics.jsonl")
     print(what_next(runs), flush=True)

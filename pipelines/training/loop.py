@@ -95,7 +95,8 @@ def _train(work: Work[Any], session: Session) -> None:
     if halt.due(trainer.step_count):
         raise Halted
     if session.rank == 0 and train.validate_every and not read_metrics(training.directory):
-        _begin_curve(work, session, trainer)
+        with meter.between_steps():
+            _begin_curve(work, session, trainer)
     while trainer.step_count < train.steps:
         with meter.waiting():
             batch = next(batches)
@@ -150,26 +151,36 @@ def _after_step(
     switching = not last and trainer.model.phase(step) != trainer.model.phase(step - 1)
     measured = bool(train.validate_every) and (step % train.validate_every == 0 or last)
     if step % train.log_every == 0 or last or switching or leaving or measured:
-        held_out = _held_out(work, trainer) if measured and session.rank == 0 else None
+        with meter.between_steps():
+            held_out = _held_out(work, trainer) if measured and session.rank == 0 else None
         meter.latest = record = replace(meter.record(trainer), held_out=held_out)
-        if session.rank == 0:
-            _record(training, session, record)
+        _record(training, session, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
-        _draw(work, trainer)
+        with meter.between_steps():
+            _draw(work, trainer)
     if reason := watch.skipping() or (_rising(work, session, meter.latest, watch) if last or switching else ""):
         raise _diverged(work, session, watch, step, reason)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
     if ((step % train.checkpoint_every == 0 or leaving) and sound) or last or switching:
-        place = training.directory / "checkpoints" / f"step-{step:08d}"
-        if session.rank == 0:
-            tensors, numbers = trainer.state()
-            numbers |= {"recipe": training.recipe, **_figures(meter.latest, step), **work.made_of}
-            numbers |= {FIRST: [watch.first, watch.most]} if math.isfinite(watch.most) else {}
-            if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
-                checkpoint.write(training.directory / "pretrained", tensors, numbers)
-            checkpoint.write(place, tensors, numbers)
-            checkpoint.prune(training.directory, train.keep)
-        session.checkpointed(training, place, meter.latest)
+        with meter.between_steps():
+            _keep(work, session, trainer, meter.latest, watch, switching)
+
+
+def _keep(
+    work: Work[Any], session: Session, trainer: Trainer[Any], latest: Record, watch: Watch, switching: bool
+) -> None:
+    """A checkpoint of the step."""
+    training, step = work.training, trainer.step_count
+    place = training.directory / "checkpoints" / f"step-{step:08d}"
+    if session.rank == 0:
+        tensors, numbers = trainer.state()
+        numbers |= {"recipe": training.recipe, **_figures(latest, step), **work.made_of}
+        numbers |= {FIRST: [watch.first, watch.most]} if math.isfinite(watch.most) else {}
+        if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
+            checkpoint.write(training.directory / "pretrained", tensors, numbers)
+        checkpoint.write(place, tensors, numbers)
+        checkpoint.prune(training.directory, training.train.keep)
+    session.checkpointed(training, place, latest)
 
 
 def _rising(work: Work[Any], session: Session, latest: Record, watch: Watch) -> str:
@@ -198,7 +209,9 @@ def _begin_curve(work: Work[Any], session: Session, trainer: Trainer[Any]) -> No
 
 
 def _record(training: Training, session: Session, record: Record) -> None:
-    append_text(training.directory / METRICS, record.to_json() + "\n")
+    """Every rank tells of a record; rank 0's is in the file before."""
+    if session.rank == 0:
+        append_text(training.directory / METRICS, record.to_json() + "\n")
     session.publish(training, record)
 
 

@@ -60,7 +60,8 @@ class Session:
         stopping: Asked on rank 0 every now and then: whether the training is to end at the step that it has come to.
         wrap: Wraps the model for gradient averaging, anew where a phase begins.
         begins: Called on rank 0 with (training, model) before the first step that is taken now.
-        publish: Called on rank 0 with (training, record) for every record, which stands in metrics.jsonl by then.
+        publish: Called on every rank with (training, record) for every record; that of rank 0 stands in metrics.jsonl by then,
+            and it alone has figures of held-out rows.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
     """
 

@@ -62,7 +62,7 @@ def assert_same_run(run: Path, other: Path) -> None:
 
 def figures(run: Path) -> list[Record]:
     """The records without what a clock gave."""
-    return [replace(record, images_per_s=0, data_wait=0, eta_s=0) for record in read_metrics(run)]
+    return [replace(record, images_per_s=0, data_wait=0, step_s=0, eta_s=0) for record in read_metrics(run)]
 
 
 def tiny_job(root: Path, *words: str, recipe: str = "toy2d_spiral") -> Job:

@@ -19,7 +19,7 @@ from pipelines.training.watch.progress import Ticker, line
 
 LINE = (
     '{"step": 8, "phase": "joint", "nelbo": 9.5, "unit": "bits/dim", "denoising": 4.75, "prior": 2.0, "log_det": 0.25, '
-    '"images_per_s": 185.5, "data_wait": 0.125, "eta_s": 61.0, "skipped": 1, "gradient_norm/score": 3.5, '
+    '"images_per_s": 185.5, "data_wait": 0.125, "step_s": 0.5, "eta_s": 61.0, "skipped": 1, "gradient_norm/score": 3.5, '
     '"gradient_norm/flow": 0.5}'
 )
 RECORD = Record(
@@ -29,6 +29,7 @@ RECORD = Record(
     unit="bits/dim",
     images_per_s=185.5,
     data_wait=0.125,
+    step_s=0.5,
     eta_s=61.0,
     skipped=1,
     gradient_norms={"score": 3.5, "flow": 0.5},
@@ -53,7 +54,10 @@ def test_a_record_is_a_flat_line():
 def test_an_interval_without_a_finite_step_has_neither_terms_nor_unit():
     empty = replace(RECORD, terms={}, unit="", gradient_norms={})
     assert Record.from_json(empty.to_json()) == empty
-    assert json.loads(empty.to_json()).keys() == {"step", "phase", "images_per_s", "data_wait", "eta_s", "skipped"}
+    names = {"step", "phase", "images_per_s", "data_wait", "step_s", "eta_s", "skipped"}
+    assert json.loads(empty.to_json()).keys() == names
+    earlier = LINE.replace('"step_s": 0.5, ', "")  # of a version that did not measure it
+    assert json.loads(Record.from_json(earlier).to_json()) == json.loads(earlier)
 
 
 @pytest.mark.parametrize("text", ["3", '{"phase": "joint"}', '{"step": "8"}', '{"step": 2, "nel'])
@@ -217,6 +221,20 @@ def test_the_time_left_is_that_of_the_mean_speed_of_the_phase(monkeypatch):
     assert meter.record(Stub(10, 0, "joint")).eta_s == 30 * 1.0
     assert meter.record(Stub(20, 0, "joint")).eta_s == 20 * 2.0  # 20 steps in 40 s, the last ten in 30 s
     assert meter.record(Stub(30, 0, "other")).eta_s == 10 * 1.0  # another phase has its own speed
+
+
+def test_a_step_s_time_is_without_waiting_and_without_what_is_between_steps(monkeypatch):
+    clock = iter(
+        (0.0, 0.0, 1.0, 3.0, 5.0, 9.0, 16.0, 16.0)
+    )  # made, begun; waited 1 to 3; between steps 5 to 9; the record
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    meter = Meter(batch_size=1, steps=40, unit=Unit("nats", lambda *_: 0.0), average=lambda v: v, begun=0)
+    with meter.waiting():
+        pass
+    with meter.between_steps():
+        pass
+    record = meter.record(Stub(5, 0, "joint"))
+    assert (record.step_s, record.data_wait, record.images_per_s) == (2.0, 2 / 16, 5 / 16)
 
 
 def test_a_meter_averages_the_steps_of_an_interval_that_were_not_skipped():

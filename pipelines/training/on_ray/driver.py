@@ -34,6 +34,7 @@ from pipelines.training.on_ray.stream import READ_CPUS
 from pipelines.training.on_ray.worker import Assignment, Notices, Outcome, train_worker
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.progress import Ticker
+from pipelines.training.watch.summary import summary
 
 __all__ = ["build_trainer", "fit", "train_on_ray"]
 
@@ -86,6 +87,8 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
         print(outcome.refusal.trace, file=sys.stderr)
     if outcome.refusal:
         raise (DivergedError if outcome.refusal.diverged else ValueError)(outcome.refusal.reason)
+    for job in jobs:
+        print(summary(job.training, outcome.restarts), flush=True)
 
 
 def build_trainer(

@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 import ray.train
@@ -24,12 +24,15 @@ from ray.train.collective import broadcast_from_rank_zero
 from pipelines.runs.job import Job, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
+from pipelines.runs.worker_log import WorkerLog
 from pipelines.training.dataset import run_job
 from pipelines.training.launch import REFUSED
+from pipelines.training.on_ray.gauges import Gauges
 from pipelines.training.on_ray.stream import ray_rows
 from pipelines.training.session import Session
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.halt import Halted
+from pipelines.training.watch.progress import show
 
 __all__ = ["Assignment", "Notices", "Outcome", "Refusal", "train_worker"]
 
@@ -54,9 +57,15 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Outcome:
-    """How the workers ended: without a refusal every job has taken its last step, unless the command wanted them to stop."""
+    """How the workers ended: without a refusal every job has taken its last step, unless the command wanted them to stop.
+
+    Args:
+        refusal: What was not tried again.
+        restarts: How often workers began again before these did.
+    """
 
     refusal: Refusal | None = None
+    restarts: int = 0
 
 
 class Notices:
@@ -64,7 +73,7 @@ class Notices:
 
     def __init__(self) -> None:
         self.refusals: list[Refusal] = []
-        self.at_work = self.stop = False
+        self.num_groups, self.stop = 0, False
 
     def add(self, refusal: Refusal) -> None:
         self.refusals.append(refusal)
@@ -72,15 +81,19 @@ class Notices:
     def all(self) -> list[Refusal]:
         return self.refusals
 
-    def begin(self) -> bool:
-        """Called by the first of the workers that begin; returns whether they need not."""
-        self.at_work = True
-        return self.stop
+    def begin(self) -> tuple[bool, int]:
+        """Called by the first of the workers that begin; returns whether they need not, and how many groups began before."""
+        self.num_groups += 1
+        return self.stop, self.restarts()
+
+    def restarts(self) -> int:
+        """How often workers have begun again."""
+        return max(0, self.num_groups - 1)
 
     def ask_to_stop(self) -> bool:
         """Called by the command; returns whether there are workers who will hear it."""
         self.stop = True
-        return self.at_work
+        return self.num_groups > 0
 
     def stopping(self) -> bool:
         return self.stop
@@ -112,10 +125,13 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
     if refused := ray.get(notices.all.remote()):  # by one of the workers before this one
         return Outcome(refused[0])
     rank, world = context.get_world_rank(), context.get_world_size()
-    if broadcast_from_rank_zero(ray.get(notices.begin.remote()) if rank == 0 else None):  # all begin, or none does
+    begun: Any = ray.get(notices.begin.remote()) if rank == 0 else None
+    stopped, restarts = cast(tuple[bool, int], broadcast_from_rank_zero(begun))
+    if stopped:  # all begin, or none does
         return Outcome()
     torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
     device = ray.train.torch.get_device()
+    gauges = Gauges(rank, world, restarts)
     with Machine(os.environ["MLFLOW_TRACKING_URI"]) as machine:
         session = Session(
             rank=rank,
@@ -126,17 +142,26 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             stopping=lambda: ray.get(notices.stopping.remote()),
             wrap=lambda model: _wrapped(model, device, world),
             begins=lambda training, model: None,
-            publish=lambda training, record: machine.follow(training.directory),
+            publish=lambda training, record: _publish(training, record, gauges, machine if rank == 0 else None),
             checkpointed=_report,
         )
         try:
             for job in assignment.jobs:
-                run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
+                with WorkerLog(job.directory, rank, world):
+                    run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
         except Halted:
             pass
         except REFUSED as error:
             return Outcome(_refused(notices, world, error))
-    return Outcome()
+    return Outcome(restarts=restarts)
+
+
+def _publish(training: Training, record: Record, gauges: Gauges, machine: Machine | None) -> None:
+    """Tells of a record: the worker's log by printing it, Ray's metrics, and, by rank 0, whose machine is sampled."""
+    show(training, record)
+    gauges.show(training.directory.name, record)
+    if machine:
+        machine.follow(training.directory)
 
 
 def _report(training: Training, place: Path, record: Record) -> None:
