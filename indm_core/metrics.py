@@ -74,6 +74,16 @@ class Moments:
         self._mean = torch.zeros(0, dtype=torch.float64)
         self._scatter = torch.zeros(0, 0, dtype=torch.float64)
 
+    @staticmethod
+    def known(count: int, mean: Float[Tensor, " d"], cov: Float[Tensor, "d d"]) -> Moments:
+        """The moments of samples that are not at hand any more.
+
+        Args:
+            count: Of the samples, n >= 2.
+            mean, cov: As of the properties.
+        """
+        return Moments()._join(count, mean.double(), cov.double() * (count - 1), "mean")
+
     @property
     def mean(self) -> Float[Tensor, " d"]:
         """Sample mean. Raises: ValueError before the first sample."""

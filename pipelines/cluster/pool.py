@@ -1,11 +1,15 @@
-"""A pool of Ray actors that share out named tasks, with progress."""
+"""A pool of Ray actors that share out named tasks.
+
+An actor holds at most 1 + `ahead` results that were not taken: it is given a task when one of its results is. So
+whoever takes results slowly slows the actors down, and no more than actors (1 + ahead) results wait in the object
+store, whatever their number.
+"""
 
 from __future__ import annotations
 
 import textwrap
-import time
-from collections import Counter, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, NamedTuple
@@ -13,6 +17,8 @@ from typing import Any, NamedTuple
 import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
+
+from pipelines.cluster.fair import FairQueue, K
 
 __all__ = ["Call", "Pool", "places"]
 
@@ -36,7 +42,6 @@ def places(actors: int, device: str = "auto") -> tuple[int, str]:
     return actors or gpus or max(1, int(there.get("CPU", 1) // 2)), "cuda" if gpus else "cpu"
 
 
-Key = tuple[Any, ...]
 START = "the start of an actor"
 MAX_DEATHS = 3
 """Of an actor, beside those that are paid for by tasks that are done."""
@@ -97,60 +102,76 @@ class Pool:
         for actor in self.actors:
             ray.kill(actor)  # pyright: ignore[reportArgumentType]
 
-    def stream(self, tasks: Mapping[Key, Call]) -> Iterator[tuple[Key, Any]]:
+    def stream(self, tasks: Mapping[K, Call], queue: FairQueue[K] | None = None) -> Iterator[tuple[K, Any]]:
         """Carries out tasks and gives (key, result) as each is done; a task is looked up when an actor takes it.
 
         An actor that dies is replaced, and its tasks repeated behind the others, so that a task that ends its actor every time
         costs the others nothing. Actors may die as often as tasks are done. An actor is waited for once, not in every stream.
 
+        Args:
+            queue: Which task is next; without it they are taken in their order. Whoever holds it may drop tasks on the way.
+
         Raises:
             What a task raised; ValueError where more actors die.
         """
-        waiting, deaths = deque(tasks), _Deaths(len(self.actors))
-        busy: dict[Any, tuple[Any, Key, str]] = {}
+        deaths = _Deaths(len(self.actors))
+        busy: dict[Any, tuple[Any, K]] = {}
         try:
-            yield from self._stream(tasks, waiting, busy, deaths)
+            yield from self._stream(tasks, FairQueue({"": tasks}) if queue is None else queue, busy, deaths)
         finally:  # not all that was begun is wanted any more
-            self.free.update(actor for actor, _, _ in busy.values() if actor in self.actors)
+            self.free.update(actor for actor, _ in busy.values() if actor in self.actors)
 
     def _stream(
-        self, tasks: Mapping[Key, Call], waiting: deque[Key], busy: dict[Any, tuple[Any, Key, str]], deaths: _Deaths
-    ) -> Iterator[tuple[Key, Any]]:
-        left = len(tasks)
-        while left:
-            while waiting and (actor := self._idle()) is not None:
-                key = waiting.popleft()
+        self, tasks: Mapping[K, Call], queue: FairQueue[K], busy: dict[Any, tuple[Any, K]], deaths: _Deaths
+    ) -> Iterator[tuple[K, Any]]:
+        names: dict[K, str] = {}  # of tasks at work
+        while len(queue):
+            while (actor := self._idle()) is not None and (key := queue.take()) is not None:
+                self.free[actor] -= 1
                 call = tasks[key]
-                busy[getattr(actor, call.method).remote(*call.arguments)] = (actor, key, call.name)
+                names[key] = call.name
+                busy[getattr(actor, call.method).remote(*call.arguments)] = (actor, key)
             ready = ray.wait([*busy, *self.starting])[0][0]
-            actor, key, name = busy.pop(ready) if ready in busy else (self.starting.pop(ready), None, START)
+            if ready in self.starting:
+                self._begin(ready, deaths)
+                continue
+            actor, key = busy.pop(ready)
+            name = names.pop(key)
             try:
                 result = ray.get(ready)
             except RayTaskError as error:
-                if isinstance(error.cause, MemoryError | torch.OutOfMemoryError):
-                    raise ValueError(f"{name}: {textwrap.shorten(str(error.cause), 300)} ({REMEDY})") from None
-                raise error.cause if isinstance(error.cause, Exception) else error from None
+                raise _told(error, name) from None
             except RayError as error:  # the actor, its node, or what it gave is lost
-                waiting.extend([] if key is None else [key])
-                if actor in self.actors:  # else another of its tasks has told so
-                    deaths.add(name, error)
-                    self._replace(actor)
-                continue
-            if key is None:
-                self.free[actor] = 1 + self.ahead
+                queue.back(key)
+                self._lose(actor, name, error, deaths)
                 continue
             self.free.update([actor] if actor in self.actors else [])
             deaths.progress()
-            left -= 1
+            queue.done(key)
             yield key, result
+            del ready, result  # what was taken goes before another task is begun
+
+    def _begin(self, started: Any, deaths: _Deaths) -> None:
+        """An actor has started, or could not."""
+        actor = self.starting.pop(started)
+        try:
+            ray.get(started)
+        except RayTaskError as error:
+            raise _told(error, START) from None
+        except RayError as error:
+            self._lose(actor, START, error, deaths)
+        else:
+            self.free[actor] = 1 + self.ahead
+
+    def _lose(self, actor: Any, name: str, error: RayError, deaths: _Deaths) -> None:
+        if actor in self.actors:  # else another of its tasks has told so
+            deaths.add(name, error)
+            self._replace(actor)
 
     def _idle(self) -> Any | None:
-        """The actor that may take the most tasks, which then may take one less; None where all are busy."""
+        """The actor that may take the most tasks; None where all are busy."""
         actor, free = max(self.free.items(), key=lambda item: item[1], default=(None, 0))
-        if not free:
-            return None
-        self.free[actor] -= 1
-        return actor
+        return actor if free else None
 
     def _replace(self, actor: Any) -> None:
         """A new actor in the place of one that is lost."""
@@ -159,27 +180,6 @@ class Pool:
         del self.free[actor]
         self.actors[self.actors.index(actor)] = new = self.make()
         self.starting[_started(new)] = new
-
-    def run(
-        self,
-        tasks: Mapping[Key, Call],
-        what: str,
-        keep: Callable[[Key, Any], Any] = lambda key, result: result,
-    ) -> dict[Key, Any]:
-        """The results of all tasks by key, with a line of progress every few seconds.
-
-        Args:
-            keep: Called with each result as it is done; what it returns is kept in the result's place.
-        """
-        results, began, shown = {}, time.monotonic(), -10.0
-        for key, result in self.stream(tasks):
-            results[key] = keep(key, result)
-            now = time.monotonic() - began
-            if now - shown > 5 or len(results) == len(tasks):
-                shown = now
-                left = now / len(results) * (len(tasks) - len(results))
-                print(f"{what}: {len(results)}/{len(tasks)} tasks, {now:.0f} s, about {left:.0f} s left", flush=True)
-        return results
 
 
 class _Deaths:
@@ -207,6 +207,13 @@ class _Deaths:
             raise ValueError(f"{name}: {self.by_task[name]} actors died of it, the last with: {said} ({REMEDY})")
         if self.num > self.allowed:
             raise ValueError(f"{self.num} actors died, the last one at {name} with: {said} ({REMEDY})")
+
+
+def _told(error: RayTaskError, name: str) -> BaseException:
+    """What a task raised; where memory was short, with what helps."""
+    if isinstance(error.cause, MemoryError | torch.OutOfMemoryError):
+        return ValueError(f"{name}: {textwrap.shorten(str(error.cause), 300)} ({REMEDY})")
+    return error.cause if isinstance(error.cause, Exception) else error
 
 
 def _started(actor: Any) -> Any:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Collection, Iterator, Mapping
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import ray
@@ -12,13 +13,15 @@ import torch
 from torch import Tensor
 
 from indm_core.model import GenerativeModel
-from pipelines.cluster.pool import Call, Key, Pool
+from pipelines.cluster.fair import FairQueue, K
+from pipelines.cluster.pool import Call, Pool
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features.networks import FeatureNetwork
+from pipelines.evaluation.loans import Loans
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.plan import Plan, Span, Subject
 
-__all__ = ["Evaluator", "Work"]
+__all__ = ["Evaluator", "Timed", "Work"]
 
 T = TypeVar("T")
 
@@ -51,6 +54,12 @@ class Evaluator:
         self.given = dict(zip(task.needs(), rows, strict=True))
         return task.run(self)
 
+    def timed(self, task: Task[Any], *rows: np.ndarray) -> Timed:
+        """Does a task, and says how long it took."""
+        began = time.monotonic()
+        outcome = self.run(task, *rows)
+        return Timed(outcome, time.monotonic() - began)
+
     def model(self, index: int) -> tuple[GenerativeModel, DataSpec]:
         """A model, in evaluation mode."""
         if index not in self.models:
@@ -69,56 +78,48 @@ class Evaluator:
             return self.features.evaluate(values)
 
 
-class Work(Mapping[Key, Call]):
-    """Tasks as a pool takes them.
+class Timed(NamedTuple):
+    """What a task gave, and the seconds that its actor took."""
 
-    Rows are put into the object store when the first task that needs them is taken, once for all tasks, and leave it with the
-    last one.
+    outcome: Any
+    seconds: float
+
+
+class Work(Mapping[K, Call]):
+    """Tasks as a pool takes them, those of different kinds and models by fair shares of the actors' time.
 
     Args:
         tasks: By key.
         plan: Whose rows they need.
+        actors: How many work at once.
     """
 
-    def __init__(self, tasks: Mapping[Any, Task[Any]], plan: Plan) -> None:
+    def __init__(self, tasks: Mapping[K, Task[Any]], plan: Plan, actors: int = 1) -> None:
         self.tasks, self.plan = tasks, plan
-        self.lent: dict[Span, ray.ObjectRef] = {}
-        self.left = Counter(span for task in tasks.values() for span in task.needs())
+        self.loans = Loans(plan, Counter(span for task in tasks.values() for span in task.needs()))
+        kinds: dict[tuple[int | None, str], list[K]] = {}
+        for key, task in tasks.items():
+            kinds.setdefault((task.model, task.kind), []).append(key)
+        self.queue = FairQueue(kinds, actors)
 
-    def __getitem__(self, key: Key) -> Call:
+    def __getitem__(self, key: K) -> Call:
         task = self.tasks[key]
-        for span in task.needs():
-            if span not in self.lent:
-                self.lent[span] = ray.put(self.plan.rows(span).numpy())
         name = str(task) if task.model is None else f"{self.plan.names[task.model]}, {task}"
-        return Call("run", (task, *(self.lent[span] for span in task.needs())), name)
+        return Call("timed", (task, *self.loans.lend(task.needs())), name)
 
-    def __iter__(self) -> Iterator[Key]:
+    def __iter__(self) -> Iterator[K]:
         return iter(self.tasks)
 
     def __len__(self) -> int:
         return len(self.tasks)
 
-    def run(self, pool: Pool, what: str, keep: Callable[[Any, Any], Any]) -> dict[Key, Any]:
-        """Has a pool do the tasks.
+    def stream(self, pool: Pool) -> Iterator[tuple[K, Timed]]:
+        """What a pool gives as it is done; what is `drop`ped on the way is not waited for."""
+        for key, timed in pool.stream(self, self.queue):
+            self.queue.took(key, timed.seconds)
+            self.loans.give_back(self.tasks[key].needs())
+            yield key, timed
 
-        Args:
-            what: The work's name in lines of progress.
-            keep: Called with the key and the outcome of each task as it is done.
-
-        Returns:
-            What `keep` gave, by key.
-        """
-
-        def take(key: Key, outcome: Any) -> Any:
-            self._release(self.tasks[key])
-            return keep(key, outcome)
-
-        return pool.run(self, what, take)
-
-    def _release(self, task: Task[Any]) -> None:
-        """Lets go of rows that no other task needs."""
-        for span in task.needs():
-            self.left[span] -= 1
-            if not self.left[span]:
-                self.lent.pop(span, None)
+    def drop(self, keys: Collection[K]) -> None:
+        """Tasks that are not wanted any more."""
+        self.queue.drop(keys)

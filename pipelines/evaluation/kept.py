@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -25,11 +25,25 @@ from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.plan import Plan
 from pipelines.storage.journal import Journal, Record
 
-__all__ = ["Kept"]
+__all__ = ["Earlier", "Kept"]
 
 JOURNAL = "evaluation.journal"
 CODE = (Path(indm_core.__file__).parent, Path(__file__).parent)
 """Folders whose files decide outcomes."""
+
+
+class Earlier(NamedTuple):
+    """What was done before.
+
+    Args:
+        outcomes: Of tasks.
+        work: Seconds of the actor of each.
+        seconds: That the evaluation had taken.
+    """
+
+    outcomes: dict[Task[Any], Any]
+    work: dict[Task[Any], float]
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -46,18 +60,27 @@ class Kept:
     runs: tuple[Weights, ...]
     device: str
 
-    def read(self, tasks: Sequence[Task[Any]]) -> tuple[dict[Task[Any], Any], float]:
-        """What is there of some tasks, and the seconds that it took."""
+    def read(self, tasks: Sequence[Task[Any]]) -> Earlier:
+        """What is there of some tasks."""
         keys = {task: self._key(task) for task in tasks}
         records: dict[str, Record] = {}
         for journal in self._journals:
             records |= journal.read(set(keys.values()))
-        outcomes = {task: task.unpack(records[key].tensors) for task, key in keys.items() if key in records}
-        return outcomes, max((record.seconds for record in records.values()), default=0.0)
+        there = {task: records[key] for task, key in keys.items() if key in records}
+        return Earlier(
+            outcomes={task: task.unpack(record.tensors) for task, record in there.items()},
+            work={task: record.work for task, record in there.items()},
+            seconds=max((record.seconds for record in there.values()), default=0.0),
+        )
 
-    def add(self, task: Task[Any], outcome: Any, seconds: float) -> None:
-        """Keeps what a task gave."""
-        self._journals[task.model or 0].append(self._key(task), task.pack(outcome), seconds)
+    def add(self, task: Task[Any], outcome: Any, work: float, seconds: float) -> None:
+        """Keeps what a task gave.
+
+        Args:
+            work: Seconds of its actor.
+            seconds: That the evaluation has taken until now.
+        """
+        self._journals[task.model or 0].append(self._key(task), task.pack(outcome), seconds, work)
 
     def remove(self) -> None:
         """Takes the journals away, when the evaluation is written."""

@@ -1,15 +1,15 @@
 """Measuring trained runs.
 
 Every measurement (`measurements`) says what tasks it needs; a pool of actors carries them out, each once, and takes the
-models' weights once from the object store. Several runs on the same data are measured on the same draws, and compared
-by differences paired per image. Every figure has a standard error.
+models' weights once from the object store. Kinds of tasks share the actors' time fairly, and running figures show as they come
+(`progress`). In which order tasks are done changes no figure. Several runs on the same data are measured on the same draws, and
+compared by differences paired per image. Every figure has a standard error.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from itertools import chain, zip_longest
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,18 +21,21 @@ from pipelines.config.store import check_data, digest
 from pipelines.config.weights import Weights
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.kept import Kept
-from pipelines.evaluation.measurement import Done, Measurement, Result, Task
+from pipelines.evaluation.measurement import Done, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
 from pipelines.evaluation.measurements.collages import CollageResult, Collages
 from pipelines.evaluation.measurements.distances import Distances, DistancesResult
 from pipelines.evaluation.plan import Plan
+from pipelines.evaluation.progress import Progress
 from pipelines.evaluation.results.archive import best, key, present, put
 from pipelines.evaluation.results.document import Evaluation, Figures
+from pipelines.evaluation.results.shares import Share
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.pictures import save_levels
+from pipelines.runs.series import streaming
 from pipelines.storage.outputs import check_writable
 
-__all__ = ["evaluate"]
+__all__ = ["Keep", "Look", "carry_out", "evaluate"]
 
 
 def evaluate(
@@ -64,23 +67,24 @@ def evaluate(
     plan = Plan.of(runs, settings, root)
     for run in runs:
         check_data(run, plan.card)
-    kinds = [kind.asked(plan) for kind in MEASUREMENTS]
-    tasks = list(dict.fromkeys(task for kind in kinds for task in _in_turn(kind)))
+    measurements = [measurement for kind in MEASUREMENTS for measurement in kind.asked(plan)]
     actors, device = places(settings.actors, device)
     kept = Kept(plan, tuple(runs), device)
-    done, seconds = kept.read(tasks)
+    done, work, seconds = kept.read(list(dict.fromkeys(task for each in measurements for task in each.tasks())))
     began -= seconds
-    if done:
-        print(f"going on: {len(done)} of {len(tasks)} tasks were done before", flush=True)
 
-    def keep(task: Task[Any], outcome: Any) -> None:
-        done[task] = outcome
-        kept.add(task, outcome, time.monotonic() - began)
+    def keep(task: Task[Any], outcome: Any, seconds: float) -> None:
+        done[task], work[task] = outcome, seconds
+        kept.add(task, outcome, seconds, time.monotonic() - began)
 
-    carry_out(plan, [task for task in tasks if task not in done], keep, actors, device)
-    measurements = list(chain.from_iterable(kinds))
+    with streaming(runs, root) as series:
+        progress = Progress(plan.names, measurements, done, series)
+        missing = progress.missing()
+        if done:
+            print(f"going on: {len(done)} of {len(done) + len(missing)} tasks were done before", flush=True)
+        carry_out(plan, missing, keep, progress.look, actors, device)
     found = [(measurement.model, measurement.reduce(done)) for measurement in measurements]
-    document = _document(runs, plan, found, time.monotonic() - began)
+    document = _document(runs, plan, found, work, time.monotonic() - began)
     for run in runs:
         put(run, document)
     kept.remove()
@@ -90,20 +94,34 @@ def evaluate(
     return document
 
 
-def carry_out(
-    plan: Plan, tasks: Sequence[Task[Any]], keep: Callable[[Task[Any], Any], None], actors: int, device: str
-) -> None:
-    """Has tasks done by actors, and gives each with its outcome to `keep` as it is done."""
+Keep = Callable[[Task[Any], Any, float], None]
+"""Takes a task, what it gave, and the seconds that its actor took."""
+Look = Callable[[Task[Any], float], Collection[Task[Any]]]
+"""Told after each task that is kept, and about how many seconds are left; gives tasks that need not be done any more."""
+
+
+def carry_out(plan: Plan, tasks: Sequence[Task[Any]], keep: Keep, look: Look, actors: int, device: str) -> None:
+    """Has tasks done by actors, and gives each with its outcome to `keep` as it is done.
+
+    Kinds of tasks share the actors' time fairly. While `keep` takes an outcome, no other task is begun, so that at most one
+    outcome of each actor waits.
+    """
     if not tasks:
         return
     arguments = ([ray.put(subject) for subject in plan.subjects], plan.extractor.make, 1, device)
     with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
-        work = Work({(i,): task for i, task in enumerate(tasks)}, plan)
-        work.run(pool, "evaluating", lambda key, outcome: keep(tasks[key[0]], outcome))
+        work = Work({task: task for task in tasks}, plan, actors)
+        for task, timed in work.stream(pool):
+            keep(work.tasks[task], timed.outcome, timed.seconds)
+            work.drop(look(work.tasks[task], work.queue.seconds_left()))
 
 
 def _document(
-    runs: Sequence[Weights], plan: Plan, found: Sequence[tuple[int | None, Result]], seconds: float
+    runs: Sequence[Weights],
+    plan: Plan,
+    found: Sequence[tuple[int | None, Result]],
+    work: Mapping[Task[Any], float],
+    seconds: float,
 ) -> Evaluation:
     """The results of all measurements, each with the index of its run or None, in one."""
     figures = {}
@@ -123,13 +141,19 @@ def _document(
         runs=figures,
         results=tuple(result for model, result in found if model is None),
         seconds=seconds,
+        shares=_shares(plan, work),
     )
 
 
-def _in_turn(measurements: Sequence[Measurement[Any]]) -> list[Task[Any]]:
-    """The tasks of measurements of one kind, models in turn, so that all of them show early."""
-    rounds = zip_longest(*(measurement.tasks() for measurement in measurements))
-    return [task for tasks in rounds for task in tasks if task is not None]
+def _shares(plan: Plan, work: Mapping[Task[Any], float]) -> tuple[Share, ...]:
+    """The actors' time by model and kind."""
+    kinds: dict[tuple[str, str], list[float]] = {}
+    for task, seconds in work.items():
+        name = "" if task.model is None else plan.names[task.model]
+        kinds.setdefault((name, task.kind), []).append(seconds)
+    return tuple(
+        Share(model=name, kind=kind, tasks=len(each), seconds=sum(each)) for (name, kind), each in sorted(kinds.items())
+    )
 
 
 def _draw(

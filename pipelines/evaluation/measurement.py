@@ -19,7 +19,7 @@ from indm_core.model import GenerativeModel
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.plan import Plan, Span
 
-__all__ = ["Bench", "Done", "Measurement", "Result", "Task", "find"]
+__all__ = ["Bench", "Done", "Measurement", "Result", "Running", "Task", "find"]
 
 T_co = TypeVar("T_co", covariant=True)
 R = TypeVar("R", bound="Result")
@@ -60,6 +60,11 @@ class Task(ABC, Generic[T_co]):
     def run(self, bench: Bench) -> T_co:
         """Does the work, in an actor."""
 
+    @property
+    def kind(self) -> str:
+        """What it is called where kinds of tasks share the actors' time; those of a kind take about equally long."""
+        return type(self).__name__.lower()
+
     def needs(self) -> tuple[Span, ...]:
         """The rows that it asks the bench for."""
         return ()
@@ -97,6 +102,26 @@ class Result(ABC):
         """Its numbers under the names that they have in the log of experiments."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A figure of what has come so far.
+
+    Args:
+        name: In the log of experiments.
+        label: In a line of text.
+        value, se: The figure and its standard error.
+        count: Of how many it is.
+        of: What they are.
+    """
+
+    name: str
+    label: str
+    value: float
+    se: float
+    count: int
+    of: str
+
+
 class Measurement(ABC, Generic[R]):
     """Something that is measured, of one model or of several.
 
@@ -115,9 +140,17 @@ class Measurement(ABC, Generic[R]):
     def tasks(self) -> Sequence[Task[Any]]:
         """What actors have to do for it; long ones first."""
 
+    def wanted(self, done: Done) -> Sequence[Task[Any]]:
+        """Those of its tasks that `reduce` needs, as far as what is done tells; fewer as more is done, never others."""
+        return self.tasks()
+
+    def running(self, done: Done) -> Sequence[Running]:
+        """Its figures from what some of its tasks gave, where they cost little; none before there is one."""
+        return ()
+
     @abstractmethod
     def reduce(self, done: Done) -> R:
-        """The result, from what its tasks gave."""
+        """The result, from what its tasks gave; those that are not `wanted` do not count, whether or not they are done."""
 
 
 def find(results: Iterable[Result], kind: type[R]) -> R | None:

@@ -23,7 +23,15 @@ from pipelines.data.shards import read_labels
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.collages.canvases import check_canvases
 from pipelines.evaluation.features.networks import raw
-from pipelines.evaluation.features.reference import Extractor, Reference, extractor_of, reference_rows, split_rows
+from pipelines.evaluation.features.reference import (
+    MOST_ROWS,
+    Extractor,
+    Reference,
+    extractor_of,
+    reference_rows,
+    split_rows,
+)
+from pipelines.evaluation.features.statistics import Statistics
 from pipelines.evaluation.needs import check_needs
 from pipelines.evaluation.sampling.rows import starts
 from pipelines.evaluation.settings import Settings
@@ -33,6 +41,8 @@ __all__ = ["REFERENCE_CHUNK", "Of", "Plan", "Span", "Subject", "check", "subject
 REFERENCE_CHUNK = 2000
 LABELS = 2**30
 """Seed of the order of labels that samples are drawn with."""
+TEST_ORDER = 1
+"""Stream of the order of test rows."""
 
 
 Of = Literal["test", "train", "starts", "partner", "test labels", "start labels", "drawn labels"]
@@ -148,7 +158,14 @@ class Plan:
     @cached_property
     def test(self) -> Tensor:
         """The test rows that likelihoods are taken on, in the stored type."""
-        return split_rows(self.data, self.card, "test", self.settings.images)
+        return self._in_order(split_rows(self.data, self.card, "test", self.settings.images))
+
+    def _in_order(self, rows: Tensor) -> Tensor:
+        """Rows of the test split in the order in which they are taken. Where an estimate may stop after some of them, the seed
+        draws it, because files may be sorted by class."""
+        if not self.settings.stops_at_images:
+            return rows
+        return rows[torch.from_numpy(permutation(self.settings.seed, 0, TEST_ORDER, len(rows)))]
 
     @cached_property
     def train(self) -> Tensor:
@@ -167,7 +184,7 @@ class Plan:
     @cached_property
     def test_labels(self) -> Tensor:
         """Of the test rows."""
-        return torch.from_numpy(read_labels(self.data, self.card, "test")[: len(self.test)])
+        return self._in_order(torch.from_numpy(read_labels(self.data, self.card, "test")[: len(self.test)]))
 
     @cached_property
     def start_labels(self) -> Tensor:
@@ -197,7 +214,18 @@ class Plan:
     @cached_property
     def reference(self) -> Reference:
         """What samples are compared with."""
-        return Reference.of(self.card, len(self.train), self.extractor)
+        return Reference.of(self.card, self._reference_rows, self.extractor)
+
+    @cached_property
+    def statistics(self) -> Statistics:
+        """The features of the reference, as far as they are known."""
+        seed = self.settings.seed if self.card.split("train").count > MOST_ROWS else 0
+        of = {"extractor": self.extractor.key, "rows": self._reference_rows, "seed": seed}
+        return Statistics(self.root / "features", self.card, **of)
+
+    @property
+    def _reference_rows(self) -> int:
+        return min(self.card.split("train").count, MOST_ROWS)
 
     def all_rows(self, of: Of, model: int | None = None) -> Tensor:
         """All rows of one kind."""
@@ -223,7 +251,7 @@ class Plan:
 
     def _partner(self, subject: Subject) -> Tensor:
         place = self._partner_data(subject)
-        return split_rows(place, load_card(place), "test", self.settings.images)
+        return self._in_order(split_rows(place, load_card(place), "test", self.settings.images))
 
     def _partner_data(self, subject: Subject) -> Path:
         return ensure(subject.run.data.partner, self.root / "data", subject.run.data.options)

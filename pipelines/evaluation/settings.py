@@ -17,6 +17,8 @@ __all__ = ["BRIEF_SETTINGS", "EvaluateOptions", "SampleOptions", "Settings"]
 
 
 CANVASES = 200
+FIRST_LOOK = 4
+"""Replicates before a standard error is looked at, to stop: that of fewer says little."""
 
 
 def _of_canvases() -> Sampling:
@@ -46,6 +48,9 @@ class Settings:
         chunk: Images per task.
         actors: Actors; 0 takes one per GPU of the cluster, else one for every two logical CPUs.
         seed: Of every draw.
+        until_se: Stop a likelihood when its standard error, in the unit of the table, is that small: after whole replicates, at
+            the least 4, or of one replicate after some of the images; 0 takes all.
+        nll_until_se, nelbo_until_se: The same of one of them, in its place; 0: until_se holds.
     """
 
     images: int = 0
@@ -67,6 +72,9 @@ class Settings:
     chunk: int = 64
     actors: int = 0
     seed: int = 0
+    until_se: float = 0.0
+    nll_until_se: float = 0.0
+    nelbo_until_se: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("nll_replicates", "nelbo_replicates", "nelbo_draws", "num_probes", "chunk"):
@@ -86,7 +94,36 @@ class Settings:
                 f"samples={self.samples}: an Inception Score with its error needs {FEWEST_OF_SCORE}; "
                 f"give --samples {FEWEST_OF_SCORE} or more"
             )
+        self._check_stops()
         self._check_canvases()
+
+    def _check_stops(self) -> None:
+        for name in ("until_se", "nll_until_se", "nelbo_until_se"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be finite and not negative; 0 takes all")
+        for kind, until in (("nll", self.stops_nll), ("nelbo", self.stops_nelbo)):
+            replicates = getattr(self, f"{kind}_replicates")
+            if until and 1 < replicates <= FIRST_LOOK:
+                raise ValueError(
+                    f"{kind}_replicates={replicates}: a standard error is first looked at after {FIRST_LOOK} replicates; give "
+                    f"--{kind}-replicates {FIRST_LOOK + 1} or more, or 1, which stops after some of the images, or --until-se 0"
+                )
+
+    @property
+    def stops_nll(self) -> float:
+        """The standard error at which an NLL stops; 0: at none."""
+        return self.nll_until_se or self.until_se
+
+    @property
+    def stops_nelbo(self) -> float:
+        """Of an NELBO likewise."""
+        return self.nelbo_until_se or self.until_se
+
+    @property
+    def stops_at_images(self) -> bool:
+        """Whether a likelihood may stop after some of the images."""
+        each = ((self.stops_nll, self.nll_replicates), (self.stops_nelbo, self.nelbo_replicates))
+        return any(until and replicates == 1 for until, replicates in each)
 
     def _check_canvases(self) -> None:
         fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST

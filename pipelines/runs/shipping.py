@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
+from typing import Protocol, final
 
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
@@ -22,18 +23,34 @@ from pipelines.runs.job import METRICS
 from pipelines.runs.record import Record, RecordReader
 from pipelines.runs.store import named, reach
 
-__all__ = ["Feed", "Shipper"]
+__all__ = ["METRICS_PER_CALL", "Feed", "Shipper", "Source"]
 
 POLL_SECONDS = 2.0
 LONGEST_PAUSE = 60.0
 """Between two attempts to reach a store that does not answer; each pause is twice the one before."""
 END_SECONDS = 10.0
 METRICS_PER_CALL = 1000
+TRAINING = "training goes on, metrics.jsonl has every figure, and what is missing is logged when it answers"
 PICTURES = "samples"
 EVERY_RECORD = ("_per_s", "validation/nelbo")
 """How the names of two figures end of which each record has one, also as earlier versions logged them (images_per_s)."""
 
 
+class Source(Protocol):
+    """Something of one run that a store is to have."""
+
+    def begin(self) -> None:
+        """Forgets how far the store is."""
+
+    def gained(self) -> bool:
+        """Whether there may be something that the store lacks."""
+        ...
+
+    def ship(self, *, whole: bool) -> None:
+        """Logs what the store lacks; raises whatever MLflow does."""
+
+
+@final
 class Feed:
     """The records and pictures of one run, each logged once, and its end.
 
@@ -125,10 +142,14 @@ class Shipper:
     Args:
         feeds: Of the runs, in the order in which they are trained.
         uri: Of the store.
+        remark: What is said to a store that does not answer.
+        end_seconds: For which the thread is waited for at the end.
     """
 
-    def __init__(self, feeds: Sequence[Feed], uri: str) -> None:
-        self.feeds, self.uri = feeds, uri
+    def __init__(
+        self, feeds: Sequence[Source], uri: str, remark: str = TRAINING, end_seconds: float = END_SECONDS
+    ) -> None:
+        self.feeds, self.uri, self.remark, self.end_seconds = feeds, uri, remark, end_seconds
         self.pause, self.said, self.stopping = POLL_SECONDS, False, threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True, name="mlflow")
 
@@ -138,7 +159,7 @@ class Shipper:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stopping.set()
-        self.thread.join(0.0 if error else END_SECONDS)
+        self.thread.join(0.0 if error else self.end_seconds)
 
     def _run(self) -> None:
         while not self.stopping.wait(self.pause):
@@ -159,11 +180,7 @@ class Shipper:
             self.pause = min(LONGEST_PAUSE, 2 * self.pause)
             if not self.said:
                 reason = " ".join(str(error).split())[:200]
-                print(
-                    f"MLflow at {named(self.uri)} does not answer ({reason}); training goes on, metrics.jsonl has every "
-                    "figure, and what is missing is logged when it answers",
-                    flush=True,
-                )
+                print(f"MLflow at {named(self.uri)} does not answer ({reason}); {self.remark}", flush=True)
                 self.said = True
         else:
             if self.pause > POLL_SECONDS and not self.stopping.is_set():

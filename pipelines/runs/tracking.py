@@ -54,6 +54,7 @@ __all__ = [
     "open_missed",
     "open_run",
     "post",
+    "store_of",
 ]
 
 EXPERIMENT = "indm"
@@ -209,11 +210,15 @@ def deliver(directories: Sequence[Path], root: Path) -> None:
     store that does not answer is told, and no error."""
     lacking: dict[str, list[Path]] = {}
     for directory in filter(run_id, directories):
-        beside = directory.resolve().parent
-        uri = tracking_uri(beside if (beside / "mlflow.db").is_file() else root)
-        lacking.setdefault(uri, []).append(directory)
+        lacking.setdefault(store_of(directory, root), []).append(directory)
     for uri, known in lacking.items():
         _deliver(known, uri)
+
+
+def store_of(directory: Path, root: Path) -> str:
+    """The address of the store that a run is in: the one beside it, where there is one, else that of the output directory."""
+    beside = directory.resolve().parent
+    return tracking_uri(beside if (beside / "mlflow.db").is_file() else root)
 
 
 def _deliver(known: Sequence[Path], uri: str) -> None:

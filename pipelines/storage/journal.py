@@ -2,7 +2,7 @@
 
 A record is a line of JSON and the bytes of a safetensors file:
 
-    {"key": ..., "bytes": n, "sha256": of these bytes, "seconds": ...}
+    {"key": ..., "bytes": n, "sha256": of these bytes, "seconds": ..., "work": ...}
     n bytes, and the end of a line
 
 One process at a time writes. A kill in the middle leaves the beginning of a record at the end of the file, which the next
@@ -36,11 +36,13 @@ class Record:
 
     Args:
         tensors: By name.
-        seconds: That the work had taken until then.
+        seconds: That all had taken until then.
+        work: Seconds of this one.
     """
 
     tensors: dict[str, Tensor]
     seconds: float
+    work: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class Journal:
             stream.truncate(end)
         return found
 
-    def append(self, key: str, tensors: Mapping[str, Tensor], seconds: float = 0.0) -> None:
+    def append(self, key: str, tensors: Mapping[str, Tensor], seconds: float = 0.0, work: float = 0.0) -> None:
         """Adds a record.
 
         Raises:
@@ -77,7 +79,8 @@ class Journal:
         """
         # cloned, because a file takes no memory twice and two tensors may be views of one
         content = save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()})
-        head = {"key": key, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "seconds": seconds}
+        sha = hashlib.sha256(content).hexdigest()
+        head = {"key": key, "bytes": len(content), "sha256": sha, "seconds": seconds, "work": work}
         with self._opened() as stream:
             stream.write(json.dumps(head).encode() + b"\n" + content + b"\n")
             stream.flush()
@@ -105,7 +108,8 @@ def _head(stream: BinaryIO) -> dict[str, Any] | None:
     """The first line of the next record; None where there is none, or something else."""
     try:
         head = json.loads(stream.readline(LONGEST_HEAD))
-        whole = isinstance(head["key"], str) and isinstance(head["seconds"], float) and isinstance(head["sha256"], str)
+        numbers = isinstance(head["seconds"], float) and isinstance(head.setdefault("work", 0.0), float)
+        whole = isinstance(head["key"], str) and isinstance(head["sha256"], str) and numbers
         return head if whole and type(head["bytes"]) is int and head["bytes"] >= 0 else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
@@ -116,6 +120,6 @@ def _record(head: dict[str, Any], content: bytes) -> Record | None:
     if hashlib.sha256(content).hexdigest() != head["sha256"]:
         return None
     try:
-        return Record(tensors=load(content), seconds=head["seconds"])
+        return Record(tensors=load(content), seconds=head["seconds"], work=head["work"])
     except SafetensorError:
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import Canvases, places
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features.networks import raw
+from pipelines.evaluation.measure import Keep
 from pipelines.evaluation.measurement import Done, Task
 from pipelines.evaluation.measurements.collages import CollageResult, Collages, lags_of
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -91,9 +92,9 @@ def here(plan: Plan, tasks: Sequence[Task], bench: Evaluator | None = None) -> D
 def local(monkeypatch) -> None:
     """Evaluations without Ray."""
 
-    def carry_out(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, Any], None], *where: Any) -> None:
+    def carry_out(plan: Plan, tasks: Sequence[Task], keep: Keep, *where: Any) -> None:
         for task, outcome in here(plan, tasks).items():
-            keep(task, outcome)
+            keep(task, outcome, 0.0)
 
     monkeypatch.setattr(measure, "carry_out", carry_out)
     monkeypatch.setattr(measure, "places", lambda actors, device: (1, "cpu"))

@@ -31,7 +31,7 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features.networks import raw
 from pipelines.evaluation.measurements.distances import Samples
-from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods
+from pipelines.evaluation.measurements.per_image import Bound, Likelihoods
 from pipelines.evaluation.plan import Plan, Span
 from pipelines.evaluation.settings import SampleOptions, Settings
 from pipelines.recipes import RECIPES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self, final
@@ -21,6 +21,7 @@ from pipelines.config.weights import Weights
 from pipelines.evaluation import measure
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features.reference import Reference
+from pipelines.evaluation.measure import Keep
 from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
 from pipelines.evaluation.measurements import MEASUREMENTS
 from pipelines.evaluation.measurements.baselines import BaselinesResult
@@ -81,9 +82,9 @@ def here(plan: Plan, tasks: Sequence[Task]) -> Done:
     return {task: bench.run(task, *(plan.rows(span).numpy() for span in task.needs())) for task in each}
 
 
-def carried_out_here(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, Any], None], *where: Any) -> None:
+def carried_out_here(plan: Plan, tasks: Sequence[Task], keep: Keep, *where: Any) -> None:
     for task, outcome in here(plan, tasks).items():
-        keep(task, outcome)
+        keep(task, outcome, 0.0)
 
 
 @pytest.fixture

@@ -19,13 +19,15 @@ from indm_core.sampling import Sampling
 from pipelines.config.store import digest, identity
 from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
-from pipelines.evaluation import evaluator, kept, measure
+from pipelines.evaluation import kept, loans, measure
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.features.networks import raw
+from pipelines.evaluation.features.statistics import Statistics
 from pipelines.evaluation.kept import Kept
+from pipelines.evaluation.measure import Keep
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.measurements.distances import SampleBatch
-from pipelines.evaluation.measurements.likelihood import Estimator, Likelihoods, PerImage
+from pipelines.evaluation.measurements.per_image import Estimator, Likelihoods, PerImage
 from pipelines.evaluation.plan import Plan, Span
 from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.results.table import table
@@ -127,19 +129,20 @@ def kill_after(monkeypatch, unchecked) -> Callable[[int], list[Task]]:
     def limit(most: int) -> list[Task]:
         done: list[Task] = []
 
-        def carry_out(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, Any], None], *where: Any) -> None:
+        def carry_out(plan: Plan, tasks: Sequence[Task], keep: Keep, *where: Any) -> None:
             bench = Evaluator([], plan.extractor.make, 1, "cpu")
             bench.models = {i: (subject.build(), subject.spec) for i, subject in enumerate(plan.subjects)}
             for task in tasks:
                 if len(done) == most:
                     raise Killed
-                keep(task, bench.run(task, *(plan.rows(span).numpy() for span in task.needs())))
+                keep(task, bench.run(task, *(plan.rows(span).numpy() for span in task.needs())), 0.0)
                 done.append(task)
 
         monkeypatch.setattr(measure, "carry_out", carry_out)
         return done
 
     monkeypatch.setattr(measure, "places", lambda actors, device: (1, "cpu"))
+    monkeypatch.setattr(Statistics, "_read", lambda self: None)  # the features of the reference are not known
     return limit
 
 
@@ -170,7 +173,7 @@ def test_a_killed_evaluation_goes_on_and_gives_the_same_table(runs, kill_after, 
     assert f"going on: {TASKS - 4} of {TASKS} tasks were done before" in capsys.readouterr().out
     assert len(done) == 4
     assert shown(again) == shown(whole)
-    assert repr(replace(again, seconds=0.0)) == repr(replace(whole, seconds=0.0))
+    assert repr(replace(again, seconds=0.0, shares=())) == repr(replace(whole, seconds=0.0, shares=()))
     assert not list(runs[0].parent.glob("*/*.journal"))
 
 
@@ -238,6 +241,8 @@ def test_a_run_that_cannot_be_written_to_is_refused_before_any_work(runs, monkey
 class Seen(Estimator):
     """What an estimator is given, the sum of each image."""
 
+    kind = "sums"
+
     def __call__(self, model: Any, x: torch.Tensor, generator: torch.Generator, y: Any = None) -> torch.Tensor:
         return x.flatten(1).sum(1)
 
@@ -267,7 +272,7 @@ def test_rows_are_lent_once_for_all_replicates_and_models(monkeypatch):
             return rows[span.first : span.stop]
 
     put: list[np.ndarray] = []
-    monkeypatch.setattr(evaluator.ray, "put", lambda values: put.append(values) or len(put))
+    monkeypatch.setattr(loans.ray, "put", lambda values: put.append(values) or len(put))
     spans = [Span(of="test", first=a, stop=min(a + 4, 10)) for a in range(0, 10, 4)]
     tasks = [t for model in (0, 1) for t in PerImage.of(Seen(), model, spans, 8, 0).tasks()]
     work = Work({(i,): task for i, task in enumerate(tasks)}, Lending())
@@ -277,15 +282,10 @@ def test_rows_are_lent_once_for_all_replicates_and_models(monkeypatch):
     assert calls[0].arguments[1] == calls[24].arguments[1]
     assert calls[24].name == "b, Likelihoods of test rows 0 to 3"
 
-    class Here:
-        def run(self, tasks: Work, what: str, keep: Callable[[Any, Any], Any]) -> dict[Any, Any]:
-            for i in range(len(tasks)):
-                assert len(work.lent) == 3 - (i > 45) - (i > 46)
-                keep((i,), i)
-            return {}
-
-    work.run(Here(), "", lambda key, outcome: outcome)
-    assert not work.lent
+    for i, task in enumerate(tasks):
+        assert len(work.loans.lent) == 3 - (i > 45) - (i > 46)
+        work.loans.give_back(task.needs())
+    assert not work.loans.lent
 
 
 def test_samples_are_kept_as_they_were():

@@ -24,7 +24,7 @@ from pipelines.config.weights import Weights
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features.networks import raw
-from pipelines.evaluation.measurements.likelihood import Bound, Likelihoods, OdeNll
+from pipelines.evaluation.measurements.per_image import Bound, Likelihoods, OdeNll
 from pipelines.evaluation.plan import Span, subjects_of
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from pipelines.evaluation import measure
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.evaluator import Evaluator
 from pipelines.evaluation.features.networks import raw
+from pipelines.evaluation.measure import Keep
 from pipelines.evaluation.measurement import Task
 from pipelines.evaluation.measurements.collages import CollageResult
 from pipelines.evaluation.measurements.distances import DistancesResult
@@ -203,11 +204,11 @@ def test_what_is_of_images_is_refused_of_canvases_of_sequences(draw) -> None:
 
 
 def test_likelihoods_distances_and_canvases_are_measured(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def carry_out(plan: Plan, tasks: Sequence[Task], keep: Callable[[Task, Any], None], *where: Any) -> None:
+    def carry_out(plan: Plan, tasks: Sequence[Task], keep: Keep, *where: Any) -> None:
         bench = Evaluator([], plan.extractor.make, 1, "cpu")
         bench.models = {i: (subject.build(), subject.spec) for i, subject in enumerate(plan.subjects)}
         for task in tasks:
-            keep(task, bench.run(task, *(plan.rows(span).numpy() for span in task.needs())))
+            keep(task, bench.run(task, *(plan.rows(span).numpy() for span in task.needs())), 0.0)
 
     monkeypatch.setattr(measure, "carry_out", carry_out)
     monkeypatch.setattr(measure, "places", lambda actors, device: (1, "cpu"))

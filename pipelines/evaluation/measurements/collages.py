@@ -23,8 +23,9 @@ from pipelines.evaluation.collages.canvases import borders_of, remark_of, unseen
 from pipelines.evaluation.collages.layout import Layout
 from pipelines.evaluation.collages.tasks import BATCH, SHOWN, CanvasBatch, Canvases, Pieces, places
 from pipelines.evaluation.features.reference import Reference
-from pipelines.evaluation.measurement import Done, Measurement, Result
-from pipelines.evaluation.measurements.distances import Compared, Features, compared, evaluations_of
+from pipelines.evaluation.measurement import Done, Measurement, Result, Running
+from pipelines.evaluation.measurements.distances import Compared, compared, evaluations_of, running_distance
+from pipelines.evaluation.measurements.real import Features, RealFeatures
 from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan
 from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 
@@ -159,7 +160,7 @@ class Collages(Measurement[CollageResult]):
         how = {"layout": s.layout, "sampling": s.canvas_sampling}
         self.canvases = [Canvases(model=model, seeds=range(a, b), **how) for a, b in ends]
         rows, axes = plan.spans("train", REFERENCE_CHUNK), len(self.graph.shape)
-        self.reference = [Features(model=None, rows=span) for span in rows]
+        self.features = RealFeatures(plan)
         self.real = [Pieces(model=None, rows=span, axes=axes, step=self.step) for span in rows]
 
     @classmethod
@@ -167,7 +168,7 @@ class Collages(Measurement[CollageResult]):
         return [cls(plan, i) for i in range(len(plan.subjects))] if plan.settings.collages else []
 
     def tasks(self) -> list[Canvases | Features | Pieces]:
-        return [*self.canvases, *self.reference, *self.real]
+        return [*self.canvases, *self.features.tasks(), *self.real]
 
     def made(self, done: Done) -> list[CanvasBatch]:
         """The canvases in the order of their seeds."""
@@ -177,9 +178,14 @@ class Collages(Measurement[CollageResult]):
         """The first canvases themselves."""
         return torch.cat([batch.shown for batch in self.made(done)])[:SHOWN]
 
+    def running(self, done: Done) -> Sequence[Running]:
+        """FD+ of the canvases that there are."""
+        there = [task.of(done).features for task in self.canvases if task in done]
+        return running_distance(there, self.features, done, "collage/frechet", "FD+", "canvases")
+
     def reduce(self, done: Done) -> CollageResult:
         made, plan = self.made(done), self.plan
-        data = ReferenceFeatures(torch.cat([task.of(done) for task in self.reference]))
+        data = self.features.of(done)
         pieces, logits = torch.cat([b.features for b in made]), torch.cat([b.logits for b in made])
         sizes = [len(batch.features) for batch in made]
         return CollageResult(

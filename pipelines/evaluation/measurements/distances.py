@@ -16,27 +16,33 @@ import torch
 from torch import Tensor
 
 from indm_core.errors import ConvergenceError
-from indm_core.metrics import inception_score, kernel_distance
+from indm_core.metrics import frechet_from_samples, inception_score, kernel_distance
 from indm_core.sampling import Sampling
 from pipelines.evaluation.features.reference import Reference
-from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
-from pipelines.evaluation.plan import REFERENCE_CHUNK, Of, Plan, Span
-from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
+from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Running, Task
+from pipelines.evaluation.measurements.real import RealFeatures
+from pipelines.evaluation.plan import Of, Plan, Span
+from pipelines.evaluation.results.estimates import FEWEST, FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.sampling import Drawn, draw_by, shown
 
 __all__ = [
     "Compared",
     "Distances",
     "DistancesResult",
-    "Features",
     "KernelResult",
     "SampleBatch",
     "Samples",
     "ScoreResult",
     "compared",
+    "evaluations_of",
+    "running_distance",
 ]
 
 INCEPTION_CLASSES = 1008
+SHOWN = 2000
+"""Samples that are kept themselves, the first ones; of the others their features are."""
+MOST_RUNNING = 256
+"""Features of a distance that is computed again and again as samples come."""
 
 
 class SampleBatch(NamedTuple):
@@ -44,7 +50,7 @@ class SampleBatch(NamedTuple):
 
     Args:
         features, logits: (n, d) and (n, classes).
-        shown: The samples, levels or vectors.
+        shown: Those of the first `SHOWN` seeds, levels or vectors.
         evaluations: Of the score, by a sample on average; nan where the sampler failed.
         seconds: It took.
         diverged: Samples that had left the data's range (`sampling.shown`).
@@ -109,8 +115,9 @@ class Samples(Task[SampleBatch]):
         drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began
         values, diverged = shown(drawn.x, spec)
         features, logits = bench.seen(values)
-        values = values.to(torch.uint8 if spec.levels <= 256 else torch.int32) if spec.levels else values
-        return SampleBatch(features, logits, values, drawn.evaluations, seconds, diverged)
+        first = values[: max(0, SHOWN - self.seeds.start)]
+        first = first.to(torch.uint8 if spec.levels <= 256 else torch.int32) if spec.levels else first
+        return SampleBatch(features, logits, first, drawn.evaluations, seconds, diverged)
 
     def __str__(self) -> str:
         return f"samples of seeds {self.seeds.start} to {self.seeds.stop - 1}"
@@ -120,20 +127,6 @@ class Samples(Task[SampleBatch]):
 
     def unpack(self, tensors: Mapping[str, Tensor]) -> SampleBatch:
         return SampleBatch.unpack(tensors)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Features(Task[Tensor]):
-    """Features (n, d) of rows of the reference."""
-
-    rows: Span
-
-    def needs(self) -> tuple[Span, ...]:
-        return (self.rows,)
-
-    def run(self, bench: Bench) -> Tensor:
-        return bench.seen(bench.rows(self.rows))[0]
 
 
 @final
@@ -248,31 +241,49 @@ class Distances(Measurement[DistancesResult]):
         self.samples = [
             Samples(model=model, seeds=range(a, b), sampling=s.sampling, labelled=self.labelled) for a, b in ends
         ]
-        self.reference = [Features(model=None, rows=rows) for rows in plan.spans("train", REFERENCE_CHUNK)]
+        self.real = RealFeatures(plan)
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:
         return [cls(plan, i) for i in range(len(plan.subjects))] if plan.settings.samples else []
 
     def tasks(self) -> list[Task[object]]:
-        return [*self.samples, *self.reference]
+        return [*self.samples, *self.real.tasks()]
 
     def made(self, done: Done) -> list[SampleBatch]:
         """The samples in the order of their seeds."""
         return [task.of(done) for task in self.samples]
 
+    def running(self, done: Done) -> Sequence[Running]:
+        """The Frechet distance of the samples that there are; it falls as they become more (its bias is of order 1/n)."""
+        there = [task.of(done).features for task in self.samples if task in done]
+        return running_distance(there, self.real, done, "frechet", "FD", "samples")
+
     def reduce(self, done: Done) -> DistancesResult:
         made, plan = self.made(done), self.plan
         features, logits = torch.cat([b.features for b in made]), torch.cat([b.logits for b in made])
-        real = ReferenceFeatures(torch.cat([task.of(done) for task in self.reference]))
         return DistancesResult(
-            distances=compared(features, logits, real, plan.settings.seed),
+            distances=compared(features, logits, self.real.of(done), plan.settings.seed),
             reference=plan.reference,
             sampling=plan.settings.sampling,
             evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
             diverged=sum(batch.diverged for batch in made),
             labels=self.labelled,
         )
+
+
+def running_distance(
+    parts: Sequence[Tensor], real: RealFeatures, done: Done, name: str, label: str, of: str
+) -> list[Running]:
+    """The Frechet distance of the features that there are; none without the reference or where it costs too much."""
+    num = sum(map(len, parts))
+    if num < FEWEST or not real.ready(done) or parts[0].shape[1] > MOST_RUNNING:
+        return []
+    features, moments = torch.cat(list(parts)), real.of(done).moments
+    if not features.isfinite().all():
+        return []
+    found = frechet_from_samples(features, moments.mean, moments.cov)
+    return [Running(name=name, label=label, value=found.value, se=found.standard_error, count=num, of=of)]
 
 
 def evaluations_of(sizes: Sequence[int], evaluations: Sequence[float]) -> float:

@@ -1,31 +1,20 @@
-r"""Likelihoods of test images: NLL by the ODE, NELBO, their gap, the NLL of a bridge's second data set, and paired
-differences.
-
-An estimator is evaluated on every image, in replicates: the same images, fresh dequantisation, times and noise. With
-values v_ri of R replicates and n images
-
-    mean = mean_ri v,    se^2 = Var_r(mean_i v_ri)/R,    se_images^2 = Var_i(mean_r v_ri)/n:
-
-`se` is the estimator's error on these very images, `se_images` adds what another test set would change. The draws of a
-replicate and a chunk of images are those of its seed alone: models are compared on the same draws, image by image.
+"""Likelihoods of test images: NLL by the ODE, NELBO, their gap, the NLL of a bridge's second data set, and paired
+differences, by estimators that are evaluated on every image (`per_image`).
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Self, TypeVar, cast, final
+from typing import Any, Literal, Self, TypeVar, final
 
-import torch
 from torch import Tensor
 
-from indm_core.likelihood import nelbo, nll
-from indm_core.model import Bridge, GenerativeModel
-from indm_core.training import step_seed
 from pipelines.config.run import same_but_seed
-from pipelines.evaluation.measurement import Bench, Done, Measurement, Result, Task
-from pipelines.evaluation.plan import Plan, Span
+from pipelines.evaluation.measurement import Done, Measurement, Result, Running
+from pipelines.evaluation.measurements.per_image import Bound, FlowNll, Likelihoods, OdeNll, PerImage, Took
+from pipelines.evaluation.plan import Plan
 from pipelines.evaluation.results.estimates import Estimate, gap
 
 __all__ = [
@@ -47,115 +36,6 @@ R = TypeVar("R", bound=Result)
 L = TypeVar("L", bound="LikelihoodResult")
 
 
-class Estimator(ABC):
-    """-log p of images, of a conditional model given their labels y, nats (b,); a frozen dataclass."""
-
-    @abstractmethod
-    def __call__(
-        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
-    ) -> Tensor: ...
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class OdeNll(Estimator):
-    """By the probability-flow ODE (`likelihood.nll`).
-
-    Args:
-        exact: The divergence is exact, where it has no error of probes and costs a backward pass for each dimension.
-    """
-
-    residual: bool
-    exact: bool
-    num_probes: int
-    rtol: float
-    atol: float
-
-    def __call__(
-        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
-    ) -> Tensor:
-        options = {"exact_divergence": self.exact, "num_probes": self.num_probes, "rtol": self.rtol, "atol": self.atol}
-        return nll(model, x, residual=self.residual, generator=generator, y=y, **options)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Bound(Estimator):
-    """The variational bound (`likelihood.nelbo`)."""
-
-    residual: bool
-    num_draws: int
-
-    def __call__(
-        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
-    ) -> Tensor:
-        return nelbo(model, x, residual=self.residual, num_draws=self.num_draws, generator=generator, y=y)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class FlowNll(Estimator):
-    """Of a bridge's second data set under its flow and prior. Only runs with a partner have one, and these are bridges."""
-
-    def __call__(
-        self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
-    ) -> Tensor:
-        with torch.no_grad():
-            return cast(Bridge, model).partner_nll(x, generator)
-
-
-@final
-@dataclass(frozen=True, kw_only=True)
-class Likelihoods(Task[Tensor]):
-    """An estimator on some images, in the unit of the data, (b,); the draws depend on the seed alone.
-
-    Args:
-        labels: Those of the images, where the model is given them.
-    """
-
-    estimator: Estimator
-    model: int
-    images: Span
-    seed: int
-    labels: Span | None = None
-
-    def needs(self) -> tuple[Span, ...]:
-        return (self.images,) if self.labels is None else (self.images, self.labels)
-
-    def run(self, bench: Bench) -> Tensor:
-        model, spec = bench.model(self.model)
-        x = spec.to_model(bench.rows(self.images), torch.Generator().manual_seed(self.seed))
-        generator = torch.Generator(bench.device).manual_seed(step_seed(self.seed, 1, 0))
-        y = None if self.labels is None else bench.rows(self.labels).to(bench.device)
-        return spec.in_unit(self.estimator(model, x.to(bench.device), generator, y).cpu())
-
-
-@final
-@dataclass(frozen=True)
-class PerImage:
-    """The tasks of an estimator on all images, by replicate."""
-
-    replicates: Sequence[Sequence[Likelihoods]]
-
-    @staticmethod
-    def of(
-        estimator: Estimator, model: int, spans: Sequence[Span], replicates: int, seed: int, labelled: bool = False
-    ) -> PerImage:
-        def task(r: int, images: Span) -> Likelihoods:
-            labels = replace(images, of="test labels") if labelled else None
-            of_images = {"images": images, "seed": step_seed(seed, r, images.first), "labels": labels}
-            return Likelihoods(estimator=estimator, model=model, **of_images)
-
-        return PerImage([[task(r, images) for images in spans] for r in range(replicates)])
-
-    def tasks(self) -> list[Likelihoods]:
-        return [task for replicate in self.replicates for task in replicate]
-
-    def values(self, done: Done) -> Tensor:
-        """(replicates, images), float64."""
-        return torch.stack([torch.cat([task.of(done) for task in r]) for r in self.replicates]).double()
-
-
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodResult(Result):
     """A figure with the residual ("after correction") and, where it was asked for, without it ("before").
@@ -164,11 +44,13 @@ class LikelihoodResult(Result):
         after: Of the data.
         before: Of the data fed at t_min as they are.
         labels: Whether the model was given each row's label.
+        took: How far either was taken, where they were to stop when they are precise enough.
     """
 
     after: Estimate
     before: Estimate | None = None
     labels: bool = False
+    took: tuple[Took, ...] = ()
 
     @abstractmethod
     def names(self) -> tuple[str, str]:
@@ -177,7 +59,12 @@ class LikelihoodResult(Result):
     def lines(self) -> list[str]:
         """What is given and the figure before correction; that after it stands in the row."""
         given = [f"{self.names()[0].upper()} of each row given its label"] if self.labels else []
-        return given + ([] if self.before is None else [f"{self.names()[1]}: {self.before}"])
+        shown = given + ([] if self.before is None else [f"{self.names()[1]}: {self.before}"])
+        return shown + [f"{name}: {took}" for name, took in zip(self._titles(), self.took, strict=False)]
+
+    def _titles(self) -> tuple[str, str]:
+        name, before = self.names()
+        return name.upper(), before
 
     def metrics(self) -> dict[str, float]:
         name, _ = self.names()
@@ -223,9 +110,11 @@ class PartnerResult(Result):
     """NLL of a bridge's second data set under its flow and prior."""
 
     nll: Estimate
+    took: Took | None = None
 
     def lines(self) -> list[str]:
-        return [f"NLL of the second data set under the flow: {self.nll}"]
+        stopped = f" ({self.took})" if self.took else ""
+        return [f"NLL of the second data set under the flow: {self.nll}{stopped}"]
 
     def metrics(self) -> dict[str, float]:
         return self.nll.metrics("partner")
@@ -259,6 +148,7 @@ class OnTestImages(Measurement[R]):
         self.model, self.labels = model, plan.labelled(model)
         kinds = (True, False) if plan.settings.uncorrected else (True,)
         self.parts = [self.part(plan, model, residual) for residual in kinds]
+        self.name = self.parts[0].estimator.kind
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:
@@ -272,9 +162,20 @@ class OnTestImages(Measurement[R]):
     def tasks(self) -> list[Likelihoods]:
         return [task for part in self.parts for task in part.tasks()]
 
+    def wanted(self, done: Done) -> list[Likelihoods]:
+        return [task for part in self.parts for task in part.precise(done).tasks()]
+
+    def running(self, done: Done) -> Sequence[Running]:
+        """Of the figure after correction."""
+        return self.parts[0].running(done, self.name.lower(), self.name)
+
     def values(self, done: Done) -> list[Tensor]:
-        """(replicates, images) after correction and, where there is one, before."""
-        return [part.values(done) for part in self.parts]
+        """(replicates, images) after correction and, where there is one, before; as many as are precise enough."""
+        return [part.precise(done).values(done) for part in self.parts]
+
+    def took(self, done: Done) -> tuple[Took, ...]:
+        """How far they were taken, where they may stop."""
+        return tuple(part.took(done) for part in self.parts if part.until_se)
 
 
 @final
@@ -285,9 +186,8 @@ class Likelihood(OnTestImages[NllResult]):
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s, exact = plan.settings, _divergence(plan) == "exact"
         estimator = OdeNll(residual=residual, exact=exact, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol)
-        return PerImage.of(
-            estimator, model, plan.spans("test", s.chunk), s.nll_replicates, s.seed, plan.labelled(model)
-        )
+        spans, labelled = plan.spans("test", s.chunk), plan.labelled(model)
+        return PerImage.of(estimator, model, spans, s.nll_replicates, s.seed, labelled, s.stops_nll)
 
     def __init__(self, plan: Plan, model: int) -> None:
         super().__init__(plan, model)
@@ -295,7 +195,7 @@ class Likelihood(OnTestImages[NllResult]):
 
     def reduce(self, done: Done) -> NllResult:
         found = _result(NllResult, map(Estimate.of, self.values(done)))
-        return replace(found, divergence=self.divergence, labels=self.labels)
+        return replace(found, divergence=self.divergence, labels=self.labels, took=self.took(done))
 
 
 @final
@@ -306,12 +206,12 @@ class Nelbo(OnTestImages[NelboResult]):
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s = plan.settings
         estimator = Bound(residual=residual, num_draws=s.nelbo_draws)
-        return PerImage.of(
-            estimator, model, plan.spans("test", s.chunk), s.nelbo_replicates, s.seed, plan.labelled(model)
-        )
+        spans, labelled = plan.spans("test", s.chunk), plan.labelled(model)
+        return PerImage.of(estimator, model, spans, s.nelbo_replicates, s.seed, labelled, s.stops_nelbo)
 
     def reduce(self, done: Done) -> NelboResult:
-        return replace(_result(NelboResult, map(Estimate.of, self.values(done))), labels=self.labels)
+        found = _result(NelboResult, map(Estimate.of, self.values(done)))
+        return replace(found, labels=self.labels, took=self.took(done))
 
 
 @final
@@ -328,8 +228,12 @@ class Gap(Measurement[GapResult]):
     def tasks(self) -> list[Likelihoods]:
         return [*self.nll.tasks(), *self.nelbo.tasks()]
 
+    def wanted(self, done: Done) -> list[Likelihoods]:
+        return [*self.nll.wanted(done), *self.nelbo.wanted(done)]
+
     def reduce(self, done: Done) -> GapResult:
-        return _result(GapResult, map(gap, self.nelbo.values(done), self.nll.values(done)))
+        both = zip(self.nelbo.values(done), self.nll.values(done), strict=True)
+        return _result(GapResult, (gap(*_on_same_images(nelbos, nlls)) for nelbos, nlls in both))
 
 
 @final
@@ -338,7 +242,8 @@ class PartnerNll(Measurement[PartnerResult]):
 
     def __init__(self, plan: Plan, model: int) -> None:
         self.model, s = model, plan.settings
-        self.part = PerImage.of(FlowNll(), model, plan.spans("partner", s.chunk, model), s.nelbo_replicates, s.seed)
+        spans = plan.spans("partner", s.chunk, model)
+        self.part = PerImage.of(FlowNll(), model, spans, s.nelbo_replicates, s.seed, False, s.stops_nelbo)
 
     @classmethod
     def asked(cls, plan: Plan) -> Sequence[Self]:
@@ -347,8 +252,15 @@ class PartnerNll(Measurement[PartnerResult]):
     def tasks(self) -> list[Likelihoods]:
         return self.part.tasks()
 
+    def wanted(self, done: Done) -> list[Likelihoods]:
+        return self.part.precise(done).tasks()
+
+    def running(self, done: Done) -> Sequence[Running]:
+        return self.part.running(done, "partner", "NLL of the second data set")
+
     def reduce(self, done: Done) -> PartnerResult:
-        return PartnerResult(nll=Estimate.of(self.part.values(done)))
+        took = self.part.took(done) if self.part.until_se else None
+        return PartnerResult(nll=Estimate.of(self.part.precise(done).values(done)), took=took)
 
 
 @final
@@ -372,9 +284,15 @@ class Differences(Measurement[DifferenceResult]):
     def tasks(self) -> list[Likelihoods]:
         return [task for measurement in (*self.nlls, *self.nelbos) for task in measurement.tasks()]
 
+    def wanted(self, done: Done) -> list[Likelihoods]:
+        return [task for measurement in (*self.nlls, *self.nelbos) for task in measurement.wanted(done)]
+
     def reduce(self, done: Done) -> DifferenceResult:
         def paired(a: OnTestImages[Any], b: OnTestImages[Any]) -> Iterator[Estimate]:
-            return map(lambda x, y: Estimate.of(x - y), a.values(done), b.values(done))
+            for both in zip(a.values(done), b.values(done), strict=True):
+                x, y = _on_same_images(*both)
+                num = min(len(x), len(y))
+                yield Estimate.of(x[:num] - y[:num])
 
         nll, nelbo = _result(NllResult, paired(*self.nlls)), _result(NelboResult, paired(*self.nelbos))
         nll = replace(nll, divergence=self.nlls[0].divergence)
@@ -384,6 +302,12 @@ class Differences(Measurement[DifferenceResult]):
 def _divergence(plan: Plan) -> Divergence:
     """How the NLLs of a plan take it."""
     return "exact" if plan.subjects[0].spec.num_dims <= plan.settings.exact_dims else "probes"
+
+
+def _on_same_images(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """Values (replicates, images) on the images that both have: the first ones, where one has stopped before the other."""
+    num = min(a.shape[1], b.shape[1])
+    return a[:, :num], b[:, :num]
 
 
 def _result(kind: type[L], figures: Iterable[Estimate]) -> L:

@@ -19,6 +19,7 @@ from pipelines.config.codec import from_json, to_json
 from pipelines.evaluation import measurements
 from pipelines.evaluation.measurement import Result, find
 from pipelines.evaluation.results import earlier
+from pipelines.evaluation.results.shares import Share
 from pipelines.evaluation.settings import Settings
 from pipelines.storage.files import write_text
 from pipelines.storage.messages import one_line
@@ -66,6 +67,7 @@ class Evaluation:
         runs: By run, what was found.
         results: What was found of the data, and of runs together.
         seconds: It took.
+        shares: How the actors' time was shared; none in documents of before.
     """
 
     unit: str
@@ -76,6 +78,7 @@ class Evaluation:
     runs: dict[str, Figures]
     results: tuple[Result, ...]
     seconds: float
+    shares: tuple[Share, ...] = ()
 
     def of(self, kind: type[R]) -> R | None:
         """The result of a class; None where it was not measured."""

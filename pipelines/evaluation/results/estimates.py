@@ -92,13 +92,18 @@ class FrechetResult:
 
 @dataclass(frozen=True, eq=False)
 class ReferenceFeatures:
-    """Features (m, d) of the data that samples are compared with."""
+    """Features (m, d) of the data that samples are compared with.
+
+    Args:
+        known: Their moments, where they were computed before.
+    """
 
     features: Tensor
+    known: Moments | None = None
 
     @cached_property
     def moments(self) -> Moments:
-        return Moments().update(self.features)
+        return self.known or Moments().update(self.features)
 
 
 def frechet(features: Tensor, reference: ReferenceFeatures) -> FrechetResult:

@@ -11,26 +11,28 @@ from __future__ import annotations
 import math
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import ray
 import torch
 
-from pipelines.cluster.pool import Key, Pool, places
+from pipelines.cluster.fair import K
+from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, identity
 from pipelines.config.weights import Weights
 from pipelines.evaluation.evaluator import Evaluator, Work
 from pipelines.evaluation.features.reference import Reference
 from pipelines.evaluation.measurements.distances import (
     DistancesResult,
-    Features,
     Samples,
     compared,
     evaluations_of,
 )
-from pipelines.evaluation.plan import REFERENCE_CHUNK, Plan, Subject
+from pipelines.evaluation.measurements.real import RealFeatures
+from pipelines.evaluation.plan import Plan, Subject
 from pipelines.evaluation.results.estimates import ReferenceFeatures
 from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.options import CompareOptions
@@ -104,9 +106,9 @@ def compare(
     tasks = _missing(entries, parts)
     arguments = ([ray.put(s) for s in plan.subjects], plan.extractor.make, 1, device)
     with Pool(Evaluator, arguments, actors, gpus=float(device == "cuda")) as pool:
-        real = _reference(pool, plan)
-        # on disk, not in memory
-        Work(tasks, plan).run(pool, "samples", lambda key, made: key[0].pieces.write(key[1], made))
+        real = _reference(pool, plan, actors)
+        for (entry, seeds), made in _in_lines("samples", Work(tasks, plan, actors), pool):
+            entry.pieces.write(seeds, made)  # on disk, not in memory
     results = _results(entries, parts, real, plan.reference)
     found = {
         run.name: tuple(result for entry, result in results.items() if entry.model == i) for i, run in enumerate(runs)
@@ -141,7 +143,7 @@ def _entries(runs: Sequence[Weights], subjects: Sequence[Subject], rows: str, ke
     return entries
 
 
-def _missing(entries: Sequence[Entry], parts: Sequence[range]) -> dict[Key, Samples]:
+def _missing(entries: Sequence[Entry], parts: Sequence[range]) -> dict[tuple[Entry, range], Samples]:
     """The tasks whose samples are not there yet, by entry and seeds."""
     wanted = [(entry, seeds) for seeds in parts for entry in entries if entry.pieces.read(seeds) is None]
     kept = len(entries) * len(parts) - len(wanted)
@@ -150,11 +152,22 @@ def _missing(entries: Sequence[Entry], parts: Sequence[range]) -> dict[Key, Samp
     return {(entry, seeds): entry.task(seeds) for entry, seeds in wanted}
 
 
-def _reference(pool: Pool, plan: Plan) -> ReferenceFeatures:
+def _reference(pool: Pool, plan: Plan, actors: int) -> ReferenceFeatures:
     """The features of the training rows."""
-    tasks = {(i,): Features(model=None, rows=rows) for i, rows in enumerate(plan.spans("train", REFERENCE_CHUNK))}
-    found = Work(tasks, plan).run(pool, "reference features", lambda key, features: features)
-    return ReferenceFeatures(torch.cat([part for _, part in sorted(found.items())]))
+    real = RealFeatures(plan)
+    work = Work({task: task for task in real.tasks()}, plan, actors)
+    return real.of(dict(_in_lines("reference features", work, pool)))
+
+
+def _in_lines(what: str, work: Work[K], pool: Pool) -> Iterator[tuple[K, Any]]:
+    """What tasks give as it is done, with a line of progress every few seconds."""
+    began = shown = time.monotonic()
+    for num, (key, timed) in enumerate(work.stream(pool), 1):
+        yield key, timed.outcome
+        if time.monotonic() - shown > 5 or num == len(work):
+            shown = time.monotonic()
+            left = work.queue.seconds_left()
+            print(f"{what}: {num}/{len(work)} tasks, {shown - began:.0f} s, about {left:.0f} s left", flush=True)
 
 
 def _results(
