@@ -2,10 +2,13 @@
 
 Test NLL (probability-flow ODE, with the residual), NELBO, their gap and the Frechet and kernel distances of samples are
 computed concurrently by a pool of actors, which take the models' weights once from the object store. With --collage the same
-actors draw canvases of the models' pieces: Frechet distances of their pieces, seams and correlations. Several runs on the same
-data are measured on the same draws, and compared by differences paired per image. What the tasks give is kept in RUN as it
-comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped. A measurement is kept by its settings in
-RUN/evaluations; RUN/evaluation.json is the most precise one, whatever was measured after it.
+actors draw canvases of the models' pieces: Frechet distances of their pieces, seams and correlations. All of these share the
+actors' time fairly, so that none waits for another one's end; every few seconds a line has the figures as far as they are, and
+MLflow their series (test/running). --until-se 0.005 stops a likelihood when its standard error is that small.
+
+Several runs on the same data are measured on the same draws, and compared by differences paired per image. What the tasks give
+is kept in RUN as it comes (evaluation.journal): a killed evaluation, given again, goes on where it stopped. A measurement is
+kept by its settings in RUN/evaluations; RUN/evaluation.json is the most precise one, whatever was measured after it.
 
 Every figure has a standard error. Of likelihoods: `se`, the estimator's on these very images, from replicates (the same images,
 fresh dequantisation, times and noise); `se_images`, over images, which adds what another test set would change. Of the Frechet
@@ -59,6 +62,7 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     from pipelines.evaluation.plan import check
     from pipelines.evaluation.results.legend import legend
     from pipelines.evaluation.results.seeds import seed_lines
+    from pipelines.evaluation.results.shares import share_lines
     from pipelines.evaluation.results.table import log, table
 
     for run in runs:  # refused before a session is started
@@ -69,7 +73,8 @@ def _evaluate(words: list[str], given: dict[str, str]) -> None:
     document = evaluate(
         runs, settings, root, show=lambda document: print(table(document), flush=True), device=launch.device
     )
-    print(seed_lines(document, configs) + legend(document), flush=True)
+    shares = share_lines(document.shares, document.seconds)
+    print(seed_lines(document, configs) + shares + legend(document), flush=True)
     log(document, runs, root)
 
 

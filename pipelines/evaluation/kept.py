@@ -102,8 +102,10 @@ class Kept:
         for file in sorted(file for folder in CODE for file in folder.rglob("*.py")):
             sha.update(file.read_bytes())
         shards = [shard.sha256 for card in self.plan.cards for split in card.splits.values() for shard in split.shards]
-        seed = str(self.plan.settings.seed)
-        return [self.plan.extractor.key, self.device, torch.__version__, sha.hexdigest(), seed, *shards]
+        s = self.plan.settings
+        order = f"of {s.images} in order {s.seed}" if s.stops_at_images else ""  # which row a task's span means
+        of_all = [self.plan.extractor.key, self.device, torch.__version__, sha.hexdigest(), str(s.seed), order]
+        return [*of_all, *shards]
 
     def _key(self, task: Task[Any]) -> str:
         said = {f.name: repr(getattr(task, f.name)) for f in fields(task) if f.name != "model"}

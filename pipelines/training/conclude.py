@@ -19,6 +19,7 @@ from pipelines.evaluation.results.archive import measured_so
 from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.results.legend import legend
 from pipelines.evaluation.results.seeds import seed_lines
+from pipelines.evaluation.results.shares import share_lines
 from pipelines.evaluation.results.table import log, table
 from pipelines.evaluation.settings import BRIEF_SETTINGS, Settings
 from pipelines.runs.job import Job
@@ -70,7 +71,7 @@ def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None
 def _print(configs: Mapping[str, RunConfig], document: Evaluation) -> None:
     print("\n" + table(document), flush=True)
     print(seed_lines(document, configs), end="", flush=True)
-    print(legend(document), flush=True)
+    print(share_lines(document.shares, document.seconds) + legend(document), flush=True)
 
 
 def _measured(

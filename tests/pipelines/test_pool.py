@@ -11,6 +11,7 @@ from ray.exceptions import RayActorError
 from ray_session import one_line
 
 from pipelines.cluster import pool as pools
+from pipelines.cluster.fair import FairQueue
 from pipelines.cluster.pool import Call, Pool
 
 
@@ -118,3 +119,62 @@ def test_actors_are_given_tasks_ahead_and_stay_for_the_next_stream():
             next(pool.stream(tasks))  # not to its end
         assert sum(pool.free.values()) + 2 * len(pool.starting) == 4
         assert len(pool.actors) == 2
+
+
+class Outstanding:
+    """Results that lie in the object store because nobody has taken them yet."""
+
+    now, most = 0, 0
+
+    def __init__(self) -> None:
+        Outstanding.now += 1
+        Outstanding.most = max(Outstanding.most, Outstanding.now)
+
+    def __del__(self) -> None:
+        Outstanding.now -= 1
+
+
+class Busy(Handle):
+    """An actor that does a task at once, whoever is slow to take it."""
+
+    def __getattr__(self, method: str) -> Any:
+        def remote(*arguments: Any) -> Ref:
+            result = None if method == "__ray_ready__" else getattr(self.owner, method)(*arguments)
+            return Ref(lambda: result)
+
+        return SimpleNamespace(remote=remote)
+
+
+class Large:
+    def make(self, n: int) -> Outstanding:
+        return Outstanding()
+
+
+@pytest.mark.parametrize(("actors", "ahead"), [(1, 0), (3, 0), (2, 1)])
+def test_a_slow_consumer_slows_the_actors_down(monkeypatch, actors, ahead):
+    """However many tasks there are, never more results wait than actors have places, the one that is being taken among them."""
+
+    def remote(num_cpus: float, num_gpus: float) -> Any:
+        return lambda owner: SimpleNamespace(remote=lambda *arguments: Busy(lambda: owner(*arguments)))
+
+    monkeypatch.setattr(pools.ray, "remote", remote)
+    monkeypatch.setattr(pools.ray, "wait", lambda refs: (refs[-1:], refs[:-1]))  # an actor's start before any result
+    Outstanding.most = taken = 0
+    with Pool(Large, (), actors, ahead=ahead) as pool:
+        for _, result in pool.stream({n: Call("make", (n,), f"task {n}") for n in range(40)}):
+            taken += 1
+            assert Outstanding.now <= actors * (1 + ahead)
+            del result
+    assert (taken, Outstanding.most) == (40, actors * (1 + ahead))
+
+
+def test_tasks_that_are_dropped_on_the_way_are_not_waited_for():
+    Squares.attempts.clear()
+    queue = FairQueue({"a": range(10), "b": range(10, 20)})
+    done = []
+    with Pool(Squares, (lambda n, attempt: False,), 2) as pool:
+        for n, _ in pool.stream({n: Call("square", (n,), str(n)) for n in range(20)}, queue):
+            done.append(n)
+            queue.drop(range(3, 20))
+    assert sorted(n for n in done if n < 10) == [0, 1, 2]
+    assert len(done) <= 5

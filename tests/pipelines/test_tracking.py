@@ -29,6 +29,7 @@ from pipelines.runs import shipping, store, tracking
 from pipelines.runs.catalogue import Ended, Kept, began, run_id
 from pipelines.runs.job import METRICS, Job, read_metrics
 from pipelines.runs.record import Record
+from pipelines.runs.series import streaming
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import reach, tracking_uri
 from pipelines.runs.tracking import Made, close_lost_runs, close_runs, deliver, open_missed, open_run, post
@@ -469,3 +470,37 @@ def test_every_figure_of_a_record_is_logged(job, root):
     deliver([job.directory], root)
     last = read_metrics(job.directory)[-1]
     assert MlflowClient(tracking_uri(root)).get_run(run_id(job.directory)).data.metrics == pytest.approx(last.metrics())
+
+
+# Series of a command's running figures.
+
+
+def test_running_figures_are_a_series_against_what_was_done(root, job):
+    open_run(job, root)
+    weights, checkpoint = Weights(run=job.directory), Weights(run=job.directory, step=4, raw=True)
+    with streaming([weights, checkpoint], root) as (series, other):
+        for count in (10, 20, 30):
+            series.add({"nll": 3.0 + 1 / count, "nll_se": float("nan")}, count)
+        other.add({"nll": 1.0}, 10)
+    client, known = MlflowClient(tracking_uri(root)), run_id(job.directory)
+    history = client.get_metric_history(known, "test/running/nll")
+    assert [(metric.step, metric.value) for metric in history] == [(n, 3.0 + 1 / n) for n in (10, 20, 30)]
+    assert client.get_metric_history(known, "test/running/nll_se") == []
+    assert len(client.get_metric_history(known, "test/raw/running/step-4/nll")) == 1
+
+
+def test_a_store_that_is_away_costs_a_measurement_nothing(root, job, capsys, monkeypatch):
+    open_run(job, root)
+    monkeypatch.setattr(shipping, "POLL_SECONDS", 0.02)
+    with streaming([Weights(run=job.directory)], root) as (series,):
+        with locked(root):
+            began = time.monotonic()
+            for count in range(100):
+                series.add({"nll": 1.0}, count)
+            assert time.monotonic() - began < 1
+            until(lambda: "does not answer" in capsys.readouterr().out)
+        until(lambda: not series.gained())
+    history = MlflowClient(tracking_uri(root)).get_metric_history(run_id(job.directory), "test/running/nll")
+    assert [metric.step for metric in history] == list(range(100))
+    with streaming([Weights(run=root / "nowhere")], root) as found:
+        assert found == [None]

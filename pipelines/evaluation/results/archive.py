@@ -23,7 +23,12 @@ from pipelines.config.weights import Weights
 from pipelines.evaluation.measurement import Result, find
 from pipelines.evaluation.measurements.collages import CollageResult
 from pipelines.evaluation.measurements.distances import DistancesResult
-from pipelines.evaluation.measurements.likelihood import DifferenceResult, NelboResult, NllResult
+from pipelines.evaluation.measurements.likelihood import (
+    DifferenceResult,
+    LikelihoodResult,
+    NelboResult,
+    NllResult,
+)
 from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.settings import Settings
 
@@ -153,13 +158,22 @@ def differences(documents: Sequence[Evaluation], weights: Mapping[str, str]) -> 
 
 
 def _likelihood(document: Evaluation) -> tuple[float, ...]:
-    s = document.settings
-    exact = any((nll := run.of(NllResult)) is not None and nll.divergence == "exact" for run in document.runs.values())
-    return (document.images, -max(s.rtol, s.atol), exact, s.nll_replicates * s.num_probes)
+    s, found = document.settings, [nll for run in document.runs.values() if (nll := run.of(NllResult))]
+    exact = any(nll.divergence == "exact" for nll in found)
+    images, replicates = _taken(found, document.images, s.nll_replicates)
+    return (images, -max(s.rtol, s.atol), exact, replicates * s.num_probes)
 
 
 def _bound(document: Evaluation) -> tuple[float, ...]:
-    return (document.images, document.settings.nelbo_replicates * document.settings.nelbo_draws)
+    s, found = document.settings, [nelbo for run in document.runs.values() if (nelbo := run.of(NelboResult))]
+    images, replicates = _taken(found, document.images, s.nelbo_replicates)
+    return (images, replicates * s.nelbo_draws)
+
+
+def _taken(found: Sequence[LikelihoodResult], images: int, replicates: int) -> tuple[int, int]:
+    """The fewest images and replicates of several results, each of which may have stopped before the most that was allowed."""
+    took = [result.took[0] for result in found if result.took]
+    return min([images, *(each.images for each in took)]), min([replicates, *(each.replicates for each in took)])
 
 
 def _samples(document: Evaluation) -> tuple[float, ...]:

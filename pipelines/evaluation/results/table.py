@@ -58,10 +58,16 @@ def _settings(document: Evaluation) -> str:
     one = f" (of NLL and gap: over {rows})" if s.nll_replicates == 1 else ""
     return (
         f"{document.images} test {rows} of {document.data}; "
-        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, {_divergence(document)}, x{s.nll_replicates}; "
-        f"NELBO: {s.nelbo_draws} draws, x{s.nelbo_replicates}; +- is the estimator's standard error on these {rows}{one}; "
+        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, {_divergence(document)}, "
+        f"{_replicates(s.nll_replicates, s.stops_nll)}; "
+        f"NELBO: {s.nelbo_draws} draws, {_replicates(s.nelbo_replicates, s.stops_nelbo)}; "
+        f"+- is the estimator's standard error on these {rows}{one}; "
         f"cost: evaluations of networks per training step; FD: its error over sets of as many samples; {document.seconds:.0f} s"
     )
+
+
+def _replicates(most: int, until_se: float) -> str:
+    return f"until its error is {until_se:g} or x{most}" if until_se else f"x{most}"
 
 
 def _divergence(document: Evaluation) -> str:
