@@ -73,8 +73,13 @@ def test_the_reader_of_the_page_reads_its_format_alone(folder):
 
 def test_the_metric_of_the_page_measures_the_samples_of_the_distances(folder):
     train = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
+    known = SimpleNamespace(found=None)
     plan = SimpleNamespace(
-        settings=Settings(samples=3), train=train, labelled=lambda model: False, spans=lambda of, size: []
+        settings=Settings(samples=3),
+        train=train,
+        labelled=lambda model: False,
+        spans=lambda of, size: [],
+        statistics=known,
     )
     metric = runpy.run_path(str(folder / "mean.py"))["MeanError"](plan, 0)
     made = SampleBatch(torch.zeros(2, 1), torch.zeros(2, 0), torch.tensor([[1.0, 5.0], [1.0, 5.0]]), 1.0, 0.0, 0)
