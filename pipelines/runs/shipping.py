@@ -8,6 +8,7 @@ length, a killed command or a run that was begun anew therefore lose nothing and
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -143,11 +144,11 @@ class Shipper:
         feeds: Of the runs, in the order in which they are trained.
         uri: Of the store.
         remark: What is said to a store that does not answer.
-        end_seconds: For which the thread is waited for at the end.
+        end_seconds: For which the thread is waited for at the end, at most `END_SECONDS`.
     """
 
     def __init__(
-        self, feeds: Sequence[Source], uri: str, remark: str = TRAINING, end_seconds: float = END_SECONDS
+        self, feeds: Sequence[Source], uri: str, remark: str = TRAINING, end_seconds: float = math.inf
     ) -> None:
         self.feeds, self.uri, self.remark, self.end_seconds = feeds, uri, remark, end_seconds
         self.pause, self.said, self.stopping = POLL_SECONDS, False, threading.Event()
@@ -159,7 +160,7 @@ class Shipper:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self.stopping.set()
-        self.thread.join(0.0 if error else self.end_seconds)
+        self.thread.join(0.0 if error else min(self.end_seconds, END_SECONDS))
 
     def _run(self) -> None:
         while not self.stopping.wait(self.pause):
