@@ -107,8 +107,10 @@ class FairQueue(Generic[K]):
         self.lost = deque(key for key in self.lost if key not in gone)
 
     def seconds_left(self) -> float:
-        """About how long what is left will take."""
-        tasks = [(kind.each, len(kind.waiting) + kind.at_work) for kind in self.kinds.values()]
+        """About how long what is left will take; a kind of which nothing is known counts as the mean of the others."""
+        kinds = self.kinds.values()
+        mean = sum(kind.seconds for kind in kinds) / max(1, sum(kind.done for kind in kinds))
+        tasks = [(kind.each if kind.done else mean, len(kind.waiting) + kind.at_work) for kind in kinds]
         lost = sum(self.kind_of[key].each for key in self.lost)
         return (sum(each * num for each, num in tasks) + lost) / self.actors
 

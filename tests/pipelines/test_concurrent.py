@@ -75,6 +75,9 @@ def test_an_estimate_stops_after_the_first_whole_replicates_that_are_precise_eno
         found = stopping.precise(some)
         assert [len(found.replicates), found.values(some).shape] == [first, (first, 40)]
         assert torch.equal(found.values(some), values[:first])
+        (running,) = stopping.running(some, "nelbo", "NELBO")  # it ends where the estimate does
+        exact = Estimate.of(values[:first])
+        assert (running.value, running.se, running.count) == (exact.mean, exact.se, first * 40)
     lacking = {task: outcome for task, outcome in done.items() if task is not part.replicates[first - 1][3]}
     assert stopping.precise(lacking) == stopping  # not known yet
     took = stopping.took(done)

@@ -62,6 +62,19 @@ def test_the_longest_are_not_begun_last(kinds, actors):
     assert begun[-1][2] == 1.0
 
 
+def test_what_is_left_is_told_from_what_tasks_took_so_far():
+    queue = FairQueue({"a": range(4), "b": range(10, 13)}, 2)
+    assert queue.seconds_left() == 0.0
+    queue.done(key := queue.take())
+    queue.took(key, 6.0)
+    assert queue.seconds_left() == (3 * 6.0 + 3 * 6.0) / 2  # of b nothing is known yet
+    while (key := queue.take()) != 10:
+        pass
+    queue.done(10)
+    queue.took(10, 1.0)
+    assert queue.seconds_left() == (3 * 6.0 + 2 * 1.0) / 2
+
+
 def test_a_lost_task_is_repeated_behind_all_others_and_a_dropped_one_is_not_waited_for():
     queue = FairQueue({"a": ["a0", "a1", "a2"], "b": ["b0", "b1"]}, 2)
     assert (queue.take(), queue.take()) == ("a0", "b0")

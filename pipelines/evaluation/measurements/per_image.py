@@ -268,7 +268,7 @@ class PerImage:
 
     def running(self, done: Done, name: str, label: str) -> list[Running]:
         """Its estimate from whole replicates, as it will be printed; before there are two, that on the images seen."""
-        there = self._beginning(done)
+        there = self.precise(done)._beginning(done)
         if there is not None and len(there.replicates) > 1:
             values = there.values(done)
         else:
