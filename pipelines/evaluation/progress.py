@@ -41,6 +41,7 @@ class Progress:
         series: Sequence[Series | None],
     ) -> None:
         self.names, self.measurements, self.done, self.series = names, measurements, done, series
+        self.logged: dict[tuple[int, str], int] = {}  # the last step of each series
         self.began, self.next_look, self.left = time.monotonic(), 0.0, set[Task[Any]]()
 
     def missing(self) -> list[Task[Any]]:
@@ -88,7 +89,9 @@ class Progress:
             series = self.series[model]
             if series is not None:
                 for each in found:
-                    series.add({each.name: each.value, f"{each.name}_se": each.se}, each.count)
+                    if self.logged.get((model, each.name)) != each.count:
+                        series.add({each.name: each.value, f"{each.name}_se": each.se}, each.count)
+                    self.logged[model, each.name] = each.count
 
 
 def _shown(running: Running) -> str:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -304,3 +305,19 @@ def test_rows_that_no_task_at_work_needs_are_bounded(monkeypatch):
         lent.give_back((span,))
         assert len(lent.lent) <= 2
     assert not lent.lent
+
+
+def test_a_series_gets_a_figure_when_there_is_more_of_it(run, actors, monkeypatch):
+    """Steps are images, samples and so on; nothing is added where nothing came."""
+    added: list[tuple[str, int]] = []
+
+    class Noting:
+        def add(self, figures: dict[str, float], step: int) -> None:
+            added.append((next(iter(figures)), step))
+
+    monkeypatch.setattr(measure, "streaming", lambda runs, root: nullcontext([Noting()]))
+    evaluated(run, replace(SETTINGS, nelbo_replicates=2, samples=0))
+    assert len(set(added)) == len(added)
+    of = {name: [step for other, step in added if other == name] for name in ("nll", "nelbo")}
+    assert of["nll"] == [4, 8]
+    assert of["nelbo"][-1] == 16

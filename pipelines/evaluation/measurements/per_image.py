@@ -267,7 +267,8 @@ class PerImage:
         )
 
     def running(self, done: Done, name: str, label: str) -> list[Running]:
-        """Its estimate from whole replicates, as it will be printed; before there are two, that on the images seen."""
+        """Its estimate from whole replicates, before there are two from the images seen; its error is that over images until
+        there are `FIRST_LOOK`, because the spread of fewer says little."""
         there = self.precise(done)._beginning(done)
         if there is not None and len(there.replicates) > 1:
             values = there.values(done)
@@ -276,8 +277,9 @@ class PerImage:
             values = torch.cat(seen).double().unsqueeze(0) if seen else torch.zeros(1, 0)
         if values.shape[1] < 2:
             return []
-        found = Estimate.of(values)
-        return [Running(name=name, label=label, value=found.mean, se=found.error, count=values.numel(), of="images")]
+        found, count = Estimate.of(values), values.numel()
+        se = found.error if len(values) >= FIRST_LOOK else found.se_images
+        return [Running(name=name, label=label, value=found.mean, se=se, count=count, of="images")]
 
     def _beginning(self, done: Done) -> PerImage | None:
         """Its longest beginning that is done: whole replicates, or chunks of a single one; None where there is none."""
