@@ -45,6 +45,8 @@ LATER = {
     "Objective.label_dropout": 0.1,
     "Objective.smallest_window": (),
     "Objective.window_step": 1,
+    "Train.keep_by": "nelbo",
+    "Train.measure_every": 0,
     "Settings.layout": DEFAULT,
     "Settings.canvases": 200,
     "Settings.canvas_sampling": DEFAULT,
