@@ -47,6 +47,7 @@ LATER = {
     "Objective.window_step": 1,
     "Train.keep_by": "nelbo",
     "Train.measure_every": 0,
+    "DistancesResult.strength": 1.0,
     "Settings.layout": DEFAULT,
     "Settings.canvases": 200,
     "Settings.canvas_sampling": DEFAULT,
