@@ -37,8 +37,8 @@ from pipelines.training.along import due, keep_figures, prune
 __all__ = ["Beside", "measure_left"]
 
 POLL_SECONDS, WATCH_SECONDS = 1.0, 0.2
-NICENESS = 10
-"""Above the command's: of a core that a worker wants too, it gets a tenth."""
+NICENESS = 5
+"""Above the command's: of a core that a worker wants too, it gets a quarter."""
 MOST_DEATHS = 3
 """Of the actor, at one checkpoint."""
 MANY = 4
