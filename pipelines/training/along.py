@@ -80,6 +80,6 @@ def keep_figures(training: Training, record: Measured) -> None:
 
 
 def prune(training: Training) -> None:
-    """Removes the checkpoints that the training would have removed, had they been measured by then; nobody trains it now."""
+    """Removes the checkpoints that the training would have removed, had they been measured by then; no worker trains it now."""
     train = training.train
     checkpoint.prune(training.directory, train.keep, train.keep_by, train.measures)

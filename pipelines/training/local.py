@@ -59,7 +59,7 @@ def train_local(
         wrap=lambda model: model,
         begins=partial(_announce, device),
         publish=show,
-        checkpointed=lambda training, place, record: measure(training),
+        checkpointed=lambda training, place, record: None if stop.requested else measure(training),
     )
     with stop.at_boundary(), suppress(Halted):
         for job in jobs:
@@ -67,6 +67,11 @@ def train_local(
                 print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
             run_job(_drawable(job), local_rows, session)
             measure(job.training)
+    _leave(jobs)
+
+
+def _leave(jobs: Sequence[Job]) -> None:
+    """What is left of the trainings, and how to go on with them."""
     runs = [job.directory for job in jobs]
     try:
         draw_curves(runs)

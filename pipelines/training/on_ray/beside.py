@@ -91,7 +91,7 @@ class Beside:
         """Waits, when the trainings have ended, until all that is due has been measured, or a signal has come; then lets go
         of the checkpoints that were kept for it.
         """
-        if not self.settings:
+        if not self.settings or stop.requested:
             return
         if num := len(self._due()):
             print(f"measuring {num} checkpoint{'s' * (num > 1)} more, which the training was quicker than", flush=True)
