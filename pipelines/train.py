@@ -97,6 +97,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     run = _configured(words, given)
     root = output_root(launch.out)
     from pipelines.runs.job import finished
+    from pipelines.training.along import measurement_along
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local
     from pipelines.training.watch.progress import saved
@@ -106,8 +107,9 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(only_one(job.directory))
+        along = measurement_along(jobs, launch.along)
         if launch.local:
-            train_local(jobs, launch, stop)
+            train_local(jobs, launch, stop, root, along)
             if launch.seeds > 1:
                 names = " ".join(str(job.directory) for job in jobs)
                 print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
@@ -117,16 +119,18 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
             check_machine(launch.workers, launch.cpus_per_worker, launch.device)
         try:
             from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
+            from pipelines.training.on_ray.beside import measure_left
             from pipelines.training.on_ray.driver import train_on_ray
         except ModuleNotFoundError as error:
             raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
         settings = measurement(jobs) if launch.evaluate else None
         if complete:
+            measure_left([job.training for job in jobs], along, root, launch.device, stop)
             print(
                 "\n".join(f"{job.directory.name}: complete, {run.train.steps} steps in {job.directory}" for job in jobs)
             )
         else:
-            train_on_ray(jobs, launch, root, stop)
+            train_on_ray(jobs, launch, root, stop, along)
         stop.remark = "the runs are trained, their weights are saved; the same command measures them"
         conclude(jobs, settings, root)
     return 0

@@ -1,5 +1,6 @@
-"""The figure of a sweep: likelihoods and, beside them, Frechet distances against each dimension that was searched (as DiNof's
-Table 1 has them against T_m, and INDM's Table 3 against the pre-training), and the held-out NELBO of all trials along training.
+"""The figure of a sweep: likelihoods and, beside them, Frechet distances against each dimension that was searched (as
+DiNof's Table 1 has them against T_m, and INDM's Table 3 against the pre-training); beside these the held-out NELBO of all
+trials along training or, of samplers, the distances against the evaluations of the score.
 
 Of several dimensions, points that agree in the others are joined by a line; where these are too many, none are. A value that
 has no place on the axis, as the linear diffusion has no T_m, is a horizontal line with a band of its standard error.
@@ -20,7 +21,7 @@ from tune.spaces import Dimension, Space
 
 __all__ = ["draw"]
 
-MOST_LINES = 6
+MOST_LINES, MOST_NAMED = 6, 12
 AXES = {"pretraining": "pre-training, % of the steps", "t_m": "T_m", "weighting": "weighting of the score's loss"}
 
 
@@ -35,15 +36,20 @@ def draw(sweep: Sweep, space: Space, root: Path, file: Path) -> None:
     likelihoods = [name for name in ("nll", "nelbo") if any(name in outcome.figures for outcome in done)]
     named = list(dict.fromkeys(name for outcome in done for name in outcome.figures if name.startswith("fd ")))
     distances = named or [name for name in ("fd",) if any(name in outcome.figures for outcome in done)]
+    columns = [(names, up) for names, up in ((likelihoods, sweep.unit), (distances, "Frechet distance")) if names]
     rows = len(space.dimensions)
-    figure = figure_of(15, 4.2 * rows)
-    grid = figure.add_gridspec(rows, 3)
+    figure = figure_of(5 * (len(columns) + 1), 4.2 * rows)
+    grid = figure.add_gridspec(rows, len(columns) + 1)
     for row, dimension in enumerate(space.dimensions):
-        for column, names in enumerate((likelihoods, distances)):
+        for column, (names, up) in enumerate(columns):
             axes = figure.add_subplot(grid[row, column])
             _panel(axes, dimension, done, names)
-            axes.set_ylabel(sweep.unit if column == 0 else "Frechet distance")
-    _curves(figure.add_subplot(grid[0, 2]), sweep, root)
+            axes.set_ylabel(up)
+    last = figure.add_subplot(grid[0, len(columns)])
+    if any("evaluations" in outcome.figures for outcome in done):
+        _costs(last, done)
+    else:
+        _curves(last, sweep, root)
     figure.suptitle(sweep.name)
     figure.tight_layout()
     put(file, partial(figure.savefig, dpi=110))
@@ -100,6 +106,22 @@ def _level(axes: Any, figure: Figure, label: str, number: int) -> None:
 def _rest(outcome: Outcome, dimension: Dimension) -> str:
     """The values of the other dimensions."""
     return ", ".join(f"{name} {text}" for name, text in outcome.point.items() if name != dimension.name)
+
+
+def _costs(axes: Any, done: Sequence[Outcome]) -> None:
+    """Frechet distance of samplers against the evaluations that a sample takes."""
+    for outcome in done:
+        evaluations, distance = outcome.figures["evaluations"].value, outcome.figures["fd"]
+        if math.isfinite(evaluations) and math.isfinite(distance.value):
+            error = 0.0 if math.isnan(distance.se) else distance.se
+            label = ", ".join(outcome.point.values())
+            axes.errorbar([evaluations], [distance.value], [error], marker="o", markersize=4, capsize=2, label=label)
+    axes.set_xscale("log")
+    axes.set_xlabel("evaluations of the score per sample")
+    axes.set_ylabel("Frechet distance")
+    axes.grid(alpha=0.3)
+    if 0 < len(done) <= MOST_NAMED:
+        axes.legend(fontsize="x-small")
 
 
 def _curves(axes: Any, sweep: Sweep, root: Path) -> None:

@@ -24,7 +24,7 @@ from pipelines.storage.messages import nearest, one_line
 from pipelines.storage.paths import local_path
 from tune.spaces import Choice, Choices, Dimension, Range, Space, linear_of
 
-__all__ = ["BUILT_IN", "PRETRAIN", "read_space", "split_fields"]
+__all__ = ["BUILT_IN", "PRETRAIN", "given_fields", "in_file", "is_file", "read_space", "split_fields"]
 
 PRETRAIN, MODE, TRUNCATION, T_M = (
     "model.objective.pretrain_steps",
@@ -50,13 +50,34 @@ def read_space(words: Sequence[str], fields: Sequence[str], run: RunConfig) -> S
     for word in filter(None, ",".join(words).split(",")):
         if word in BUILT_IN:
             found.append(BUILT_IN[word](run))
-        elif ".py" in word or word.endswith((".yaml", ".yml")):
-            found += [_dimension(name, values, word) for name, values in _file(word).items()]
+        elif is_file(word):
+            found += in_file(word)
         else:
             near = nearest(word, list(BUILT_IN))
             raise ValueError(
                 f"unknown space {word!r}: {near}; or give path.py:function, path.yaml, --space FIELD=VALUES"
             )
+    found += given_fields(fields)
+    if not found:
+        raise ValueError(
+            f"there is nothing to search: name {', '.join(BUILT_IN)}, a file, or fields by --space FIELD=VALUES"
+        )
+    return Space(dimensions=tuple(found))
+
+
+def is_file(word: str) -> bool:
+    """Whether a word names a file with a space."""
+    return ".py" in word or word.endswith((".yaml", ".yml"))
+
+
+def in_file(word: str) -> list[Dimension]:
+    """The dimensions of a file; raises as `read_space` does."""
+    return [_dimension(name, values, word) for name, values in _file(word).items()]
+
+
+def given_fields(fields: Sequence[str]) -> list[Dimension]:
+    """The dimensions of FIELD=VALUES each; raises as `read_space` does."""
+    found = []
     for entry in fields:
         name, equals, values = entry.partition("=")
         if not equals or not name:
@@ -64,11 +85,7 @@ def read_space(words: Sequence[str], fields: Sequence[str], run: RunConfig) -> S
                 f"--space {entry}: give FIELD=VALUES, for instance train.optimisers.score.lr=log:1e-4..1e-2"
             )
         found.append(_dimension(name.replace("-", "_"), values, f"--space {entry}"))
-    if not found:
-        raise ValueError(
-            f"there is nothing to search: name {', '.join(BUILT_IN)}, a file, or fields by --space FIELD=VALUES"
-        )
-    return Space(dimensions=tuple(found))
+    return found
 
 
 def split_fields(text: str) -> list[str]:

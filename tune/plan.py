@@ -7,12 +7,10 @@ that of an earlier one is left out: the linear diffusion has no pre-training to 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from indm_core.model import GenerativeModel
@@ -22,17 +20,17 @@ from pipelines.config.run import RunConfig, to_document
 from pipelines.config.terminal.cli import options, override, with_values
 from pipelines.evaluation.needs import check_needs
 from pipelines.runs.job import Job
-from pipelines.storage.outputs import is_run
 from pipelines.training.jobs import jobs_for
 from tune.named import PRETRAIN
 from tune.options import Options
-from tune.results import Sweep
+from tune.points import points as different_points
+from tune.results import refuse_another
 from tune.spaces import Point, Space
 
 __all__ = ["Plan", "as_trial", "built", "check", "points"]
 
-RUNGS, FEWEST_TRIALS = 8, 10
-"""How often a trial is measured on held-out rows, and the trials of a search that says no number."""
+RUNGS = 8
+"""How often a trial is measured on held-out rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +96,7 @@ def as_trial(run: RunConfig, steps: int, given: Mapping[str, str], others: Seque
         others: Options that are taken elsewhere, for suggestions.
 
     Raises:
-        ValueError: what `override` refuses, or another number of steps.
+        ValueError: what `override` refuses, another number of steps, or measurements beside the training.
     """
     if named := [name for name in given if name in ("steps", "train.steps")]:
         raise ValueError(f"--{named[0]} {given[named[0]]}: trials take --trial-steps")
@@ -108,47 +106,27 @@ def as_trial(run: RunConfig, steps: int, given: Mapping[str, str], others: Seque
         "train.checkpoint_every": every,
         "train.validate_every": every,
         "train.sample_every": 0,
+        "train.measure_every": 0,
+        "train.keep_by": "nelbo",
     }
     known = {option.path: option.value for option in options(run)}
     if PRETRAIN in known:
         values[PRETRAIN] = round(known[PRETRAIN] * steps / run.train.steps)
-    return override(
+    found = override(
         with_values(run, values | {"train.log_every": min(every, run.train.log_every)}), dict(given), others
     )
+    if found.train.measure_every:
+        raise ValueError(
+            f"measure_every={found.train.measure_every}: trials are measured when they have ended; leave it out"
+        )
+    return found
 
 
 def points(plan: Plan) -> list[Point]:
-    """The points of a grid or of a random search, in order; none of a search that depends on what trials give.
-
-    Raises:
-        ValueError: points that cannot be counted or built.
-    """
-    space, o = plan.space, plan.options
-    if o.search == "optuna":
-        return []
-    if o.search == "grid":
-        return _different(plan, space.grid(), math.inf)
-    number = o.num_trials or FEWEST_TRIALS
-    if all(dimension.finite for dimension in space.dimensions):  # each at most once
-        grid = space.grid()
-        drawn = (grid[i] for i in np.random.default_rng(o.search_seed).permutation(len(grid)))
-    else:
-        drawn = (space.draw(i, o.search_seed) for i in range(20 * number))
-    return _different(plan, drawn, number)
-
-
-def _different(plan: Plan, several: Iterable[Point], most: float) -> list[Point]:
-    """The first ones, as many as `most`, of those whose training is no earlier one's."""
-    seen: dict[str, Point] = {}
-    for point in several:
-        try:
-            run = plan.space.run(plan.run, point)
-        except ValueError as error:
-            raise ValueError(f"{plan.space.label(point)}: {error}") from error
-        seen.setdefault(json.dumps(to_document(run), sort_keys=True), point)
-        if len(seen) == most:
-            break
-    return list(seen.values())
+    """The points of a grid or of a random search whose trainings differ (`tune.points`)."""
+    return different_points(
+        plan, lambda point: json.dumps(to_document(plan.space.run(plan.run, point)), sort_keys=True)
+    )
 
 
 def check(plan: Plan, several: Sequence[Point]) -> str:
@@ -160,14 +138,7 @@ def check(plan: Plan, several: Sequence[Point]) -> str:
     Raises:
         ValueError: another sweep's directory, or a point that is refused; the message names it.
     """
-    if is_run(plan.directory):
-        raise ValueError(f"{plan.directory} holds a run; give the sweep another --name")
-    there = Sweep.read(plan.directory)
-    if there and (changed := [what for what, text in plan.asked().items() if there.asked.get(what) != text]):
-        raise ValueError(
-            f"{plan.directory} holds a sweep with another {' and '.join(changed)}; give the options that it was begun with, or "
-            "another --name"
-        )
+    refuse_another(plan.directory, plan.asked())
     if plan.options.scheduler != "none" and not plan.run.train.validate_every:
         raise ValueError(
             f"scheduler={plan.options.scheduler} ends trials by their NELBO on held-out rows, and validate_every=0; give "

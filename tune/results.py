@@ -10,13 +10,14 @@ its run's last checkpoint.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from pipelines.evaluation.results.document import read_document, write_document
 from pipelines.evaluation.results.estimates import with_error
+from pipelines.storage.outputs import is_run
 
 __all__ = ["Figure", "Outcome", "Sweep", "best_of", "table"]
 
@@ -36,13 +37,14 @@ class Outcome:
     Args:
         index: Its number.
         point: The values that it has, by dimension.
-        run: The name of its run.
+        run: The name of its run; of a sampler the run is one of MLflow alone.
         state: measured; stopped by the scheduler before its last step; or failed, by itself: it diverged, or was refused.
-        step: That it came to.
+        step: That it came to; of a sampler 0.
         seconds: Of the process that ended it: training and measurement.
         reason: Why it was stopped or has failed.
         held_out: The last NELBO on held-out rows.
-        figures: What was measured of the model: nll, nelbo, fd, and by row of samplers `fd ROW` and `seconds ROW`.
+        figures: What was measured of the model: nll, nelbo, fd, and by row of samplers `fd ROW` and `seconds ROW`; of a sampler
+            fd, kernel and `evaluations` of the score by a sample.
     """
 
     index: int
@@ -123,6 +125,25 @@ class Sweep:
         write_document(self, directory / "sweep.json")
 
 
+def refuse_another(directory: Path, asked: Mapping[str, str]) -> None:
+    """Refuses a directory that holds something else than what a sweep was begun with.
+
+    Args:
+        asked: As of `Sweep`.
+
+    Raises:
+        ValueError: a run, or another sweep; what differs.
+    """
+    if is_run(directory):
+        raise ValueError(f"{directory} holds a run; give the sweep another --name")
+    there = Sweep.read(directory)
+    if there and (changed := [what for what, text in asked.items() if there.asked.get(what) != text]):
+        raise ValueError(
+            f"{directory} holds a sweep with another {' and '.join(changed)}; give the options that it was begun with, or "
+            "another --name"
+        )
+
+
 def best_of(outcomes: Sequence[Outcome], metric: str) -> Outcome | None:
     """The outcome of the least metric; None where it was measured of none."""
     measured = [outcome for outcome in outcomes if math.isfinite(outcome.objective(metric))]
@@ -136,19 +157,21 @@ def table(sweep: Sweep) -> str:
     names = list(dict.fromkeys(name for outcome in sweep.trials for name in outcome.figures))
     names = [name for name in names if name != "fd" or not any(other.startswith("fd ") for other in names)]
     titles = [f"{name} {sweep.unit}" if name in ("nll", "nelbo") else name for name in names]
-    head = ["trial", *sweep.trials[0].point, "steps", "held out", *titles, "s"]
-    rows = [head] + [_row(outcome, names, sweep.best) for outcome in sweep.trials]
+    trained = any(outcome.step for outcome in sweep.trials)
+    head = ["trial", *sweep.trials[0].point, *(["steps", "held out"] if trained else []), *titles, "s"]
+    rows = [head] + [_row(outcome, names, sweep.best, trained) for outcome in sweep.trials]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     reasons = [f"{outcome.run}: {outcome.reason}" for outcome in sweep.trials if outcome.state == "failed"]
     return "\n".join([*lines, *reasons])
 
 
-def _row(outcome: Outcome, names: Sequence[str], best: str) -> list[str]:
+def _row(outcome: Outcome, names: Sequence[str], best: str, trained: bool) -> list[str]:
     marked = f"{outcome.run}{' *' if outcome.run == best else ''}"
     steps = f"{outcome.step}{'' if outcome.state == 'measured' else f' ({outcome.state})'}"
+    training = [steps, _shown(outcome.held_out)] if trained else []
     figures = [_shown(outcome.figures.get(name)) for name in names]
-    return [marked, *outcome.point.values(), steps, _shown(outcome.held_out), *figures, f"{outcome.seconds:.0f}"]
+    return [marked, *outcome.point.values(), *training, *figures, f"{outcome.seconds:.0f}"]
 
 
 def _shown(figure: Figure | None) -> str:

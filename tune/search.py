@@ -26,12 +26,13 @@ from pipelines.storage.messages import one_line
 from pipelines.storage.reading import read_json
 from pipelines.training.on_ray.stream import READ_CPUS
 from tune.options import Options
-from tune.plan import FEWEST_TRIALS, Plan
+from tune.plan import Plan
+from tune.points import FEWEST_TRIALS, Searched
 from tune.results import Outcome
 from tune.spaces import Point
 from tune.trial import HELD_OUT, OBJECTIVE, STEP, carry_out, last_held_out
 
-__all__ = ["Told", "Walk", "cpus", "known_points", "room", "scheduler", "search"]
+__all__ = ["Advised", "Told", "Walk", "check_optuna", "cpus", "known_points", "room", "scheduler", "search"]
 
 TRIAL_CPUS = 0.1
 SETTINGS = {
@@ -116,7 +117,7 @@ def room(options: Options) -> int:
     return fit
 
 
-def known_points(plan: Plan) -> list[Point]:
+def known_points(plan: Searched) -> list[Point]:
     """The points that Optuna has suggested so far."""
     file = plan.directory / SUGGESTED
     if not file.is_file():
@@ -135,7 +136,7 @@ class Advised:
         ValueError: Optuna is not installed.
     """
 
-    def __init__(self, plan: Plan, before: Sequence[Point]) -> None:
+    def __init__(self, plan: Searched, before: Sequence[Point]) -> None:
         check_optuna()
         from ray.tune.search.optuna import OptunaSearch
 
@@ -153,6 +154,11 @@ class Advised:
         self.points.append(point)
         write_text(self.plan.directory / SUGGESTED, json.dumps(self.points, indent=1) + "\n")
         return len(self.points) - 1, point
+
+    def told(self, trial: str, value: float) -> None:
+        """Takes what a point gave that it has suggested under the name of a trial; nan: nothing."""
+        found = {OBJECTIVE: value} if math.isfinite(value) else None
+        self.optuna.on_trial_complete(trial, found, error=found is None)
 
     def learn(self, point: Point, value: float) -> None:
         """Takes what a point gave; nan: the trial was stopped, or has failed."""

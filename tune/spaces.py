@@ -1,4 +1,4 @@
-"""What a sweep searches: a space is a product of dimensions, and a point of it is a training.
+"""What a sweep searches: a space is a product of dimensions, and a point of it is a training, or a sampler.
 
 A dimension is one choice of several, each of which sets fields of the recipe, or a range of numbers of one field. A point names
 a value of every dimension as text; that text is read as the command line reads it, so that a field which does not exist and a
@@ -217,14 +217,18 @@ class Space:
             ValueError: a field that does not exist or is searched twice, a value that it does not take, or a recipe that is
                 refused.
         """
-        choices = [dimension.choice(point[dimension.name]) for dimension in self.dimensions]
+        found = override(run, self.given(point))
+        choices = (dimension.choice(point[dimension.name]) for dimension in self.dimensions)
+        return linear_of(found) if any(choice.linear for choice in choices) else found
+
+    def given(self, point: Point) -> dict[str, str]:
+        """The options that a point sets; ValueError where one is searched twice."""
         given: dict[str, str] = {}
-        for choice in choices:
+        for choice in (dimension.choice(point[dimension.name]) for dimension in self.dimensions):
             if twice := next((name for name, _ in choice.given if name in given), ""):
                 raise ValueError(f"{twice} is searched twice; name it once")
             given |= dict(choice.given)
-        found = override(run, given)
-        return linear_of(found) if any(choice.linear for choice in choices) else found
+        return given
 
     def grid(self) -> list[Point]:
         """All points, the last dimension fastest; ValueError where they cannot be counted."""

@@ -30,10 +30,10 @@ __all__ = [
 ]
 
 VERSION = 1
-MAY_CHANGE = {"train.steps", "train.keep"} | {
-    f"train.{what}_every" for what in ("log", "checkpoint", "sample", "validate")
+MAY_CHANGE = {"train.steps", "train.keep", "train.keep_by"} | {
+    f"train.{what}_every" for what in ("log", "checkpoint", "measure", "sample", "validate")
 }
-"""Options that may differ when a run goes on: how long, and how often it logs, keeps, draws and is validated."""
+"""Options that may differ when a run goes on: how long, and how often it logs, keeps (and which), draws and is measured."""
 BACKBONE = "model.backbone"
 MADE_OF = ("config", "data", "partner")
 """The entries of the document."""

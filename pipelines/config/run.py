@@ -17,6 +17,7 @@ from pipelines.config.codec import UnknownClassError, from_json, to_json
 from pipelines.config.models import INDMConfig, ModelConfig
 from pipelines.config.modules import VARIABLE, Defined, defining, how_to_import, say_changed, used
 from pipelines.data.source import Options
+from pipelines.storage.checkpoint import By
 
 __all__ = ["Data", "RunConfig", "Train", "from_document", "same_but_seed", "to_document"]
 
@@ -57,8 +58,12 @@ class Train:
             before there were streams. A run keeps the one that it was begun with.
         log_every: Steps between progress lines.
         checkpoint_every: Steps between checkpoints.
-        keep: Checkpoints kept, the best by the NELBO on held-out rows (on training rows where it is not measured); the last two
+        keep: Checkpoints kept, the best by `keep_by` (by the NELBO on training rows where that is not measured); the last two
             are always kept.
+        keep_by: What the best checkpoints, and RUN@best, are the lowest in: the NELBO on held-out rows (validate_every), or the
+            NLL or Frechet distance that measure_every gives.
+        measure_every: Steps between checkpoints whose averaged weights are measured beside the training (NLL, NELBO, Frechet
+            distance; see --along), 0 for none; the last one is too.
         sample_every: Steps between sample grids, 0 for none.
         validate_every: Steps between measurements of the averaged weights on held-out rows, 0 for none; also taken at the first
             and at the last step. They change no weights.
@@ -77,6 +82,8 @@ class Train:
     log_every: int = 50
     checkpoint_every: int = 500
     keep: int = 2
+    keep_by: By = "nelbo"
+    measure_every: int = 0
     sample_every: int = 500
     validate_every: int = 500
 
@@ -84,11 +91,25 @@ class Train:
         for name in ("steps", "batch_size", "accumulate", "log_every", "checkpoint_every", "keep"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("seed", "sample_every", "validate_every"):
+        for name in ("seed", "measure_every", "sample_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         for optimiser in self.optimisers.values():
             optimiser.check_steps(self.steps)
+        if self.measure_every % self.checkpoint_every:
+            raise ValueError(
+                f"measure_every={self.measure_every}: checkpoints are measured, and there is one every {self.checkpoint_every} "
+                f"steps; give a multiple of that, or --checkpoint-every {self.measure_every}"
+            )
+        if self.keep_by != "nelbo" and not self.measure_every:
+            raise ValueError(
+                f"keep_by={self.keep_by}: no checkpoint is measured by it; give --measure-every {self.checkpoint_every}, or a "
+                "multiple of that"
+            )
+
+    def measures(self, step: int) -> bool:
+        """Whether the checkpoint of a step is measured beside the training."""
+        return bool(self.measure_every) and (step % self.measure_every == 0 or step == self.steps)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
     RUN             the averaged weights of a finished run, RUN/model.safetensors
     RUN@400         the averaged weights of its checkpoint after step 400
     RUN@last        those of its newest checkpoint
-    RUN@best        those of the checkpoint with the lowest NELBO on held-out rows, of the ones that are kept
+    RUN@best        those of the best checkpoint, of the ones that are kept: the lowest NELBO on held-out rows or, where the
+                    training says so (--keep-by), the lowest NLL or Frechet distance that was measured beside it
     RUN@400:raw     the weights themselves in place of their average; RUN@last:raw and RUN@best:raw likewise
 
 RUN is a directory, or a name below the output directory; one that has an @ in its own name is found first. `last` and `best`
@@ -14,6 +15,7 @@ checkpoint lies in RUN/@400 (RUN/@400-raw), what they make of the finished run i
 from __future__ import annotations
 
 import math
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -25,12 +27,14 @@ from pipelines.storage.manifest import DamagedError, Manifest
 from pipelines.storage.messages import listed
 from pipelines.storage.outputs import find_run, is_run, place_of, refuse_foreign_links
 from pipelines.storage.paths import local_path
+from pipelines.storage.reading import read_json
 
-__all__ = ["HELP", "Weights"]
+__all__ = ["HELP", "Weights", "kept_by"]
 
 HELP = (
     "RUN is the directory of a run or its name below the output directory. RUN@400, RUN@last and RUN@best are its checkpoints\n"
-    "(best: by the NELBO on held-out rows), finished or not, with averaged weights; RUN@400:raw has the weights themselves."
+    "(best: by the NELBO on held-out rows, or the training's --keep-by), finished or not, with averaged weights; RUN@400:raw\n"
+    "has the weights themselves."
 )
 
 
@@ -157,14 +161,26 @@ def _last(run: Path) -> int:
 
 
 def _best(run: Path) -> int:
-    figures = {step: checkpoint.held_out(place) for step, place in checkpoint.kept(run).items()}
+    by = kept_by(run)
+    figures = checkpoint.figures_by(run, by)
     measured = {step: figure for step, figure in figures.items() if math.isfinite(figure)}
     if not measured:
-        raise ValueError(
-            f"{run.name}@best: no checkpoint of it was measured on held-out rows (--validate-every STEPS has them measured); "
-            f"{_what_there_is(run)}"
+        way = (
+            "was measured on held-out rows (--validate-every STEPS has them measured)"
+            if by == "nelbo"
+            else f"has its {by} measured yet, by which they are kept (the training command measures them)"
         )
+        raise ValueError(f"{run.name}@best: no checkpoint of it {way}; {_what_there_is(run)}")
     return min(measured, key=lambda step: (measured[step], -step))
+
+
+def kept_by(run: Path) -> checkpoint.By:
+    """What the checkpoints of a run are compared by, as its config.json has it; of a run that does not say, the NELBO."""
+    try:
+        said = read_json(run / "config.json")["run"]["train"]["keep_by"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "nelbo"
+    return said if said in typing.get_args(checkpoint.By) else "nelbo"
 
 
 def _what_there_is(run: Path) -> str:

@@ -27,7 +27,8 @@ def check_needs(data: Path, card: Card, settings: Settings, partner: Card | None
     for each in filter(None, (card, partner)):
         if "test" not in each.splits:
             raise ValueError(
-                f"{each.name} has no test split to measure on; prepare one, or train with --evaluate false"
+                f"{each.name} has no test split to measure on; prepare one, or train with --evaluate false and without "
+                "--measure-every"
             )
     if settings.compares:
         check_features(card, settings.inception_weights)
@@ -58,6 +59,6 @@ def attainable(data: Path, card: Card, settings: Settings, partner: Card | None 
     except ValueError as error:
         less = replace(settings, samples=0)
         check_needs(data, card, less, partner)
-        print(f"no distances of samples after the training: {error}", flush=True)
+        print(f"no distances of samples: {error}", flush=True)
         return less
     return settings

@@ -28,6 +28,7 @@ from pipelines.reporting.stages import Stages
 from pipelines.reporting.tables import Run, difference_tables, own_table, sampler_tables, seed_tables
 from pipelines.runs.job import read_metrics
 from pipelines.runs.pictures import learning_curve
+from pipelines.storage.along import read_measured
 from pipelines.storage.outputs import output_root
 
 __all__ = ["report"]
@@ -116,8 +117,13 @@ def _curves(runs: Sequence[Run], out: Path) -> Section:
     }
     if not any("nelbo" in record.terms for records in series.values() for record in records):
         return Section(title="Learning curves", parts=[])
-    learning_curve(series, runs[0].spec.unit, out / "learning_curve.png")
+    along = {
+        run.name: [each for each in read_measured(run.weights.run) if each.step <= run.config.train.steps]
+        for run in runs
+    }
+    learning_curve(series, runs[0].spec.unit, out / "learning_curve.png", along)
     said = "Training NELBO; dashed: of the averaged weights on held-out rows, ± a standard error; dotted: end of pre-training."
+    said += " Beside it: checkpoints, measured beside the training." if any(along.values()) else ""
     return Section(title="Learning curves", parts=[Gallery(drawings=[Drawing(out / "learning_curve.png", "", said)])])
 
 

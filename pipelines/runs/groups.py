@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.config.history import Command
 from pipelines.runs.catalogue import Kept, source_tags
@@ -21,7 +23,9 @@ from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.runs.tracking import experiment
 from pipelines.storage.messages import one_line
 
-__all__ = ["close_group", "open_group", "register"]
+__all__ = ["Member", "close_group", "log_members", "open_group", "register"]
+
+MOST_MEMBERS = 10_000
 
 
 def open_group(directory: Path, root: Path, command: Command, parameters: Mapping[str, str]) -> str:
@@ -52,6 +56,45 @@ def open_group(directory: Path, root: Path, command: Command, parameters: Mappin
         ) from error
     Kept(run_id=run.info.run_id).write(directory)
     return run.info.run_id
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """What a group has measured that is no run of a directory, a sampler for instance.
+
+    Args:
+        name: Of its MLflow run.
+        parameters: What it is.
+        figures: Finite numbers are logged.
+    """
+
+    name: str
+    parameters: Mapping[str, str]
+    figures: Mapping[str, float]
+
+
+def log_members(directory: Path, root: Path, members: Sequence[Member]) -> None:
+    """Logs members below their group's run, each once; a store that does not answer is told, and no error."""
+    uri, own, now = tracking_uri(root), Kept.read(directory).run_id, int(time.time() * 1000)
+    try:
+        reach(uri)
+        client = MlflowClient(uri)
+        place = experiment(client, root)
+        below = client.search_runs([place], f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{own}'", max_results=MOST_MEMBERS)
+        there = {run.info.run_name for run in below if run.info.status == "FINISHED"}
+        for member in members:
+            if member.name in there:
+                continue
+            run = client.create_run(place, None, {MLFLOW_PARENT_RUN_ID: own}, member.name)
+            metrics = [Metric(name, v, now, 0) for name, v in member.figures.items() if math.isfinite(v)]
+            parameters = [Param(name, text[:500]) for name, text in member.parameters.items()]
+            client.log_batch(run.info.run_id, metrics=metrics, params=parameters)
+            client.set_terminated(run.info.run_id, "FINISHED")
+    except Exception as error:  # whatever a store's driver raises
+        print(
+            f"{directory.name} is not logged to MLflow at {named(uri)}: {one_line(error, 200)}; the same command does it",
+            flush=True,
+        )
 
 
 def close_group(directory: Path, root: Path, status: str, figures: Mapping[str, float], files: Sequence[Path]) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from pipelines.config.weights import kept_by
 from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
+from pipelines.storage.along import FIGURES, Measured, read_measured
 from pipelines.storage.locks import is_held
 from pipelines.storage.manifest import DamagedError, read_manifest
 from pipelines.storage.reading import read_json
@@ -31,6 +33,7 @@ class CheckpointFigures:
         name: By which commands take it.
         nelbo: On training rows; nan where there is none.
         held_out, se: On held-out rows, with its standard error; nan where it was not measured.
+        measured: What was measured of it beside the training; None: nothing.
         size: Of its files, bytes.
         remarks: last, best, end of the pre-training.
     """
@@ -39,6 +42,7 @@ class CheckpointFigures:
     nelbo: float
     held_out: float
     se: float
+    measured: Measured | None
     size: int
     remarks: tuple[str, ...]
 
@@ -81,8 +85,9 @@ def checkpoints_of(run: Path) -> list[CheckpointFigures]:
     """The checkpoints of a run, oldest first, the end of its pre-training among them."""
     kept = sorted(checkpoint.kept(run).items())
     figures = {step: _content(place) for step, place in kept}
-    measured = {step: checkpoint.held_out(place) for step, place in kept}
+    measured = checkpoint.figures_by(run, kept_by(run))
     best = min(measured, key=lambda step: (measured[step], -step), default=None)
+    along = {record.checkpoint: record for record in read_measured(run)}
     found = []
     for step, place in kept:
         remarks = {
@@ -96,6 +101,7 @@ def checkpoints_of(run: Path) -> list[CheckpointFigures]:
                 nelbo=_number(figures[step].get("nelbo")),
                 held_out=_number(figures[step].get("validation_nelbo")),
                 se=_number(figures[step].get("validation_se")),
+                measured=along.get(checkpoint.digest_of(place)),
                 size=_size(place),
                 remarks=tuple(name for name, holds in remarks.items() if holds),
             )
@@ -111,9 +117,14 @@ def run_lines(runs: Sequence[RunFigures]) -> list[str]:
 
 def checkpoint_lines(checkpoints: Sequence[CheckpointFigures]) -> list[str]:
     """A table of checkpoints."""
-    head = ("weights", "training NELBO", "held-out NELBO", "size", "")
+    names = [name for name in FIGURES if any(c.measured and name in c.measured.figures for c in checkpoints)]
+    head = ("weights", "training NELBO", "held-out NELBO", *names, "size", "")
     rows = [
-        (c.name, _shown(c.nelbo), _with_error(c.held_out, c.se), _bytes(c.size), ", ".join(c.remarks))
+        (
+            *(c.name, _shown(c.nelbo), _with_error(c.held_out, c.se)),
+            *(_taken(c.measured, name) for name in names),
+            *(_bytes(c.size), ", ".join(c.remarks)),
+        )
         for c in checkpoints
     ]
     return _aligned(head, rows)
@@ -192,6 +203,11 @@ def _shown(value: float) -> str:
 
 def _with_error(value: float, error: float) -> str:
     return "-" if math.isnan(value) else f"{value:.3f} +- {error:.3f}"
+
+
+def _taken(measured: Measured | None, name: str) -> str:
+    taken = measured.figures.get(name) if measured else None
+    return _with_error(taken.value, taken.se) if taken else "-"
 
 
 def _bytes(size: int) -> str:

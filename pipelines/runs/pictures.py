@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from pipelines.data.spec import DataSpec
 from pipelines.runs.record import Record
+from pipelines.storage.along import Measured
 from pipelines.storage.files import opened, replaced
 
 __all__ = [
@@ -129,17 +131,37 @@ def _sequences(values: np.ndarray) -> Any:
     return figure
 
 
-def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path) -> None:
+def learning_curve(
+    series: Mapping[str, Sequence[Record]],
+    unit: str,
+    file: Path,
+    along: Mapping[str, Sequence[Measured]] = MappingProxyType({}),
+) -> None:
     """Training NELBO against step for one or more runs, and with markers the NELBO on held-out rows with its standard error; a
-    dotted line marks the end of the pre-training.
+    dotted line marks the end of the pre-training. Beside it, where checkpoints were measured, their likelihoods and their
+    Frechet distances.
 
     Args:
         series: By run, its records.
         unit: Of the NELBO.
         file: The picture.
+        along: By run, what was measured of its checkpoints.
     """
-    figure = figure_of(7, 4)
-    axes = figure.add_subplot()
+    names = {name for records in along.values() for record in records for name in record.figures}
+    panels = [group for group in (("nll", "nelbo"), ("fd",)) if names & set(group)]
+    figure = figure_of(7 + 5 * len(panels), 4)
+    first, *others = figure.subplots(1, 1 + len(panels), squeeze=False, width_ratios=[7, *[5] * len(panels)])[0]
+    _bounds(first, series, unit)
+    for axes, group in zip(others, panels, strict=True):
+        _of_checkpoints(axes, along, group)
+        axes.set_ylabel("Frechet distance" if group == ("fd",) else unit)
+    if others:
+        figure.tight_layout()
+    put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
+
+
+def _bounds(axes: Any, series: Mapping[str, Sequence[Record]], unit: str) -> None:
+    """Training and held-out NELBO."""
     shown: list[float] = []
     for name, of_run in series.items():
         records = [r for r in of_run if "nelbo" in r.terms]
@@ -160,7 +182,20 @@ def learning_curve(series: Mapping[str, Sequence[Record]], unit: str, file: Path
         axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
     axes.legend()
     axes.grid(alpha=0.3)
-    put(file, partial(figure.savefig, dpi=120, bbox_inches="tight"))
+
+
+def _of_checkpoints(axes: Any, along: Mapping[str, Sequence[Measured]], names: Sequence[str]) -> None:
+    """Figures of checkpoints with their standard errors, of each run in its colour."""
+    for number, (run, records) in enumerate(along.items()):
+        for name, style in zip(names, ("-", "--"), strict=False):
+            points = [(r.step, r.figures[name].value, r.figures[name].se) for r in records if name in r.figures]
+            points = [point for point in points if all(map(math.isfinite, point))]
+            if points:
+                shape = {"marker": "o", "markersize": 3, "linewidth": 1.2, "capsize": 2, "linestyle": style}
+                axes.errorbar(*zip(*points, strict=True), color=f"C{number}", label=f"{run}, {name}", **shape)
+    axes.set_xlabel("step")
+    axes.legend(fontsize="small")
+    axes.grid(alpha=0.3)
 
 
 def lines(

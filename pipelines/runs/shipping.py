@@ -1,4 +1,5 @@
-"""What a training leaves in its directory, on its way to MLflow: the records of metrics.jsonl and the sample pictures.
+"""What a training leaves in its directory, on its way to MLflow: the records of metrics.jsonl, what was measured of its
+checkpoints, and the sample pictures.
 
 A training writes files and nothing else. A thread of the command that started it (`Shipper`) reads what they gain and logs it
 in batches, so that a store which is slow, hung, locked or gone costs the training nothing. The queue between the two is
@@ -23,6 +24,7 @@ from pipelines.runs.catalogue import began, finished_at, log_end, run_id
 from pipelines.runs.job import METRICS
 from pipelines.runs.record import Record, RecordReader
 from pipelines.runs.store import named, reach
+from pipelines.storage.along import Measured, read_measured
 
 __all__ = ["METRICS_PER_CALL", "Feed", "Shipper", "Source"]
 
@@ -35,6 +37,8 @@ TRAINING = "training goes on, metrics.jsonl has every figure, and what is missin
 PICTURES = "samples"
 EVERY_RECORD = ("_per_s", "validation/nelbo")
 """How the names of two figures end of which each record has one, also as earlier versions logged them (images_per_s)."""
+ALONG = "along/"
+"""How the names of figures of checkpoints begin."""
 
 
 class Source(Protocol):
@@ -70,7 +74,7 @@ class Feed:
     def begin(self) -> None:
         """Forgets how far the store is: it is asked again."""
         self.reader, self.client, self.run_id = RecordReader(self.directory / METRICS), None, ""
-        self.step, self.pictures, self.ended = -1, set[str](), False
+        self.step, self.measured, self.pictures, self.ended = -1, -1, set[str](), False
 
     def gained(self) -> bool:
         """Whether the directory may hold what the store lacks."""
@@ -80,7 +84,8 @@ class Feed:
             longer = self.reader.file.stat().st_size != self.reader.offset
         except OSError:
             longer = False
-        return longer or bool(self._new_pictures()) or (not self.ended and finished_at(self.directory) > 0)
+        new = bool(self._new_measured()) or bool(self._new_pictures())
+        return longer or new or (not self.ended and finished_at(self.directory) > 0)
 
     def ship(self, *, whole: bool) -> None:
         """Logs what the store lacks.
@@ -101,6 +106,9 @@ class Feed:
         for batch in _batches(records):
             self.client.log_batch(self.run_id, metrics=[metric for record in batch for metric in _metrics(record)])
             self.step = batch[-1].step
+        for record in self._new_measured():
+            self.client.log_batch(self.run_id, metrics=_metrics(record))
+            self.measured = record.step
         for file in self._new_pictures():
             if whole or file.name < f"step-{self.reader.last_step:08d}":
                 self.client.log_artifact(self.run_id, str(file), PICTURES)
@@ -112,16 +120,22 @@ class Feed:
         """A client, and what the run has by now."""
         client, self.run_id = MlflowClient(self.uri), run_id(self.directory)
         last = client.get_run(self.run_id).to_proto().data.metrics
-        self.step = max((metric.step for metric in last if metric.key.endswith(EVERY_RECORD)), default=-1)
+        along = [metric.step for metric in last if metric.key.startswith(ALONG)]
+        others = (metric for metric in last if not metric.key.startswith(ALONG))
+        self.step = max((metric.step for metric in others if metric.key.endswith(EVERY_RECORD)), default=-1)
+        self.measured = max(along, default=-1)
         self.pictures = {Path(file.path).name for file in client.list_artifacts(self.run_id, PICTURES)}
         return client
+
+    def _new_measured(self) -> list[Measured]:
+        return [record for record in read_measured(self.directory) if record.step > self.measured and record.numbers()]
 
     def _new_pictures(self) -> list[Path]:
         found = (self.directory / PICTURES).glob("step-*.png")
         return sorted(file for file in found if file.name not in self.pictures)
 
 
-def _metrics(record: Record) -> list[Metric]:
+def _metrics(record: Record | Measured) -> list[Metric]:
     """Every number of a record."""
     now = int(time.time() * 1000)
     return [Metric(name, float(value), now, record.step) for name, value in record.metrics().items()]

@@ -14,13 +14,14 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 
+from pipelines.storage.along import read_measured
 from pipelines.storage.files import new_directory, write_tensors
 from pipelines.storage.manifest import DamagedError, Manifest, read_manifest, write_manifest
 
@@ -28,8 +29,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "By",
     "checkpoints",
+    "digest_of",
     "discard_after",
+    "figures_by",
     "held_out",
     "kept",
     "latest",
@@ -40,8 +44,12 @@ __all__ = [
     "read_part",
     "read_state",
     "step_of",
+    "unmeasured",
     "write",
 ]
+
+By = Literal["nelbo", "nll", "fd"]
+"""What checkpoints are compared by: the NELBO on held-out rows, or what was measured beside the training (`storage.along`)."""
 
 STATE, TENSORS = "state.json", "training.safetensors"
 LAST = 2
@@ -156,20 +164,52 @@ def latest(run: Path) -> Path | None:
     return None
 
 
-def prune(run: Path, keep: int) -> None:
-    """Removes all but the last two checkpoints and the `keep` best; of equal ones the newest is kept.
+def prune(run: Path, keep: int, by: By = "nelbo", due: Callable[[int], bool] = lambda step: False) -> None:
+    """Removes all but the last two checkpoints, the `keep` best, and those that have yet to be measured; of equal ones the
+    newest is kept.
 
-    The best have the lowest NELBO on held-out rows. Where none has one, they have the lowest on training rows.
+    The best are the lowest in `by`. Where it was measured of none, they have the lowest NELBO on training rows.
+
+    Args:
+        due: due(step): whether the checkpoint of a step is measured beside the training.
     """
     found = checkpoints(run)
-    measured = {path: held_out(path) for path in found}
-    if not any(map(math.isfinite, measured.values())):
-        measured = {path: _figure(path, "nelbo") for path in found}
-    order = {path: (measured[path], -position) for position, path in enumerate(found)}
-    kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-LAST:]}
+    measured = figures_by(run, by)
+    if not any(math.isfinite(measured[step_of(path)]) for path in found):
+        measured = {step_of(path): _figure(path, "nelbo") for path in found}
+    order = {path: (measured[step_of(path)], -position) for position, path in enumerate(found)}
+    kept = {*sorted(found, key=order.__getitem__)[:keep], *found[-LAST:], *unmeasured(run, due)}
     for path in found:
         if path not in kept:
             shutil.rmtree(path, ignore_errors=True)
+
+
+def figures_by(run: Path, by: By) -> dict[int, float]:
+    """What the kept checkpoints are compared by, by step; infinity where it was not measured of these very weights."""
+    places = kept(run)
+    if by == "nelbo":
+        return {step: held_out(place) for step, place in places.items()}
+    of = {record.step: record for record in read_measured(run)}
+    found = {}
+    for step, place in places.items():
+        same = step in of and of[step].checkpoint == digest_of(place) and by in of[step].figures
+        found[step] = of[step].figures[by].value if same else math.inf
+    return found
+
+
+def unmeasured(run: Path, due: Callable[[int], bool]) -> list[Path]:
+    """The checkpoints that are to be measured beside the training and have not been, oldest first."""
+    of = {record.step: record.checkpoint for record in read_measured(run)}
+    several = {path: digest_of(path) for path in checkpoints(run) if due(step_of(path))}
+    return [path for path, digest in several.items() if digest and of.get(step_of(path)) != digest]
+
+
+def digest_of(directory: Path) -> str:
+    """SHA-256 of the tensors of a checkpoint, as its state has it; '' where that is not whole."""
+    try:
+        return read_state(directory).files.get(TENSORS, "")
+    except (OSError, ValueError):
+        return ""
 
 
 def held_out(directory: Path) -> float:

@@ -2,17 +2,35 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from indm_core.errors import ConvergenceError
+from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
 from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
 
-__all__ = ["REFUSED", "Launch"]
+__all__ = ["REFUSED", "Along", "Launch"]
 
 REFUSED = (ValueError, ConvergenceError, FailedError)
 """Errors of the input: a worker reports them and does not try again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Along:
+    """How checkpoints are measured beside the training; `Train.measure_every` says which.
+
+    Args:
+        images: Test images that NLL and NELBO of a checkpoint are taken on; 0 takes the whole split.
+        samples: Samples of its Frechet distance; 0 leaves that out.
+        sampler: How they are drawn, as compare.py names a sampler: pc:500, em:200:stop=1e-3.
+        inception_weights: File of the Inception weights; without it a small classifier of the data gives the features.
+    """
+
+    images: int = 64
+    samples: int = 500
+    sampler: str = "ode:rtol=1e-3,atol=1e-3"
+    inception_weights: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +56,7 @@ class Launch:
             Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
         config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
         evaluate: Measure the trained models briefly and print the table.
+        along: How checkpoints are measured beside the training, those of every --measure-every steps.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.
     """
@@ -56,6 +75,7 @@ class Launch:
     start_from: str = ""
     config: str = ""
     evaluate: bool = True
+    along: Along = field(default_factory=Along, metadata=WHOLE)
     network_interface: str = ""
     traceback: bool = False
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from pipelines.config.modules import used
 from pipelines.runs.job import read_metrics
+from pipelines.storage.along import read_measured
 
 __all__ = ["draw_curves", "what_next"]
 
@@ -21,8 +22,9 @@ def draw_curves(runs: Sequence[Path]) -> None:
 
     series = {run.name: read_metrics(run) for run in runs}
     unit = next((r.unit for records in series.values() for r in records if r.unit), "")
+    along = {run.name: read_measured(run) for run in runs}
     for run in runs:
-        learning_curve(series, unit, run / "learning_curve.png")
+        learning_curve(series, unit, run / "learning_curve.png", along)
 
 
 def what_next(runs: Sequence[Path]) -> str:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 
 from indm_core.model import Trainable
 from pipelines.config.terminal.device import device_of
+from pipelines.evaluation.checkpoints import CheckpointMeasurer
+from pipelines.evaluation.settings import Settings
 from pipelines.runs.job import Job, Training, finished
 from pipelines.storage.signals import Stop
+from pipelines.training.along import measure_due
 from pipelines.training.dataset import run_job
 from pipelines.training.launch import Launch
 from pipelines.training.leave import draw_curves, what_next
@@ -25,8 +29,14 @@ from pipelines.training.watch.summary import summary
 __all__ = ["train_local"]
 
 
-def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
+def train_local(
+    jobs: Sequence[Job], launch: Launch, stop: Stop, root: Path | None = None, along: Settings | None = None
+) -> None:
     """Trains the jobs one after the other in this process: the same loop as on a cluster, with one rank.
+
+    Args:
+        root: The output directory.
+        along: How checkpoints are measured, here between two steps; None: they are not.
 
     Raises:
         ValueError: several workers, a GPU that is not there, or what a training refuses.
@@ -38,6 +48,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
     if launch.threads:
         torch.set_num_threads(launch.threads)
     device = device_of(launch.device)
+    measure = _measures(along, root, device)
     session = Session(
         rank=0,
         world=1,
@@ -48,13 +59,19 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         wrap=lambda model: model,
         begins=partial(_announce, device),
         publish=show,
-        checkpointed=lambda training, place, record: None,
+        checkpointed=lambda training, place, record: None if stop.requested else measure(training),
     )
     with stop.at_boundary(), suppress(Halted):
         for job in jobs:
             if finished(job.training):
                 print(f"{job.directory.name}: complete, {job.run.train.steps} steps in {job.directory}")
             run_job(_drawable(job), local_rows, session)
+            measure(job.training)
+    _leave(jobs)
+
+
+def _leave(jobs: Sequence[Job]) -> None:
+    """What is left of the trainings, and how to go on with them."""
     runs = [job.directory for job in jobs]
     try:
         draw_curves(runs)
@@ -65,6 +82,15 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
     for run in runs:
         print(f"{run}: model.safetensors, learning_curve.png, metrics.jsonl")
     print(what_next(runs), flush=True)
+
+
+def _measures(along: Settings | None, root: Path | None, device: torch.device) -> Callable[[Training], None]:
+    """What measures the checkpoints of a training that are due."""
+    if along is None or root is None:
+        return lambda training: None
+    print("checkpoints are measured in this process, between two steps; without --local beside them", flush=True)
+    measurer = CheckpointMeasurer(along, root, str(device))
+    return lambda training: measure_due(training, measurer.measure)
 
 
 def _announce(device: torch.device, training: Training, model: Trainable) -> None:

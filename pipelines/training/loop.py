@@ -179,7 +179,8 @@ def _keep(
         if switching and step == work.shared_steps:  # first: a kill between the two takes the switch again
             checkpoint.write(training.directory / "pretrained", tensors, numbers)
         checkpoint.write(place, tensors, numbers)
-        checkpoint.prune(training.directory, training.train.keep)
+        train = training.train
+        checkpoint.prune(training.directory, train.keep, train.keep_by, train.measures)
     session.checkpointed(training, place, latest)
 
 

@@ -34,7 +34,7 @@ def test_large_images_without_labels_are_measured_without_distances_and_that_is_
     one_line(str(caught.value), "--inception-weights FILE", "--samples 0")
     assert attainable(data, card, wanted) == replace(wanted, samples=0)
     said = capsys.readouterr().out
-    one_line(said, "no distances of samples after the training: ", card.name)
+    one_line(said, "no distances of samples: ", card.name)
     check_needs(data, card, replace(wanted, samples=0))
 
 

@@ -33,6 +33,7 @@ from pipelines.runs.series import streaming
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import reach, tracking_uri
 from pipelines.runs.tracking import Made, close_lost_runs, close_runs, deliver, open_missed, open_run, post
+from pipelines.storage.along import Measured, Taken, add_measured
 from pipelines.storage.locks import held
 
 DEAD = "http://127.0.0.1:9"
@@ -134,6 +135,33 @@ def test_a_store_in_memory_is_refused(given, tmp_path, monkeypatch):
 def test_a_password_is_not_printed():
     assert store.named("postgresql://user:secret@host/db") == "postgresql://***@host/db"
     assert store.named("sqlite:////a/b@c.db") == "sqlite:////a/b@c.db"
+
+
+def test_figures_of_checkpoints_are_a_series_each_logged_once(root, job):
+    open_run(job, root)
+
+    def measured(step: int, **figures: float) -> None:
+        taken = {name: Taken(value=value, se=0.5) for name, value in figures.items()}
+        add_measured(job.directory, Measured(step=step, checkpoint="x", figures=taken))
+
+    def series(name: str) -> list[tuple[int, float]]:
+        history = MlflowClient(tracking_uri(root)).get_metric_history(run_id(job.directory), name)
+        return [(metric.step, metric.value) for metric in history]
+
+    feed = Feed(job.directory, tracking_uri(root))
+    feed.ship(whole=True)
+    records = steps_of(root, job)
+    measured(2, nll=3.0, fd=9.0)
+    assert feed.gained()
+    feed.ship(whole=True)
+    assert not feed.gained()
+    measured(4, fd=8.0)
+    for other in (feed, Feed(job.directory, tracking_uri(root))):  # a new command asks the store
+        other.ship(whole=True)
+    assert series("along/fd") == [(2, 9.0), (4, 8.0)]
+    assert series("along/fd_se") == [(2, 0.5), (4, 0.5)]
+    assert series("along/nll") == [(2, 3.0)]
+    assert steps_of(root, job) == records  # the others are not logged again
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from ray_session import TINY, train
 from pipelines.config import load
 from pipelines.config.history import Command
 from pipelines.runs.catalogue import run_id
-from pipelines.runs.groups import close_group, open_group, register
+from pipelines.runs.groups import Member, close_group, log_members, open_group, register
 from pipelines.runs.store import tracking_uri
 from pipelines.runs.tracking import close_runs, deliver, open_run
 from pipelines.training.jobs import jobs_for
@@ -49,6 +49,13 @@ def test_runs_stand_below_their_group_and_the_best_is_registered(tmp_path, monke
     folder = Path(str(version.source).removeprefix("file://"))
     assert sorted(file.name for file in folder.iterdir()) == ["config.json", "model.json", "model.safetensors"]
     assert load(folder).networks().keys() == {"score", "flow"}
+    member = Member(name="sweep-002", parameters={"snr": "0.1"}, figures={"test/fd": 3.0, "test/fd_se": float("nan")})
+    for _ in range(2):
+        log_members(group, tmp_path, [member])
+    below = client.search_runs([client.get_run(parent).info.experiment_id], "attributes.run_name = 'sweep-002'")
+    (found,) = below
+    assert (found.data.tags["mlflow.parentRunId"], found.info.status) == (parent, "FINISHED")
+    assert (found.data.params, found.data.metrics) == ({"snr": "0.1"}, {"test/fd": 3.0})
     close_runs([group], tmp_path, "KILLED", "terminated")
     assert client.get_run(parent).info.status == "KILLED"
     assert open_group(group, tmp_path, Command(), {}) == parent

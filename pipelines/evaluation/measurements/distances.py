@@ -84,6 +84,7 @@ class Samples(Task[SampleBatch]):
     Args:
         seeds: One per sample, in a row.
         start: What sampling starts from: the model's law, or data, of which the sample of seed i takes the row i.
+        strength: The share of the model's time up to which such data are noised.
         labelled: Whether the model is given labels: those of the rows that it starts from, else as frequent as in the data.
     """
 
@@ -91,6 +92,7 @@ class Samples(Task[SampleBatch]):
     seeds: range
     sampling: Sampling
     start: Literal["prior", "data"] = "prior"
+    strength: float = 1.0
     labelled: bool = False
 
     def needs(self) -> tuple[Span, ...]:
@@ -109,7 +111,7 @@ class Samples(Task[SampleBatch]):
         label = bench.rows(self._labels()) if self.labelled else None
         began = time.monotonic()
         try:
-            drawn = draw_by(model, self.seeds, self.sampling, data, label)
+            drawn = draw_by(model, self.seeds, self.sampling, data, label, strength=self.strength)
         except ConvergenceError:  # one sampler that fails does not cost the table
             drawn = Drawn(torch.full((len(self.seeds), *spec.shape), math.nan), math.nan)
         drawn, seconds = Drawn(drawn.x.cpu(), drawn.evaluations), time.monotonic() - began
@@ -191,6 +193,7 @@ class DistancesResult(Result):
         reference: What the samples were compared with.
         sampling: Sampler and options.
         start: What sampling started from: the model's law, or the diffused latents of test data.
+        strength: The share of the model's time up to which those were diffused.
         evaluations: Of the score, by a sample; nan where no sample came out.
         weights: Of the networks: averaged over training (EMA), or raw.
         diverged: Samples that had left the data's range; they are counted in.
@@ -201,6 +204,7 @@ class DistancesResult(Result):
     reference: Reference
     sampling: Sampling
     start: Literal["prior", "data"] = "prior"
+    strength: float = 1.0
     evaluations: float = math.nan
     weights: Literal["averaged", "raw"] = "averaged"
     diverged: int = 0
@@ -216,6 +220,7 @@ class DistancesResult(Result):
         ]
         cost = "" if math.isnan(self.evaluations) else f", {self.evaluations:.1f} evaluations of the score each"
         begun = ", started from data" if self.start == "data" else ""
+        begun += f" noised up to {self.strength:g} of the time" if self.strength != 1 else ""
         begun += ", with labels as frequent as in the data" if self.labels else ""
         made = f"{f.n:,} samples by {self.sampling}{begun}{cost}, {self.weights} weights"
         return ["; ".join(figures), f"{made}; compared with {self.reference}"]

@@ -19,6 +19,7 @@ from typing import Any
 import ray
 import torch
 
+from indm_core.model import GenerativeModel
 from pipelines.cluster.fair import K
 from pipelines.cluster.pool import Pool, places
 from pipelines.config.store import check_data, identity
@@ -43,7 +44,7 @@ from pipelines.runs.pictures import save_levels
 from pipelines.runs.tracking import Made, deliver, post
 from pipelines.storage.outputs import check_writable
 
-__all__ = ["compare", "log"]
+__all__ = ["Measured", "compare", "log", "measured_rows"]
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Entry:
 
     def task(self, seeds: range) -> Samples:
         row = self.row
-        return Samples(model=self.model, seeds=seeds, sampling=row.sampling, start=row.start, labelled=self.labelled)
+        begun = {"start": row.start, "strength": row.strength}
+        return Samples(model=self.model, seeds=seeds, sampling=row.sampling, labelled=self.labelled, **begun)
 
     def result(self, parts: Sequence[range], real: ReferenceFeatures, reference: Reference) -> RowResult:
         """Its figures, from all pieces."""
@@ -68,6 +70,7 @@ class Entry:
             reference=reference,
             sampling=self.row.sampling,
             start=self.row.start,
+            strength=self.row.strength,
             evaluations=evaluations_of([len(p.features) for p in made], [p.evaluations for p in made]),
             diverged=sum(piece.diverged for piece in made),
             labels=self.labelled,
@@ -93,6 +96,55 @@ def compare(
         ValueError: a run that is not trained or cannot be written to, runs on different data, or a row that a model does not
             allow.
     """
+    found = measured_rows(runs, lambda name, model: choose(wanted.rows, model, name).rows, wanted, root)
+    rows = {
+        run.name: tuple(result for entry, result in found.results.items() if entry.model == i)
+        for i, run in enumerate(runs)
+    }
+    plan = found.plan
+    document = Comparison(
+        num_samples=wanted.num_samples, key=found.key, reference=plan.reference, weights="", runs=rows
+    )
+    whole = {run: document.with_earlier(run, identity(run)) for run in runs}
+    for run in runs:
+        whole[run].put(run)
+    show(document)
+    _draw(runs, list(found.results), found.first, plan)
+    return document
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Rows that were measured.
+
+    Args:
+        plan: Of what.
+        key: Of the feature network and the kind of device.
+        first: The seeds of the first piece.
+        results: By row of a run.
+    """
+
+    plan: Plan
+    key: str
+    first: range
+    results: dict[Entry, RowResult]
+
+
+def measured_rows(
+    runs: Sequence[Weights],
+    rows: Callable[[str, GenerativeModel], Sequence[Row]],
+    wanted: CompareOptions,
+    root: Path,
+) -> Measured:
+    """Draws and measures rows of runs, of which the pieces that are there are not drawn again; Ray must be connected.
+
+    Args:
+        rows: rows(name of a run, its model): its rows.
+        wanted: How many samples, and where; not its rows.
+
+    Raises:
+        ValueError: as `compare` does.
+    """
     for run in runs:
         check_writable(run.place)
     settings = Settings(samples=wanted.num_samples, inception_weights=wanted.inception_weights, actors=wanted.actors)
@@ -101,7 +153,7 @@ def compare(
         check_data(run, plan.card)
     actors, device = places(wanted.actors, wanted.device)
     key = f"{plan.extractor.key} {device}"
-    entries = _entries(runs, plan.subjects, wanted.rows, key)
+    entries = _entries(runs, plan.subjects, rows, key)
     parts = [range(a, min(a + PIECE, wanted.num_samples)) for a in range(0, wanted.num_samples, PIECE)]
     tasks = _missing(entries, parts)
     arguments = ([ray.put(s) for s in plan.subjects], plan.extractor.make, 1, device)
@@ -110,16 +162,7 @@ def compare(
         for (entry, seeds), made in _in_lines("samples", Work(tasks, plan, actors), pool):
             entry.pieces.write(seeds, made)  # on disk, not in memory
     results = _results(entries, parts, real, plan.reference)
-    found = {
-        run.name: tuple(result for entry, result in results.items() if entry.model == i) for i, run in enumerate(runs)
-    }
-    document = Comparison(num_samples=wanted.num_samples, key=key, reference=plan.reference, weights="", runs=found)
-    whole = {run: document.with_earlier(run, identity(run)) for run in runs}
-    for run in runs:
-        whole[run].put(run)
-    show(document)
-    _draw(runs, entries, parts[0], plan)
-    return document
+    return Measured(plan=plan, key=key, first=parts[0], results=results)
 
 
 def _draw(runs: Sequence[Weights], entries: Sequence[Entry], first: range, plan: Plan) -> None:
@@ -133,13 +176,18 @@ def _draw(runs: Sequence[Weights], entries: Sequence[Entry], first: range, plan:
             save_levels(shown, plan.subjects[entry.model].spec, entry.pieces.directory / "samples.png")
 
 
-def _entries(runs: Sequence[Weights], subjects: Sequence[Subject], rows: str, key: str) -> list[Entry]:
+def _entries(
+    runs: Sequence[Weights],
+    subjects: Sequence[Subject],
+    rows: Callable[[str, GenerativeModel], Sequence[Row]],
+    key: str,
+) -> list[Entry]:
     """The rows of every run, in the order of the table."""
     entries = []
     for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
-        model, chosen = identity(run), choose(rows, subject.build(), run.name)
+        model, chosen = identity(run), rows(run.name, subject.build())
         labelled = subject.run.model.conditional
-        entries += [Entry(i, row, Pieces.of(run, model, row, key), labelled) for row in chosen.rows]
+        entries += [Entry(i, row, Pieces.of(run, model, row, key), labelled) for row in chosen]
     return entries
 
 

@@ -46,6 +46,7 @@ class Pieces:
         default = Sampling()
         options = {k: v for k, v in asdict(row.sampling).items() if k not in LATER or v != getattr(default, k)}
         options |= {"start": row.start} if row.start != "prior" else {}
+        options |= {"strength": row.strength} if row.strength != 1 else {}
         text = f"{model}\n{json.dumps(options, sort_keys=True)}\n{features}"
         key = hashlib.sha256(text.encode()).hexdigest()[:16]
         return Pieces(run / "compare" / f"{row.sampling.sampler}-{key}")

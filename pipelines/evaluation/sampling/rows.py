@@ -8,6 +8,8 @@ rows, `TABLE`, and `ablation` for `ABLATION`.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from indm_core.draw import check_sampling
+from indm_core.draw import check_sampling, times_of
 from indm_core.model import GenerativeModel
 from indm_core.sampling import Sampling
 from pipelines.config.terminal.cli import override
@@ -23,7 +25,20 @@ from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
 from pipelines.evaluation.features.reference import split_rows
 
-__all__ = ["ABLATION", "TABLE", "Chosen", "Row", "Start", "choose", "family", "parse_row", "parse_rows", "starts"]
+__all__ = [
+    "ABLATION",
+    "TABLE",
+    "Chosen",
+    "Row",
+    "Start",
+    "check_row",
+    "choose",
+    "family",
+    "parse_row",
+    "parse_rows",
+    "row_at",
+    "starts",
+]
 
 Start = Literal["prior", "data"]
 Words = tuple[str, ...]
@@ -62,11 +77,13 @@ SETS: dict[str, Words] = {"table": TABLE, "ablation": ABLATION}
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """A row: what was written, the sampler that it names, and where sampling starts."""
+    """A row: what was written, the sampler that it names, and where sampling starts: at the model's law, or at data that are
+    noised up to a share `strength` of its time."""
 
     text: str
     sampling: Sampling
     start: Start = "prior"
+    strength: float = 1.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,23 +107,56 @@ def parse_row(text: str) -> Row:
     Raises:
         ValueError: an unknown sampler or option, with the row.
     """
-    name, *rest = text.split(":")
-    given = {"sampler": name}
     try:
-        for part in (part for word in rest for part in word.split(",")):
-            option, equals, value = part.partition("=")
-            option, value = (option, value) if equals else ("steps", part)
-            if option in given:
-                raise ValueError(f"{option} is given twice")
-            given[option] = value
-        if "steps" in given and "nfe" in given:
-            raise ValueError("steps and nfe both say how long; give one")
-        start = given.pop("start", "prior")
+        given = _options(text)
+        start, strength = given.pop("start", "prior"), given.pop("strength", "1")
         if start not in ("prior", "data"):
             raise ValueError(f"start={start} is neither prior nor data")
-        return Row(text=text, sampling=override(Sampling(), given), start=start)
+        sampling = override(Sampling(), given)
+        return Row(text=text, sampling=sampling, start=start, strength=_share(strength, start))
     except ValueError as error:
         raise ValueError(f"rows: {text!r}: {error}") from None
+
+
+def row_at(text: str, given: Mapping[str, str]) -> Row:
+    """A row with other options beside its own, or in their place: of steps and nfe the later one counts.
+
+    Raises:
+        ValueError: as `parse_row` does.
+    """
+    lengths = {"steps", "nfe"} if given.keys() & {"steps", "nfe"} else set[str]()
+    options = {name: value for name, value in _options(text).items() if name not in lengths} | dict(given)
+    name = options.pop("sampler")
+    said = ",".join(f"{option}={value}" for option, value in options.items())
+    return parse_row(f"{name}:{said}" if said else name)
+
+
+def _options(text: str) -> dict[str, str]:
+    """The options of a row as text, its sampler among them."""
+    name, *rest = text.split(":")
+    given = {"sampler": name}
+    for part in (part for word in rest for part in word.split(",")):
+        option, equals, value = part.partition("=")
+        option, value = (option, value) if equals else ("steps", part)
+        if option in given:
+            raise ValueError(f"{option} is given twice")
+        given[option] = value
+    if "steps" in given and "nfe" in given:
+        raise ValueError("steps and nfe both say how long; give one")
+    return given
+
+
+def _share(text: str, start: Start) -> float:
+    """The share of the time up to which data are noised."""
+    try:
+        strength = float(text)
+    except ValueError:
+        strength = math.nan
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={text} must lie in (0, 1], a share of the time")
+    if strength != 1 and start != "data":
+        raise ValueError(f"strength={text}: it says how far data are noised; give start=data")
+    return strength
 
 
 def parse_rows(text: str) -> tuple[Row, ...]:
@@ -128,13 +178,19 @@ def choose(text: str, model: GenerativeModel, name: str) -> Chosen:
     asked, rows, left_out = set(text.split()), [], []
     for row in parse_rows(text):
         try:
-            check_sampling(model, row.sampling)
+            check_row(model, row)
             rows.append(row)
         except ValueError as error:
             if row.text in asked:
                 raise ValueError(f"rows: {row.text!r} on {name}: {error}") from None
             left_out.append((row.text, str(error)))
     return Chosen(rows=tuple(rows), left_out=tuple(left_out))
+
+
+def check_row(model: GenerativeModel, row: Row) -> None:
+    """Refuses a row that a model does not allow; ValueError says why."""
+    check_sampling(model, row.sampling)
+    times_of(model, row.sampling, row.strength)
 
 
 def family(row: str) -> str:

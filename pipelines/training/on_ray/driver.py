@@ -23,6 +23,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError
 
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import check_resources, connect
+from pipelines.evaluation.settings import Settings
 from pipelines.runs.job import Job, finished
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import environment, tracking_uri
@@ -30,6 +31,7 @@ from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
 from pipelines.training.launch import Launch
+from pipelines.training.on_ray.beside import Beside
 from pipelines.training.on_ray.stream import READ_CPUS
 from pipelines.training.on_ray.worker import Assignment, Notices, Outcome, train_worker
 from pipelines.training.watch.divergence import DivergedError
@@ -41,8 +43,11 @@ __all__ = ["build_trainer", "fit", "train_on_ray"]
 WATCH_SECONDS = 0.2
 
 
-def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
+def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None = None) -> None:
     """Trains the jobs one after the other in one group of Ray Train workers.
+
+    Args:
+        along: How checkpoints are measured beside the training; None: they are not.
 
     Raises:
         ValueError: what a worker refused, or more workers than the cluster can give.
@@ -52,7 +57,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     try:
-        _train(jobs, launch, root, stop)
+        _train(jobs, launch, root, stop, along)
     except BaseException as error:
         killed = stop.requested or isinstance(error, KeyboardInterrupt)
         reason = stop.word if killed else one_line(error)
@@ -60,7 +65,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) ->
         raise
 
 
-def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
+def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None) -> None:
     """Trains them, each with its MLflow run: that of the first is opened here, which finds out whether the store answers, those
     of the others when their training begins."""
     first = next(job for job in jobs if not finished(job.training))
@@ -76,13 +81,16 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop) -> None:
         )
     check_nodes(root, dict.fromkeys(place for job in jobs for place in (job.data, job.partner) if place))
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
-    trainer = build_trainer(jobs, launch, root)
+    trainer, trainings = build_trainer(jobs, launch, root), [job.training for job in jobs]
     with (
         stop.at_boundary(),
-        Ticker([job.training for job in jobs]),
+        Ticker(trainings),
         Shipper(feeds, tracking_uri(root)),
+        Beside(trainings, along, root, launch.device) as beside,
     ):
         outcome = fit(trainer, stop)
+        if not outcome.refusal:
+            beside.finish(stop)
     if outcome.refusal and launch.traceback:
         print(outcome.refusal.trace, file=sys.stderr)
     if outcome.refusal:

@@ -10,8 +10,9 @@ from types import TracebackType
 from pipelines.runs.job import METRICS, Training
 from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
+from pipelines.storage.along import Measured
 
-__all__ = ["Ticker", "line", "saved", "show"]
+__all__ = ["Ticker", "line", "measured_line", "saved", "show"]
 
 POLL_SECONDS = 0.5
 
@@ -30,6 +31,16 @@ def line(training: Training, record: Record) -> str:
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
     speed = f"{record.images_per_s:.0f} {record.rows}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
     return "  ".join(filter(None, [where, _loss(record), held_out, speed]))
+
+
+def measured_line(training: Training, record: Measured) -> str:
+    """What was measured of a checkpoint as a line: every figure with its standard error."""
+    where = f"{training.directory.name}  {'measured':<11} {record.step:>6}/{training.train.steps}"
+    figures = []
+    for name, taken in record.figures.items():
+        of = f"(n = {record.samples:,})" if name == "fd" else record.unit
+        figures.append(f"{name} {taken.value:.3f} +- {taken.se:.3f} {of}")
+    return "  ".join([where, *(figures or ["no figure could be had"]), f"{record.seconds:.0f} s"])
 
 
 def _loss(record: Record) -> str:

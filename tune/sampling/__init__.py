@@ -1,0 +1,1 @@
+"""Sweeps over samplers of trained models: nothing is trained again."""
