@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from ray_session import TINY_2D, main_of, one_line, train
+from ray_session import ROOT, TINY_2D, environment, main_of, one_line, run_script, train
 
 from indm_core.sampling import Sampling
 from pipelines.config.weights import Weights
@@ -189,27 +191,16 @@ def test_optuna_suggests_and_learns(root, drawn, capsys):
 
 @pytest.mark.slow
 @pytest.mark.ray
-@pytest.mark.filterwarnings("default")
-def test_samples_are_those_of_compare(root, capsys):
+def test_samples_are_those_of_compare(root):
     """The same rows have the same distances, and what one command has drawn the other does not draw again."""
-    words = ["--out", str(root), "--num-samples", "20", "--actors", "1"]
-    sweep = [
-        "sampler",
-        "toy2d_spiral",
-        "--row",
-        "pc:4",
-        "--space",
-        "snr=0.1,0.2",
-        "--space",
-        "start=prior,data",
-        "--name",
-        "s",
-    ]
-    assert main_of("sweep")([*sweep, *words]) == 0
+    drawing = ["--out", str(root), "--num-samples", "20", "--actors", "1"]
+    space = ["--row", "pc:4", "--space", "snr=0.1,0.2", "--space", "start=prior,data", "--name", "s"]
+    words = [sys.executable, str(ROOT / "tune" / "sweep.py"), "sampler", "toy2d_spiral", *space, *drawing]
+    done = subprocess.run(words, env=environment(), capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
     found = Sweep.read(root / "s")
     assert found is not None
-    assert main_of("compare")(["toy2d_spiral", "--rows", "pc:steps=4,snr=0.2,start=prior", *words]) == 0
-    said = capsys.readouterr().out
-    assert "1 of 1 pieces are there already" in said
+    compared = run_script("compare", "toy2d_spiral", "--rows", "pc:steps=4,snr=0.2,start=prior", *drawing, timeout=600)
+    assert "1 of 1 pieces are there already" in compared.stdout, compared.stderr
     (row,) = Comparison.read(root / "toy2d_spiral" / "compare.json").runs["toy2d_spiral"]
     assert row.result.distances.frechet.value == found.trials[2].figures["fd"].value
