@@ -44,7 +44,7 @@ def train_local(jobs: Sequence[Job], launch: Launch, stop: Stop) -> None:
         device=device,
         average=lambda vector: vector,
         agree=lambda value: value,
-        stopping=lambda: stop.requested,
+        stopping=lambda training, step: stop.requested,
         wrap=lambda model: model,
         begins=partial(_announce, device),
         publish=show,

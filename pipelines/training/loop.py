@@ -91,7 +91,7 @@ def _train(work: Work[Any], session: Session) -> None:
         begun=trainer.step_count,
     )
     batches = work.batches(trainer.step_count)
-    generator, halt = torch.Generator(session.device), Halt(session)
+    generator, halt = torch.Generator(session.device), Halt(session, training)
     if halt.due(trainer.step_count):
         raise Halted
     if session.rank == 0 and train.validate_every and not read_metrics(training.directory):

@@ -20,6 +20,7 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import check_resources, connect
@@ -30,8 +31,10 @@ from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
 from pipelines.training.launch import Launch
+from pipelines.training.on_ray.care import Care
+from pipelines.training.on_ray.notices import Notices
 from pipelines.training.on_ray.stream import READ_CPUS
-from pipelines.training.on_ray.worker import Assignment, Notices, Outcome, train_worker
+from pipelines.training.on_ray.worker import Assignment, Outcome, train_worker
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.progress import Ticker
 from pipelines.training.watch.summary import summary
@@ -111,7 +114,8 @@ def build_trainer(
     use_gpu, variables = _uses_gpus(launch), environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
-    notices = ray.remote(num_cpus=0)(Notices).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # as long as the driver
+    notices = ray.remote(num_cpus=0)(Notices).options(scheduling_strategy=here).remote(launch.stall_seconds)
     assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, notices=notices)
     return TorchTrainer(
         train_worker,
@@ -133,7 +137,7 @@ def build_trainer(
 
 
 def fit(trainer: TorchTrainer, stop: Stop | None = None) -> Outcome:
-    """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows.
+    """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows, with `Care`.
 
     Args:
         trainer: Of `build_trainer`.
@@ -143,10 +147,13 @@ def fit(trainer: TorchTrainer, stop: Stop | None = None) -> Outcome:
         ValueError: workers failed more often than that; the message has the cause.
     """
     fitting = _Fitting(trainer)
+    care = Care(fitting.notices)
     fitting.start()
     while not fitting.ended.wait(WATCH_SECONDS):
         if stop and stop.requested and not fitting.ask_to_stop():
             stop.check()
+        care.look()
+    care.look(last=True)
     if isinstance(fitting.error, TrainingFailedError):
         raise ValueError(f"training stopped: {_cause(fitting.error)}; the same command goes on") from fitting.error
     if fitting.error:
@@ -160,6 +167,8 @@ class _Fitting(threading.Thread):
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(daemon=True)
         self.trainer = trainer
+        assignment: Assignment = (trainer.train_loop_config or {})["assignment"]
+        self.notices = assignment.notices
         self.ended = threading.Event()
         self.outcome, self.error = Outcome(), None
         self.asked = self.heard = False
@@ -167,6 +176,8 @@ class _Fitting(threading.Thread):
     def run(self) -> None:
         try:
             self.outcome = self.trainer.fit().return_value or Outcome()
+            while self.outcome.moves:  # a new group, which is none of the restarts after failures
+                self.outcome = self.trainer.fit().return_value or Outcome()
         except BaseException as error:  # raised where it is waited for
             self.error = error
         self.ended.set()
@@ -174,8 +185,7 @@ class _Fitting(threading.Thread):
     def ask_to_stop(self) -> bool:
         """Asks the workers once to stop; returns whether there are any who will hear it."""
         if not self.asked:
-            assignment: Assignment = (self.trainer.train_loop_config or {})["assignment"]
-            self.asked, self.heard = True, bool(ray.get(assignment.notices.ask_to_stop.remote()))
+            self.asked, self.heard = True, bool(ray.get(self.notices.ask_to_stop.remote()))
         return self.heard
 
 
