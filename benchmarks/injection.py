@@ -28,6 +28,8 @@ from pipelines.runs.job import read_metrics
 from pipelines.runs.record import RecordReader
 
 __all__ = [
+    "BATCH",
+    "WORKER",
     "Case",
     "Cost",
     "Moment",
@@ -45,6 +47,7 @@ __all__ = [
 
 ROOT = Path(__file__).resolve().parents[1]
 RECIPE, WORKER = "digits_vp_nll", "ray::RayTrainWorker"
+BATCH = 16
 TINY = (
     *(
         "--nf",

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 
+from benchmarks.goodput import KINDS, schedule
 from benchmarks.injection import Seen, cost_of, moments
 from pipelines.training.launch import Launch
 from pipelines.training.watch.course import BEGIN_SECONDS, FACTOR, Course
@@ -112,3 +114,14 @@ def test_the_cost_of_a_fault_is_read_off_what_was_seen():
     assert moved is not None
     assert moved.lost == 0
     assert not math.isnan(moved.seconds)
+
+
+def test_a_schedule_of_faults_follows_from_its_seed_and_has_the_mean_gap():
+    drawn = schedule(1e5, 100.0, seed=1)
+    assert drawn == schedule(1e5, 100.0, seed=1)
+    assert drawn != schedule(1e5, 100.0, seed=2)
+    assert abs(len(drawn) - 1000) < 5 * math.sqrt(1000)  # a Poisson number
+    assert all(sooner.seconds < later.seconds < 1e5 for sooner, later in pairwise(drawn))
+    for kind in KINDS:
+        share = sum(fault.kind == kind for fault in drawn) / len(drawn)
+        assert abs(share - 1 / 3) < 5 * math.sqrt(2 / 9 / len(drawn))
