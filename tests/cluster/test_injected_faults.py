@@ -1,4 +1,4 @@
-"""The project's commands under faults at random moments: they go on, lose an interval at most, and end as if nothing had been."""
+"""The project's commands under faults at random moments: they go on, lose an interval at most, and end as undisturbed ones."""
 
 from __future__ import annotations
 
