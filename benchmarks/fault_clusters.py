@@ -33,8 +33,9 @@ QUICK = {
     "RAY_health_check_period_ms": "1000",
     "RAY_health_check_failure_threshold": "10",
     "RAY_AUTH_MODE": "disabled",
+    "RAY_worker_niceness": "0",
 }
-"""A node that does not answer for ten seconds is lost, where Ray waits for half a minute."""
+"""A node that does not answer for ten seconds is lost (for Ray itself: half a minute); workers are as nice as the command."""
 STORE, NODE = 96 << 20, 2
 DEADLINE_SECONDS, CUT_SECONDS, FULL_SECONDS = 60, 30.0, 20.0
 FILL = """
