@@ -64,11 +64,15 @@ def join(nodes: Any) -> Any:
     return nodes.add_node(num_cpus=NODE, object_store_memory=STORE)
 
 
-def trained(kind: str, asked: Asked, nodes: Any, inject: Callable[[Running, Moment], None]) -> Row:
-    """A training through faults of a cluster of a head and a node."""
+def trained(kind: str, asked: Asked, nodes: Any, inject: Callable[[Running, Moment], float], longer: int = 1) -> Row:
+    """A training through faults of a cluster of a head and a node.
+
+    Args:
+        longer: So many times, where steps are taken while the fault is brought about.
+    """
     join(nodes)
     case = asked.case(kind, *TWO, "--max-failures", str(asked.times))
-    case = replace(case, variables=QUICK | {"RAY_ADDRESS": nodes.address})
+    case = replace(case, steps=longer * case.steps, variables=QUICK | {"RAY_ADDRESS": nodes.address})
     costs, _ = through(case, asked.moments(case), inject)
     return Row(kind=kind, injected=asked.times, costs=costs, interval=case.every, equal="trained to the last step")
 
@@ -76,10 +80,12 @@ def trained(kind: str, asked: Asked, nodes: Any, inject: Callable[[Running, Mome
 def node(asked: Asked) -> Row:
     with cluster() as nodes:
 
-        def inject(running: Running, moment: Moment) -> None:
+        def inject(running: Running, moment: Moment) -> float:
             (lost,) = nodes.worker_nodes
             nodes.remove_node(lost, allow_graceful=False)
+            fault = time.monotonic()
             join(nodes)
+            return fault
 
         return trained("node", asked, nodes, inject)
 
@@ -88,24 +94,27 @@ def drain(asked: Asked) -> Row:
     """The fault counts from the notice on; the steps before it are those that the workers took until they left."""
     with cluster() as nodes:
 
-        def inject(running: Running, moment: Moment) -> None:
+        def inject(running: Running, moment: Moment) -> float:
             (going,) = nodes.worker_nodes
             join(nodes)
             before = set(processes(WORKER, os.getpid()))
             words = ["drain-node", "--address", nodes.address, "--node-id", going.node_id, "--reason-message", "spot"]
             words += ["--reason", "DRAIN_NODE_REASON_PREEMPTION", "--deadline-remaining-seconds", str(DEADLINE_SECONDS)]
             subprocess.run([str(Path(sys.executable).parent / "ray"), *words], check=True)
+            fault = time.monotonic()
             threading.Timer(DEADLINE_SECONDS, nodes.remove_node, [going], {"allow_graceful": False}).start()
             running.wait_for(lambda: not before & set(processes(WORKER, os.getpid())), "the workers' leave")
+            return fault
 
-        return trained("drain", asked, nodes, inject)
+        return trained("drain", asked, nodes, inject, longer=6)
 
 
 def objects(asked: Asked) -> Row:
     with cluster() as nodes:
 
-        def inject(running: Running, moment: Moment) -> None:
-            subprocess.run([sys.executable, "-c", FILL, nodes.address, str(FULL_SECONDS)], check=True)
+        def inject(running: Running, moment: Moment) -> float:
+            subprocess.Popen([sys.executable, "-c", FILL, nodes.address, str(FULL_SECONDS)])
+            return time.monotonic()
 
         return trained("objects", asked, nodes, inject)
 
@@ -127,10 +136,10 @@ def partition(asked: Asked) -> Row:
         words = (*TWO, "--max-failures", str(asked.times), "--network-interface", "eth0")
         case: Case = replace(asked.case("partition", *words), launcher=submit)
 
-        def inject(running: Running, moment: Moment) -> None:
+        def inject(running: Running, moment: Moment) -> float:
             hosts.unplug("host1")
-            time.sleep(CUT_SECONDS)
-            hosts.unplug("host1", plugged=True)
+            threading.Timer(CUT_SECONDS, hosts.unplug, ["host1", True]).start()
+            return time.monotonic()
 
         costs, _ = through(case, asked.moments(case), inject)
     return Row(

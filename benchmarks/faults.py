@@ -27,6 +27,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -114,7 +115,7 @@ class Row:
 TITLE = f"{'kind':>9} {'injected':>8} {'recovered':>9} {'lost':>9} {'median':>7} {'most s':>7}  result"
 
 
-def trained(kind: str, asked: Asked, case: Case, inject: Callable[[Running, Moment], None], says: str = "") -> Row:
+def trained(kind: str, asked: Asked, case: Case, inject: Callable[[Running, Moment], float], says: str = "") -> Row:
     """A training through faults, compared with one without.
 
     Args:
@@ -128,11 +129,11 @@ def trained(kind: str, asked: Asked, case: Case, inject: Callable[[Running, Mome
     return Row(kind=kind, injected=asked.times, costs=costs, interval=case.every, equal=equal)
 
 
-def of_worker(running: Running, moment: Moment, number: int = signal.SIGKILL) -> None:
+def of_worker(running: Running, moment: Moment, number: int = signal.SIGKILL) -> float:
     """Sends a signal to one of the workers."""
     running.wait_for(lambda: bool(running.workers()), "a worker")
     found = running.workers()
-    send(number, found[int(moment.draw * len(found))])
+    return send(number, found[int(moment.draw * len(found))])
 
 
 def worker(asked: Asked) -> Row:
@@ -152,27 +153,29 @@ def hang(asked: Asked) -> Row:
 def write(asked: Asked) -> Row:
     """The worker is ended when the directory is there that a checkpoint is built in, and up to 20 ms later."""
 
-    def inject(running: Running, moment: Moment) -> None:
+    def inject(running: Running, moment: Moment) -> float:
         place = running.case.run / "checkpoints"
         deadline = time.monotonic() + 120
         while not any(place.glob(".*.partial")) and time.monotonic() < deadline:
             time.sleep(0.0005)
         time.sleep(0.02 * moment.draw)
-        send(signal.SIGKILL, *running.workers())
+        fault = send(signal.SIGKILL, *running.workers())
         assert checkpoint.latest(running.case.run), "no checkpoint is whole"
+        return fault
 
     return trained("write", asked, asked.case("write", "--max-failures", str(asked.times)), inject)
 
 
 def damage(asked: Asked) -> Row:
-    def inject(running: Running, moment: Moment) -> None:
-        end(running)
+    def inject(running: Running, moment: Moment) -> float:
+        fault = end(running)
         *_, newest = checkpoint.checkpoints(running.case.run)
         with (newest / checkpoint.TENSORS).open("r+b") as file:
             file.seek(int(moment.draw * (newest / checkpoint.TENSORS).stat().st_size))
             byte = file.read(1)[0]
             file.seek(-1, os.SEEK_CUR)
             file.write(bytes([byte ^ 1]))
+        return fault
 
     case = asked.case("damage")
     row = trained("damage", asked, case, inject, says="damaged, going on from an earlier checkpoint")
@@ -185,8 +188,8 @@ def disk(asked: Asked) -> Row:
     case.out.mkdir(parents=True, exist_ok=True)
     subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={FULL_BYTES}", "none", str(case.out)], check=True)
 
-    def inject(running: Running, moment: Moment) -> None:
-        filler = case.out / "filler"
+    def inject(running: Running, moment: Moment) -> float:
+        filler, fault = case.out / "filler", time.monotonic()
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(4096))
@@ -194,6 +197,7 @@ def disk(asked: Asked) -> Row:
             running.process.wait(timeout=300)
         finally:
             filler.unlink()
+        return fault
 
     try:
         return trained("disk", asked, case, inject)
@@ -244,13 +248,18 @@ def mlflow(asked: Asked) -> Row:
     case = asked.case("mlflow")
     case = replace(case, steps=4 * case.steps, variables={"MLFLOW_TRACKING_URI": server.uri})
 
-    def inject(running: Running, moment: Moment) -> None:
+    def inject(running: Running, moment: Moment) -> float:
         server.kill()
-        time.sleep(AWAY_SECONDS)
-        server.start()
+        back = threading.Timer(AWAY_SECONDS, server.start)
+        back.start()
+        waited.append(back)
+        return time.monotonic()
 
+    waited = list[threading.Timer]()
     try:
         row = trained("mlflow", asked, case, inject)
+        for back in waited:
+            back.join()
         history = MlflowClient(server.uri).get_metric_history(run_id(case.run), "train/nelbo")
         there = {metric.step for metric in history}
         shipped = f"{len(there)} of {case.steps} steps in MLflow"

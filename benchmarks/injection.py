@@ -241,11 +241,11 @@ class Running:
                 self.seen.append(Seen(time.monotonic(), self.reader.last_step))
 
 
-def through(case: Case, when: Sequence[Moment], inject: Callable[[Running, Moment], None]) -> tuple[list[Cost], str]:
+def through(case: Case, when: Sequence[Moment], inject: Callable[[Running, Moment], float]) -> tuple[list[Cost], str]:
     """A training through faults, to its end.
 
     Args:
-        inject: Brings a fault about; where it ends the command, the same command is given again.
+        inject: Brings a fault about and returns when it was; where it ends the command, the same command is given again.
 
     Returns:
         What each fault cost, and what was printed.
@@ -260,8 +260,8 @@ def through(case: Case, when: Sequence[Moment], inject: Callable[[Running, Momen
             if not running.wait_for(lambda moment=moment: running.step >= moment.step, f"step {moment.step}"):
                 break
             time.sleep(moment.later)
+            fault = inject(running, moment)
             began = time.monotonic()
-            inject(running, moment)
             before = max((record.step for record in read_metrics(case.run)), default=0)
             if running.process.poll() is not None:
                 running.start()
@@ -270,6 +270,7 @@ def through(case: Case, when: Sequence[Moment], inject: Callable[[Running, Momen
             )
             if (cost := cost_of(began, before, running.seen)) is None:
                 raise RuntimeError(f"status {running.process.poll()} after step {before}: {running.said()[-800:]}")
+            cost = replace(cost, seconds=cost.seconds + began - fault)
             print(f"  step {cost.step}: {cost.lost} steps again, {cost.seconds:.1f} s", flush=True)
             costs.append(cost)
         status = running.process.wait()
@@ -314,16 +315,19 @@ def _below(number: int, ancestor: int, parents: dict[int, int]) -> bool:
     return number == ancestor
 
 
-def send(number: int, *to: int) -> None:
-    """Sends a signal to processes, of which some may have ended."""
+def send(number: int, *to: int) -> float:
+    """Sends a signal to processes, of which some may have ended; returns when."""
     for process in to:
         try:
             os.kill(process, number)
         except ProcessLookupError:
             continue
+    return time.monotonic()
 
 
-def end(running: Running) -> None:
-    """Ends a command at once, as `kill -9` does."""
+def end(running: Running) -> float:
+    """Ends a command at once, as `kill -9` does; returns when."""
     running.process.send_signal(signal.SIGKILL)
+    now = time.monotonic()
     running.process.wait()
+    return now
