@@ -141,7 +141,7 @@ def worker(asked: Asked) -> Row:
 
 
 def driver(asked: Asked) -> Row:
-    return trained("driver", asked, asked.case("driver"), lambda running, moment: end(running))
+    return trained("driver", asked, asked.case("driver"), lambda running, moment: end(running, again=True))
 
 
 def hang(asked: Asked) -> Row:
@@ -168,7 +168,7 @@ def write(asked: Asked) -> Row:
 
 def damage(asked: Asked) -> Row:
     def inject(running: Running, moment: Moment) -> float:
-        fault = end(running)
+        fault = end(running, again=False)
         *_, newest = checkpoint.checkpoints(running.case.run)
         with (newest / checkpoint.TENSORS).open("r+b") as file:
             file.seek(int(moment.draw * (newest / checkpoint.TENSORS).stat().st_size))

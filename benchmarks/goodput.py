@@ -59,8 +59,7 @@ def schedule(seconds: float, gap: float, seed: int) -> list[Fault]:
 def inject(running: Running, fault: Fault) -> None:
     """Brings a fault about; one that finds no worker, because the group is just beginning, hits nothing."""
     if fault.kind == "driver":
-        end(running)
-        running.start()
+        end(running, again=True)
     elif found := running.workers():
         number = signal.SIGKILL if fault.kind == "worker" else signal.SIGSTOP
         send(number, found[int(fault.draw * len(found))])
@@ -82,8 +81,8 @@ def disturbed(case: Case, faults: list[Fault], seconds: float) -> float:
         began = time.monotonic()
         for fault in faults:
             time.sleep(max(0.0, began + fault.seconds - time.monotonic()))
-            told.append((fault, time.monotonic(), running.step))
             inject(running, fault)
+            told.append((fault, time.monotonic(), max((record.step for record in read_metrics(case.run)), default=0)))
         time.sleep(max(0.0, began + seconds - time.monotonic()))
         took, step = time.monotonic() - began, max(record.step for record in read_metrics(case.run))
         for fault, when, before in told:

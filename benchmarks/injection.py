@@ -325,9 +325,21 @@ def send(number: int, *to: int) -> float:
     return time.monotonic()
 
 
-def end(running: Running) -> float:
-    """Ends a command at once, as `kill -9` does; returns when."""
+def end(running: Running, *, again: bool) -> float:
+    """Ends a command at once, as `kill -9` does, and waits until its workers, which may take another step, have ended too.
+
+    Args:
+        again: The same command is given meanwhile.
+
+    Returns:
+        When the command was ended.
+    """
+    workers = set(running.workers())
     running.process.send_signal(signal.SIGKILL)
     now = time.monotonic()
     running.process.wait()
+    if again:
+        running.start()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers) and time.monotonic() < now + PATIENCE:
+        time.sleep(POLL_SECONDS)
     return now

@@ -343,12 +343,13 @@ def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: (not first_begins, 0))
     monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
+    monkeypatch.setattr(worker, "WorkerLog", lambda directory, rank, world: nullcontext())
     monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    job: Any = "job"
+    job: Any = SimpleNamespace(directory=Path())
     assignment = worker.Assignment(jobs=(job,), threads=torch.get_num_threads(), notices=handle)
     worker.train_worker({"assignment": assignment})
-    assert begun == (["job"] if first_begins else [])
+    assert begun == ([job] if first_begins else [])
 
 
 @pytest.mark.slow
