@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -278,21 +279,23 @@ def actor(asked: Asked) -> Row:
     """An evaluation of the undisturbed training, without and with actors that are ended when they are at work."""
     case = Case(out=asked.out / "actor", steps=PART)
     undisturbed(case)
-    run = case.out.parent / f"undisturbed-{case.steps}" / "digits_vp_nll"
-    words = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), str(run), "--actors", "1"]
-    words += ["--images", "64", "--replicates", "2", "--samples", "200", "--again"]
-    documents, costs = [], []
+    trained_run = case.out.parent / f"undisturbed-{case.steps}" / "digits_vp_nll"
+    documents, costs = list[str](), list[Cost]()
     for times in (0, asked.times):
+        run = case.out / f"with-{times}" / trained_run.name
+        shutil.copytree(trained_run, run)
+        words = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), str(run), "--actors", "1", "--images", "64"]
+        words += ["--nll-replicates", "2", "--nelbo-replicates", "2", "--samples", "200"]
         began = time.monotonic()
-        process = subprocess.Popen(words, env=os.environ | {"RAY_ADDRESS": "local"}, stdout=subprocess.DEVNULL)
+        own = {"RAY_ADDRESS": "local", "INDM_RUNS": str(run.parent)}
+        process = subprocess.Popen(words, env=os.environ | own, stdout=subprocess.DEVNULL)
         for moment in moments(times, 1, asked.seed):
-            while process.poll() is None and not (found := processes("ray::Evaluator.", process.pid)):
-                time.sleep(0.02)
-            time.sleep(2 * moment.later)
-            send(signal.SIGKILL, *found)
-            killed = time.monotonic()
             while process.poll() is None and not processes("ray::Evaluator.", process.pid):
-                time.sleep(0.02)
+                time.sleep(0.1)
+            time.sleep(2 * moment.later)
+            killed = send(signal.SIGKILL, *processes("ray::Evaluator.", process.pid))
+            while process.poll() is None and not processes("ray::Evaluator.", process.pid):
+                time.sleep(0.1)
             costs.append(Cost(step=0, lost=0, seconds=time.monotonic() - killed))
         if process.wait():
             raise RuntimeError(f"evaluate.py: status {process.returncode}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -63,6 +64,7 @@ class Session:
         publish: Called on every rank with (training, record) for every record; that of rank 0 stands in metrics.jsonl by then,
             and it alone has figures of held-out rows.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
+        say: Called on every rank with a line for whoever gave the command; that of rank 0 is shown.
     """
 
     rank: int
@@ -75,3 +77,4 @@ class Session:
     begins: Callable[[Training, Trainable], None]
     publish: Callable[[Training, Record], None]
     checkpointed: Callable[[Training, Path, Record], None]
+    say: Callable[[str], None] = field(default=partial(print, flush=True))

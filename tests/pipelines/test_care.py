@@ -7,8 +7,6 @@ from typing import Any
 
 import pytest
 
-from pipelines.training.watch.course import Loss
-
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 
 
@@ -96,8 +94,14 @@ def test_a_smaller_group_forgets_the_workers_beyond_it(group):
     assert [member.worker for member in group.notices.state().members] == ["worker 2"]
 
 
-def test_a_loss_is_said_once(group, capsys):
-    group.notices.losses.append(Loss(run="r", step=47, since=0.0, resumed=40, seconds=30.0))
+def test_what_workers_say_and_what_a_restart_lost_is_said_once(group, capsys):
+    stand_still(group)
+    group.notices.begin()
+    group.notices.say("step-00000040: damaged")
+    group.notices.stopping("r", 30)
+    group.notices.stopping("r", 42)
     group.care.look()
     group.care.look(last=True)
-    assert capsys.readouterr().out == "r: after a restart at step 40 steps 41 to 47 were taken again (7 steps, 30 s)\n"
+    said, loss = capsys.readouterr().out.splitlines()
+    assert said == "step-00000040: damaged"
+    assert loss.startswith("r: after a restart at step 30 steps 31 to 41 were taken again (11 steps, ")

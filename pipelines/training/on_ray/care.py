@@ -4,7 +4,7 @@
   worker nothing else would notice: no collective waits for it, and Ray asks whether the process answers, not whether it steps.
 - Workers on a machine that is to leave the cluster (`ray drain-node`, a spot machine's notice) write a checkpoint after the
   step that they are in, and begin again on the machines that stay: no step is lost.
-- What a restart has lost is said when it is made up for.
+- What a restart has lost is said when it is made up for, and what the workers have to say.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Care:
             return
         with suppress(RayError, GetTimeoutError):  # where the cluster itself does not answer, the training says so
             state: State = ray.get(self.notices.state.remote(), timeout=ANSWER_SECONDS)
-            for loss in state.losses:
-                print(loss.line(), flush=True)
+            for line in state.lines:
+                print(line, flush=True)
             if not last:
                 self._end_those_that_stand_still(state)
                 self._have_leave_those_that_must(state)

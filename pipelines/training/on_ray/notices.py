@@ -6,7 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.training.watch.course import Course, Loss
+from pipelines.training.watch.course import Course
 
 __all__ = ["Member", "Notices", "Refusal", "State"]
 
@@ -47,14 +47,14 @@ class State:
         run, step: What was told last.
         still: Seconds without a step where they stand still, else 0.
         members: The workers of the newest group.
-        losses: Of restarts that are over, each given once.
+        lines: What the workers have to say, and what restarts that are over have cost, each given once.
     """
 
     run: str
     step: int
     still: float
     members: tuple[Member, ...]
-    losses: tuple[Loss, ...]
+    lines: tuple[str, ...]
 
 
 class Notices:
@@ -67,7 +67,7 @@ class Notices:
     def __init__(self, stall_seconds: float = 0.0) -> None:
         self.refusals: list[Refusal] = []
         self.num_groups, self.stop, self.leaving = 0, False, False
-        self.course, self.losses = Course(stall_seconds), list[Loss]()
+        self.course, self.lines = Course(stall_seconds), list[str]()
         self.members: dict[int, Member] = {}
 
     def add(self, refusal: Refusal) -> None:
@@ -98,8 +98,12 @@ class Notices:
 
     def stopping(self, run: str, step: int) -> bool:
         """Called by the first worker every now and then; returns whether they are to end after the step."""
-        self.losses += self.course.tell(run, step, time.monotonic())
+        self.lines += [loss.line() for loss in self.course.tell(run, step, time.monotonic())]
         return self.stop or self.leaving
+
+    def say(self, line: str) -> None:
+        """Called by the first worker with a line for the terminal."""
+        self.lines.append(line)
 
     def moves(self) -> bool:
         """Called by a worker that was told to end: whether others begin in its place."""
@@ -107,12 +111,12 @@ class Notices:
 
     def state(self) -> State:
         """Called by the command every now and then."""
-        losses, self.losses = tuple(self.losses), []
+        lines, self.lines = tuple(self.lines), []
         course = self.course
         return State(
             run=course.run,
             step=course.step,
             still=course.still(time.monotonic()),
             members=tuple(self.members.values()),
-            losses=losses,
+            lines=lines,
         )

@@ -99,6 +99,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             begins=lambda training, model: None,
             publish=lambda training, record: _publish(training, record, gauges, machine if rank == 0 else None),
             checkpointed=_report,
+            say=lambda line: ray.get(notices.say.remote(line)) if rank == 0 else None,
         )
         try:
             for job in assignment.jobs:
