@@ -24,7 +24,7 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.faults import Asked, Row, run
+from benchmarks.fault_table import Asked, Row, run
 from benchmarks.injection import WORKER, Case, Moment, Running, processes, through
 
 TWO = ("--workers", "2", "--cpus-per-worker", "1.5")

@@ -21,7 +21,6 @@ run: of a training with one worker the SHA-256 of its weights, of an evaluation 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -30,14 +29,15 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from benchmarks.fault_table import PART, Asked, Row, run
 from benchmarks.injection import (
     Case,
     Cost,
@@ -55,65 +55,9 @@ from pipelines.evaluation.results.document import Evaluation
 from pipelines.storage import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]
-PART = 25
-"""Steps of a run for each fault."""
 STALL_SECONDS = 10
 AWAY_SECONDS = 60.0
 FULL_BYTES = 64 << 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """What was asked for.
-
-    Args:
-        times: Faults of a kind.
-        seed: Of the moments.
-        out: Where the commands' outputs go.
-    """
-
-    times: int
-    seed: int
-    out: Path
-
-    def case(self, kind: str, *words: str) -> Case:
-        """A training that is long enough, in a directory of its own."""
-        return Case(out=self.out / kind, steps=PART * (self.times + 1), words=words)
-
-    def moments(self, case: Case) -> list[Moment]:
-        """When faults come in it."""
-        return moments(self.times, case.steps, self.seed)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What came of a kind.
-
-    Args:
-        costs: Of the faults that were recovered from.
-        interval: Steps between two checkpoints; 0 where there are none.
-        equal: What the result is compared with, and whether it is the same.
-    """
-
-    kind: str
-    injected: int
-    costs: Sequence[Cost]
-    interval: int
-    equal: str
-
-    def line(self) -> str:
-        """As a row of the table."""
-        seconds = sorted(cost.seconds for cost in self.costs)
-        took = f"{seconds[len(seconds) // 2]:>7.1f} {seconds[-1]:>7.1f}" if seconds else f"{'-':>7} {'-':>7}"
-        lost = (
-            f"{max((cost.lost for cost in self.costs), default=0):>4}/{self.interval:<4}"
-            if self.interval
-            else f"{'-':^9}"
-        )
-        return f"{self.kind:>9} {self.injected:>8} {len(self.costs):>9} {lost:>9} {took}  {self.equal}"
-
-
-TITLE = f"{'kind':>9} {'injected':>8} {'recovered':>9} {'lost':>9} {'median':>7} {'most s':>7}  result"
 
 
 def trained(kind: str, asked: Asked, case: Case, inject: Callable[[Running, Moment], float], says: str = "") -> Row:
@@ -264,13 +208,7 @@ def mlflow(asked: Asked) -> Row:
         history = MlflowClient(server.uri).get_metric_history(run_id(case.run), "train/nelbo")
         there = {metric.step for metric in history}
         shipped = f"{len(there)} of {case.steps} steps in MLflow"
-        return Row(
-            kind=row.kind,
-            injected=row.injected,
-            costs=row.costs,
-            interval=row.interval,
-            equal=f"{row.equal}; {shipped}",
-        )
+        return replace(row, equal=f"{row.equal}; {shipped}")
     finally:
         server.kill()
 
@@ -352,26 +290,6 @@ def trial(asked: Asked) -> Row:
 KINDS: dict[str, Callable[[Asked], Row]] = {
     each.__name__: each for each in (worker, driver, hang, write, damage, disk, mlflow, actor, trial)
 }
-
-
-def run(kinds: dict[str, Callable[[Asked], Row]]) -> int:
-    """The command line of a script with these kinds; prints the table."""
-    parser = argparse.ArgumentParser(allow_abbrev=False)
-    parser.add_argument("kind", choices=[*kinds, "all"])
-    parser.add_argument("--times", type=int, default=3, help="faults of a kind")
-    parser.add_argument("--seed", type=int, default=0, help="of the moments")
-    parser.add_argument("--out", type=Path, required=True, help="a new directory")
-    given = parser.parse_args()
-    rows, failed = [], 0
-    for kind in kinds if given.kind == "all" else [given.kind]:
-        print(f"{kind}: {given.times} faults", flush=True)
-        try:
-            rows.append(kinds[kind](Asked(times=given.times, seed=given.seed, out=given.out.resolve())).line())
-        except (RuntimeError, TimeoutError, OSError, subprocess.SubprocessError) as error:
-            rows.append(f"{kind:>9} {error}")
-            failed = 1
-        print(f"{TITLE}\n" + "\n".join(rows), flush=True)
-    return failed
 
 
 if __name__ == "__main__":

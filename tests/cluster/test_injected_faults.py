@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import fault_clusters, faults
-from benchmarks.faults import Asked
+from benchmarks.fault_table import Asked
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.filterwarnings("default")]
 
