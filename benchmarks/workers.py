@@ -69,7 +69,7 @@ def bare(job: Job, rank: int, world: int, gate: Barrier, line: Queue[list[Record
         device=torch.device("cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
-        stopping=lambda: False,
+        stopping=lambda training, step: False,
         wrap=lambda model: model,
         begins=lambda training, model: None,
         publish=lambda training, record: records.append(record),

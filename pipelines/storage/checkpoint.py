@@ -16,6 +16,7 @@ import math
 import shutil
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -142,8 +143,11 @@ def newest_state(run: Path) -> Manifest | None:
     return None
 
 
-def latest(run: Path) -> Path | None:
+def latest(run: Path, say: Callable[[str], None] = partial(print, flush=True)) -> Path | None:
     """The newest checkpoint that is what was written; those after it are passed over and named.
+
+    Args:
+        say: Takes the lines that name them.
 
     Raises:
         ValueError: a checkpoint of a newer version.
@@ -157,10 +161,10 @@ def latest(run: Path) -> Path | None:
             damaged.append((directory, error))
             continue
         for place, error in damaged:
-            print(f"{place}: damaged, going on from an earlier checkpoint, {directory.name} ({error})", flush=True)
+            say(f"{place}: damaged, going on from an earlier checkpoint, {directory.name} ({error})")
         return directory
     for place, error in damaged:
-        print(f"{place}: damaged, and no earlier checkpoint is whole: the run begins anew ({error})", flush=True)
+        say(f"{place}: damaged, and no earlier checkpoint is whole: the run begins anew ({error})")
     return None
 
 

@@ -50,7 +50,9 @@ class Launch:
         cpus_per_worker: Logical CPUs of a worker.
         threads: Threads of a worker; 0 shares the machine's cores among its workers.
         device: cpu, cuda (each worker has a GPU) or, with --local, cuda:1; auto takes GPUs where there are enough of them.
-        max_failures: How often the workers are started again, from the last checkpoint, after one is lost.
+        max_failures: How often the workers are started again, from the last checkpoint, after one is lost or stands still.
+        stall_seconds: Without a step after which workers stand still and are ended; ten times the longest pause between two
+            steps so far where that is longer. 0: they are waited for.
         baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
         start_from: A run, RUN@STEP, RUN@best or the directory of a checkpoint (RUN/pretrained), whose networks start the run.
             Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
@@ -71,6 +73,7 @@ class Launch:
     threads: int = 0
     device: str = "auto"
     max_failures: int = 3
+    stall_seconds: float = 600.0
     baseline: str = ""
     start_from: str = ""
     config: str = ""
@@ -88,8 +91,8 @@ class Launch:
             )
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
-            raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
+        if self.cpus_per_worker <= 0 or min(self.threads, self.max_failures, self.stall_seconds) < 0:
+            raise ValueError("cpus_per_worker must be positive, threads, max_failures and stall_seconds not negative")
         check_device(self.device)
         if not self.local:
             check_device_of_workers(self.device)

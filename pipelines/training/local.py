@@ -55,7 +55,7 @@ def train_local(
         device=device,
         average=lambda vector: vector,
         agree=lambda value: value,
-        stopping=lambda: stop.requested,
+        stopping=lambda training, step: stop.requested,
         wrap=lambda model: model,
         begins=partial(_announce, device),
         publish=show,

@@ -68,15 +68,12 @@ def _train(work: Work[Any], session: Session) -> None:
             f"batch_size={train.batch_size} is not divisible by {session.world} workers x accumulate={train.accumulate}"
         )
     trainer = _trainer(work, session)
-    newest = session.agree(checkpoint.latest(training.directory))
+    newest = session.agree(checkpoint.latest(training.directory, session.say))
     numbers = _restore(work, trainer, newest)
     watch = Watch(numbers.get(FIRST, ()), newest is not None, session)
     if session.rank == 0:
         if trainer.step_count >= train.steps:
-            print(
-                f"{training.directory.name}: no whole weights; they are written again from the last checkpoint",
-                flush=True,
-            )
+            session.say(f"{training.directory.name}: no whole weights; they are written again from the last checkpoint")
         work.write_config()
         hardware = Hardware.here(session.device, session.world, trainer.step_count)
         keep_hardware(training.directory, hardware)
@@ -91,7 +88,7 @@ def _train(work: Work[Any], session: Session) -> None:
         begun=trainer.step_count,
     )
     batches = work.batches(trainer.step_count)
-    generator, halt = torch.Generator(session.device), Halt(session)
+    generator, halt = torch.Generator(session.device), Halt(session, training)
     if halt.due(trainer.step_count):
         raise Halted
     if session.rank == 0 and train.validate_every and not read_metrics(training.directory):
@@ -157,7 +154,7 @@ def _after_step(
         _record(training, session, record)
     if session.rank == 0 and train.sample_every and step % train.sample_every == 0:
         with meter.between_steps():
-            _draw(work, trainer)
+            _draw(work, session, trainer)
     if reason := watch.skipping() or (_rising(work, session, meter.latest, watch) if last or switching else ""):
         raise _diverged(work, session, watch, step, reason)
     sound = trainer.skipped_in_a_row == 0  # else its parameters may be what makes the loss infinite
@@ -200,10 +197,7 @@ def _begin_curve(work: Work[Any], session: Session, trainer: Trainer[Any]) -> No
     """The first point of the validation curve: the weights that the run begins with."""
     training, step = work.training, trainer.step_count
     if work.validate is None:
-        print(
-            f"{training.directory.name}: the data have no held-out rows, and so there is no validation curve",
-            flush=True,
-        )
+        session.say(f"{training.directory.name}: the data have no held-out rows, and so there is no validation curve")
     elif held_out := _held_out(work, trainer):
         phase = trainer.model.phase(step)
         _record(training, session, Record(step=step, phase=phase, unit=work.unit.name, held_out=held_out))
@@ -229,14 +223,14 @@ def _figures(record: Record, step: int) -> dict[str, float]:
     return own | {"validation_nelbo": record.held_out.nelbo, "validation_se": record.held_out.se}
 
 
-def _draw(work: Work[Any], trainer: Trainer[Any]) -> None:
+def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
     """A picture of the averaged model; a picture is not worth a run, so that one which fails is only said."""
     file = work.training.directory / "samples" / f"step-{trainer.step_count:08d}.png"
     try:
         file.parent.mkdir(exist_ok=True)
         work.draw(trainer.averaged.eval(), file)
     except (ConvergenceError, OSError) as error:
-        print(f"no picture of step {trainer.step_count}: {error}", flush=True)
+        session.say(f"no picture of step {trainer.step_count}: {error}")
 
 
 def _restore(work: Work[Any], trainer: Trainer[Any], newest: Path | None) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -57,12 +58,13 @@ class Session:
         device: That it computes on.
         average: The mean of a vector over the ranks.
         agree: Rank 0's value of a small picklable thing, on every rank (file systems show one change at different times).
-        stopping: Asked on rank 0 every now and then: whether the training is to end at the step that it has come to.
+        stopping: Asked on rank 0 every now and then, with (training, the step that it has come to): whether it is to end there.
         wrap: Wraps the model for gradient averaging, anew where a phase begins.
         begins: Called on rank 0 with (training, model) before the first step that is taken now.
         publish: Called on every rank with (training, record) for every record; that of rank 0 stands in metrics.jsonl by then,
             and it alone has figures of held-out rows.
         checkpointed: Called on every rank with (training, directory, latest record) after each checkpoint.
+        say: Called on every rank with a line for whoever gave the command; that of rank 0 is shown.
     """
 
     rank: int
@@ -70,8 +72,9 @@ class Session:
     device: torch.device
     average: Callable[[Tensor], Tensor]
     agree: Callable[[Any], Any]
-    stopping: Callable[[], bool]
+    stopping: Callable[[Training, int], bool]
     wrap: Callable[[Trainable], nn.Module]
     begins: Callable[[Training, Trainable], None]
     publish: Callable[[Training, Record], None]
     checkpointed: Callable[[Training, Path, Record], None]
+    say: Callable[[str], None] = field(default=partial(print, flush=True))

@@ -154,7 +154,7 @@ def test_labels_reach_the_network_with_their_images(root):
         device=torch.device("cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
-        stopping=lambda: False,
+        stopping=lambda training, step: False,
         wrap=lambda model: model,
         begins=lambda training, model: None,
         publish=lambda training, record: None,

@@ -79,7 +79,7 @@ def session(publish: Callable[[Training, Record], None] = lambda training, recor
         device=torch.device("cpu"),
         average=lambda vector: vector,
         agree=lambda value: value,
-        stopping=lambda: False,
+        stopping=lambda training, step: False,
         wrap=lambda model: model,
         begins=lambda training, model: None,
         publish=publish,
@@ -632,7 +632,7 @@ def test_a_run_that_is_left_between_two_checkpoints_goes_on_to_the_same_end(step
     run_job(whole, local_rows, session())
     asked = itertools.count()
     with pytest.raises(Halted):
-        run_job(left, local_rows, replace(session(), stopping=lambda: next(asked) >= step))
+        run_job(left, local_rows, replace(session(), stopping=lambda training, at: next(asked) >= step))
     kept = checkpoint.checkpoints(left.directory)
     assert [path.name for path in kept][-1:] == ([f"step-{step:08d}"] if step else [])
     assert [record.step for record in read_metrics(left.directory)][-1:] == ([step] if step else [])

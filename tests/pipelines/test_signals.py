@@ -289,6 +289,8 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
         sums[0] += rank == 0
         return mean
 
+    training: Any = "training"
+
     def run(rank: int) -> None:
         step = [0]
         session = Session(
@@ -297,13 +299,13 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
             device=torch.device("cpu"),
             average=lambda vector: average(rank, vector),
             agree=lambda value: value,
-            stopping=lambda: step[0] > 500,
+            stopping=lambda training, at: step[0] > 500,
             wrap=lambda model: model,
             begins=lambda training, model: None,
             publish=lambda training, record: None,
             checkpointed=lambda training, place, record: None,
         )
-        halt = Halt(session)
+        halt = Halt(session, training)
         while step[0] < 100_000 and not halt.due(step[0]):
             step[0] += 1
             time.sleep(0.0005)
@@ -324,25 +326,30 @@ def test_ranks_end_at_the_same_step_and_ask_seldom():
 def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     """The second one comes when a signal has come: where the first one has begun, it needs the second to come to a step."""
     from pipelines.training.on_ray import worker
+    from pipelines.training.on_ray.notices import Notices
 
-    notices, begun = worker.Notices(), []
+    notices, begun = Notices(), []
     notices.ask_to_stop()
     handle = SimpleNamespace(
         all=SimpleNamespace(remote=notices.all),
         begin=SimpleNamespace(remote=notices.begin),
+        join=SimpleNamespace(remote=notices.join),
     )
+    here = SimpleNamespace(current_actor=None, get_node_id=lambda: "")
+    monkeypatch.setattr(worker.ray, "get_runtime_context", lambda: here)
     context = SimpleNamespace(get_world_rank=lambda: 1, get_world_size=lambda: 2, get_local_world_size=lambda: 2)
     monkeypatch.setattr(worker.ray, "get", lambda value: value)
     monkeypatch.setattr(worker.ray.train, "get_context", lambda: context)
     monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
-    monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: not first_begins)
+    monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: (not first_begins, 0))
     monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
+    monkeypatch.setattr(worker, "WorkerLog", lambda directory, rank, world: nullcontext())
     monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
-    job: Any = "job"
+    job: Any = SimpleNamespace(directory=Path())
     assignment = worker.Assignment(jobs=(job,), threads=torch.get_num_threads(), notices=handle)
     worker.train_worker({"assignment": assignment})
-    assert begun == (["job"] if first_begins else [])
+    assert begun == ([job] if first_begins else [])
 
 
 @pytest.mark.slow

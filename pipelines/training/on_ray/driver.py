@@ -20,6 +20,7 @@ from ray.train import FailureConfig, ScalingConfig, UserCallback
 from ray.train import RunConfig as RayRunConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import check_resources, connect
@@ -32,8 +33,10 @@ from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
 from pipelines.training.launch import Launch
 from pipelines.training.on_ray.beside import Beside
+from pipelines.training.on_ray.care import Care
+from pipelines.training.on_ray.notices import Notices
 from pipelines.training.on_ray.stream import READ_CPUS
-from pipelines.training.on_ray.worker import Assignment, Notices, Outcome, train_worker
+from pipelines.training.on_ray.worker import Assignment, Outcome, train_worker
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.progress import Ticker
 from pipelines.training.watch.summary import summary
@@ -119,7 +122,8 @@ def build_trainer(
     use_gpu, variables = _uses_gpus(launch), environment(root)
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
-    notices = ray.remote(num_cpus=0)(Notices).remote()
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # as long as the driver
+    notices = ray.remote(num_cpus=0)(Notices).options(scheduling_strategy=here).remote(launch.stall_seconds)
     assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, notices=notices)
     return TorchTrainer(
         train_worker,
@@ -141,7 +145,7 @@ def build_trainer(
 
 
 def fit(trainer: TorchTrainer, stop: Stop | None = None) -> Outcome:
-    """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows.
+    """Trains to the last step of the last job, through the restarts that `launch.max_failures` allows, with `Care`.
 
     Args:
         trainer: Of `build_trainer`.
@@ -151,10 +155,13 @@ def fit(trainer: TorchTrainer, stop: Stop | None = None) -> Outcome:
         ValueError: workers failed more often than that; the message has the cause.
     """
     fitting = _Fitting(trainer)
+    care = Care(fitting.notices)
     fitting.start()
     while not fitting.ended.wait(WATCH_SECONDS):
         if stop and stop.requested and not fitting.ask_to_stop():
             stop.check()
+        care.look()
+    care.look(last=True)
     if isinstance(fitting.error, TrainingFailedError):
         raise ValueError(f"training stopped: {_cause(fitting.error)}; the same command goes on") from fitting.error
     if fitting.error:
@@ -168,6 +175,8 @@ class _Fitting(threading.Thread):
     def __init__(self, trainer: TorchTrainer) -> None:
         super().__init__(daemon=True)
         self.trainer = trainer
+        assignment: Assignment = (trainer.train_loop_config or {})["assignment"]
+        self.notices = assignment.notices
         self.ended = threading.Event()
         self.outcome, self.error = Outcome(), None
         self.asked = self.heard = False
@@ -175,6 +184,8 @@ class _Fitting(threading.Thread):
     def run(self) -> None:
         try:
             self.outcome = self.trainer.fit().return_value or Outcome()
+            while self.outcome.moves:  # a new group, which is none of the restarts after failures
+                self.outcome = self.trainer.fit().return_value or Outcome()
         except BaseException as error:  # raised where it is waited for
             self.error = error
         self.ended.set()
@@ -182,8 +193,7 @@ class _Fitting(threading.Thread):
     def ask_to_stop(self) -> bool:
         """Asks the workers once to stop; returns whether there are any who will hear it."""
         if not self.asked:
-            assignment: Assignment = (self.trainer.train_loop_config or {})["assignment"]
-            self.asked, self.heard = True, bool(ray.get(assignment.notices.ask_to_stop.remote()))
+            self.asked, self.heard = True, bool(ray.get(self.notices.ask_to_stop.remote()))
         return self.heard
 
 

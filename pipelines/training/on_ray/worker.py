@@ -1,8 +1,8 @@
 """What every Ray Train worker runs: the jobs, one after the other, each from its newest checkpoint.
 
 Ray starts a failed group of workers again, which is right for a machine that was lost and useless for input that was refused.
-A refusal is therefore returned, not raised, and is kept by an actor that outlives the group. The same actor tells the workers
-that the command was sent a signal: they end after the step that they are in.
+A refusal is therefore returned, not raised, and is kept by an actor that outlives the group (`notices`). The same actor is told
+of their steps, and tells the workers that the command was sent a signal: they end after the step that they are in.
 """
 
 from __future__ import annotations
@@ -28,31 +28,16 @@ from pipelines.runs.worker_log import WorkerLog
 from pipelines.training.dataset import run_job
 from pipelines.training.launch import REFUSED
 from pipelines.training.on_ray.gauges import Gauges
+from pipelines.training.on_ray.notices import Member, Refusal
 from pipelines.training.on_ray.stream import ray_rows
 from pipelines.training.session import Session
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.halt import Halted
 from pipelines.training.watch.progress import show
 
-__all__ = ["Assignment", "Notices", "Outcome", "Refusal", "train_worker"]
-
+__all__ = ["Assignment", "Outcome", "train_worker"]
 
 REFUSAL_SECONDS = 10.0
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """What a worker does not try again.
-
-    Args:
-        reason: One line that names the culprit and the remedy.
-        trace: Where it came from.
-        diverged: Whether the training has diverged, instead of never having been possible.
-    """
-
-    reason: str
-    trace: str
-    diverged: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,43 +45,14 @@ class Outcome:
     """How the workers ended: without a refusal every job has taken its last step, unless the command wanted them to stop.
 
     Args:
-        refusal: What was not tried again.
+        refusal: What they do not try again.
+        moves: Whether they ended to begin again on other machines.
         restarts: How often workers began again before these did.
     """
 
     refusal: Refusal | None = None
+    moves: bool = False
     restarts: int = 0
-
-
-class Notices:
-    """An actor's work: what workers refused, kept beyond the end of their group, and whether the command wants them to stop."""
-
-    def __init__(self) -> None:
-        self.refusals: list[Refusal] = []
-        self.num_groups, self.stop = 0, False
-
-    def add(self, refusal: Refusal) -> None:
-        self.refusals.append(refusal)
-
-    def all(self) -> list[Refusal]:
-        return self.refusals
-
-    def begin(self) -> tuple[bool, int]:
-        """Called by the first of the workers that begin; returns whether they need not, and how many groups began before."""
-        self.num_groups += 1
-        return self.stop, self.restarts()
-
-    def restarts(self) -> int:
-        """How often workers have begun again."""
-        return max(0, self.num_groups - 1)
-
-    def ask_to_stop(self) -> bool:
-        """Called by the command; returns whether there are workers who will hear it."""
-        self.stop = True
-        return self.num_groups > 0
-
-    def stopping(self) -> bool:
-        return self.stop
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,8 +81,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
     if refused := ray.get(notices.all.remote()):  # by one of the workers before this one
         return Outcome(refused[0])
     rank, world = context.get_world_rank(), context.get_world_size()
-    begun: Any = ray.get(notices.begin.remote()) if rank == 0 else None
-    stopped, restarts = cast(tuple[bool, int], broadcast_from_rank_zero(begun))
+    stopped, restarts = _joined(notices, rank, world)
     if stopped:  # all begin, or none does
         return Outcome()
     torch.set_num_threads(assignment.threads or max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
@@ -139,21 +94,30 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             device=device,
             average=lambda vector: _average(vector, world),
             agree=broadcast_from_rank_zero,
-            stopping=lambda: ray.get(notices.stopping.remote()),
+            stopping=lambda training, step: ray.get(notices.stopping.remote(training.directory.name, step)),
             wrap=lambda model: _wrapped(model, device, world),
             begins=lambda training, model: None,
             publish=lambda training, record: _publish(training, record, gauges, machine if rank == 0 else None),
             checkpointed=_report,
+            say=lambda line: ray.get(notices.say.remote(line)) if rank == 0 else None,
         )
         try:
             for job in assignment.jobs:
                 with WorkerLog(job.directory, rank, world):
                     run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
         except Halted:
-            pass
+            return Outcome(moves=ray.get(notices.moves.remote()))
         except REFUSED as error:
             return Outcome(_refused(notices, world, error))
     return Outcome(restarts=restarts)
+
+
+def _joined(notices: Any, rank: int, world: int) -> tuple[bool, int]:
+    """Joins the group; returns whether its workers need not begin, and how many groups began before."""
+    here = ray.get_runtime_context()
+    ray.get(notices.join.remote(rank, world, Member(here.current_actor, here.get_node_id())))
+    begun: Any = ray.get(notices.begin.remote()) if rank == 0 else None
+    return cast(tuple[bool, int], broadcast_from_rank_zero(begun))
 
 
 def _publish(training: Training, record: Record, gauges: Gauges, machine: Machine | None) -> None:

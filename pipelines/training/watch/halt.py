@@ -6,6 +6,7 @@ import time
 
 import torch
 
+from pipelines.runs.job import Training
 from pipelines.training.session import Session
 
 __all__ = ["Halt", "Halted"]
@@ -25,10 +26,11 @@ class Halt:
 
     Args:
         session: Of this rank.
+        training: That the steps are of.
     """
 
-    def __init__(self, session: Session) -> None:
-        self.session = session
+    def __init__(self, session: Session, training: Training) -> None:
+        self.session, self.training = session, training
         self.asked, self.when, self.steps = 0, 0.0, 0
 
     def due(self, step: int) -> bool:
@@ -37,7 +39,8 @@ class Halt:
             return False
         told = torch.zeros(2, device=self.session.device)
         if self.session.rank == 0:
-            told += torch.tensor([float(self.session.stopping()), float(self._until_next(step))]).to(told)
+            stopping = self.session.stopping(self.training, step)
+            told += torch.tensor([float(stopping), float(self._until_next(step))]).to(told)
         told = self.session.average(told) * self.session.world
         self.asked, self.steps = step, round(told[1].item())
         return round(told[0].item()) > 0
