@@ -20,15 +20,18 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
     until_imported()
 
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
+from pipelines.cluster.address import address_to_join, check_machine
 from pipelines.config.terminal.cli import options, override
 from pipelines.config.terminal.command import run_command
 from pipelines.config.terminal.help import describe, page
 from pipelines.data.ingest import prepare
+from pipelines.data.origin import canonical, path_of
 from pipelines.data.readers import formats
-from pipelines.data.source import Options
+from pipelines.data.source import Chunk, Options, Piece, Spread, one_by_one
 from pipelines.data.summary import summary
 
 
@@ -38,10 +41,13 @@ class PrepareOptions:
 
     Args:
         out: Directory of the prepared data set; it must be given.
+        workers: Tasks of Ray that read and decode images at once, in a session of this command's own; 0 is none, and on a
+            cluster that is joined (RAY_ADDRESS, or one begun by `ray start`) as many as it has CPUs.
         traceback: Show where an error came from.
     """
 
     out: str = ""
+    workers: int = 0
     traceback: bool = False
 
 
@@ -65,9 +71,31 @@ def _prepare(words: list[str], given: dict[str, str]) -> None:
         )
     if not launch.out:
         raise ValueError("--out DIR is missing: the directory of the prepared data set")
-    card = prepare(words[0], launch.out, wanted)
+    card = prepare(words[0], launch.out, wanted, _spread(launch, words[0]))
     print(f"{card.name}: {card.kind} {card.shape}, levels {card.levels}, {card.num_classes} classes -> {launch.out}")
     print("\n".join(summary(card)))
+
+
+def _spread(launch: PrepareOptions, source: str) -> Spread:
+    """What carries out the pieces of the source; a cluster is joined when the first of them is asked for."""
+    if launch.workers < 0:
+        raise ValueError(f"workers={launch.workers}: must not be negative")
+    if not launch.workers and not address_to_join():
+        return one_by_one
+    check_machine(launch.workers, 1.0, "cpu")
+    return partial(_on_cluster, launch.workers, path_of(canonical(source)))
+
+
+def _on_cluster(workers: int, source: Path | None, pieces: Iterator[Piece]) -> Iterator[Chunk]:
+    from pipelines.cluster.nodes import check_nodes  # Ray from here on
+    from pipelines.cluster.ordered import ordered_objects
+    from pipelines.cluster.session import connect, logical_cpus
+
+    where = connect(max(1, workers), 1.0)
+    check_nodes(None, [source] if source else [])
+    tasks = workers or logical_cpus()
+    print(f"{tasks} tasks at a time in {where}", file=sys.stderr)
+    return ordered_objects(pieces, lambda piece: piece(1), tasks=tasks, cpus=1.0)
 
 
 if __name__ == "__main__":

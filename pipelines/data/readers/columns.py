@@ -7,7 +7,7 @@ it is read; and the rows that are read together follow from the size of their ce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,13 +23,16 @@ BATCH = 32 << 20
 """Bytes of cells that are read together."""
 
 
-def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[Any]]]:
+def cells(
+    file: Path, path: str, most: int, groups: Sequence[int] | None = None
+) -> Iterator[tuple[pa.DataType, list[Any]]]:
     """The type and the values of consecutive rows of a column, None where there is none.
 
     Args:
         file: A Parquet file.
         path: Of the column, `label` or, within a struct, `image.bytes`.
         most: Rows at a time.
+        groups: The row groups that are read; None: all.
 
     Raises:
         ValueError: it cannot be read, or expands too far.
@@ -40,7 +43,9 @@ def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[
         leaves = {footer.schema.column(index).path for index in range(footer.num_columns)}
         rows = min(most, _rows_together(file, footer))
         with pq.ParquetFile(file, metadata=footer, read_dictionary=list({path} & leaves)) as parquet:
-            for group in range(parquet.num_row_groups):  # each has dictionaries of its own
+            for group in (
+                range(parquet.num_row_groups) if groups is None else groups
+            ):  # each has dictionaries of its own
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[path]):
                     batch.validate(full=True)  # pyarrow hands out indices that are in no dictionary
                     yield _values(batch[column].field(member) if member else batch[column])
