@@ -32,11 +32,13 @@ from pipelines.data.source import Chunk, Options, Source, SourceSplit, Spread, c
 from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
 from pipelines.storage.paths import local_path
+from pipelines.storage.remote import is_remote
 
 __all__ = ["check_kind", "prepare"]
 
 IMAGE_OPTIONS = ("size", "crop", "channels", "background", "orient")
 """Options that hold for encoded images only."""
+REMOTE = "of an object store, folders of images and Parquet files of images are read; copy others to this machine first"
 MOST_REASONS = 20
 """Different reasons for skipped rows that are told apart in a split."""
 
@@ -128,16 +130,22 @@ def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]
 
 def _open_source(origin: str, options: Options, spread: Spread) -> Source:
     """The answer of the first reader that recognises the source."""
-    path, there = Path(origin), path_of(origin)
+    there = path_of(origin)
+    path = there or Path(origin)
     if there is not None and not there.exists():
-        raise ValueError(f"source={origin!r}: no such file or directory; known: {formats()}")
+        raise ValueError(
+            f"source={origin!r}: no such file, folder or bucket; mend the name"
+            if is_remote(origin)
+            else f"source={origin!r}: no such file or directory; known: {formats()}"
+        )
     if (path / CARD).is_file():
         raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
     found = recognised(origin, options)
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
         raise ValueError(
-            f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {formats()}"
+            f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); "
+            + (REMOTE if is_remote(origin) else f"known: {formats()}")
         )
     given = {name: value for name in IMAGE_OPTIONS if (value := getattr(options, name)) != getattr(Options(), name)}
     if given and not found.images:

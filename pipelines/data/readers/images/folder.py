@@ -19,13 +19,16 @@ from pipelines.data.readers.images.decode import SUFFIXES, Fit, Picture, decoded
 from pipelines.data.readers.images.tree import by_folders
 from pipelines.data.source import Chunk, Options, Piece, Source, SourceSplit, one_by_one, piece_rows
 from pipelines.storage.messages import listed
+from pipelines.storage.remote import Place, RemotePath, is_remote, place_at
 
 __all__ = ["read_folder"]
+
+REMOTE_THREADS = 16
 
 
 def read_folder(source: str, options: Options) -> Source | None:
     """A folder of image files."""
-    root = Path(source)
+    root = place_at(source)
     if not root.is_dir():
         return None
     listing = list_files(root)
@@ -87,7 +90,7 @@ def _as_trained(files: dict[str, list[tuple[str, int]]]) -> tuple[dict[str, list
     return files, notes
 
 
-def _split(files: list[tuple[str, Path]], fit: Fit, source: str) -> SourceSplit:
+def _split(files: list[tuple[str, Place]], fit: Fit, source: str) -> SourceSplit:
     step = piece_rows(fit.channels * fit.height * fit.width)
 
     def pieces() -> Iterator[Piece]:
@@ -104,13 +107,16 @@ def _split(files: list[tuple[str, Path]], fit: Fit, source: str) -> SourceSplit:
     )
 
 
-def _piece(files: Sequence[Path], fit: Fit, first: int, threads: int) -> Iterator[Chunk]:
-    """The rows of some files."""
+def _piece(files: Sequence[Place], fit: Fit, first: int, threads: int) -> Iterator[Chunk]:
+    """The rows of some files; those of a store take their time to come, not the processor's."""
+    threads = max(threads, REMOTE_THREADS) if is_remote(files[0]) else threads
     return decoded([[*map(_picture, files)]], fit, strict=True, first=first, threads=threads)
 
 
-def _picture(file: Path) -> Picture:
-    return Picture(lambda: _bytes(file), str(file))
+def _picture(file: Place) -> Picture:
+    return Picture(
+        lambda: RemotePath(str(file)).read_bytes() if is_remote(file) else _bytes(Path(str(file))), str(file)
+    )
 
 
 def _bytes(file: Path) -> bytes:

@@ -13,21 +13,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.card import LeftOut
 from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.listing import Listing, by_suffix, list_files
-from pipelines.data.readers.columns import cells
+from pipelines.data.readers.columns import cells, read_footer
 from pipelines.data.readers.images.decode import PROBED, SUFFIXES, Fit, Picture, decoded, fit_to
 from pipelines.data.source import Chunk, Options, Piece, Source, SourceSplit, locate_among, one_by_one, piece_rows
 from pipelines.data.splits import Parts, assign, canonical_split
 from pipelines.storage.messages import one_line
-from pipelines.storage.reading import open_regular
+from pipelines.storage.remote import Place, opened_place, place_at
 
 __all__ = ["read_image_parquet"]
 
@@ -48,7 +46,7 @@ MOST_CARD = 1 << 20
 
 def read_image_parquet(source: str, options: Options) -> Source | None:
     """Hugging Face's image Parquet."""
-    path = Path(source)
+    path = place_at(source)
     if path.is_file() and path.suffix.lower() == ".parquet":
         parts, files, left_out, missing = Parts(of={"train": (path.name,)}), {path.name: path}, (), ""
     elif path.is_dir():
@@ -76,20 +74,20 @@ def read_image_parquet(source: str, options: Options) -> Source | None:
     )
 
 
-def _holds_images(file: Path) -> bool:
+def _holds_images(file: Place) -> bool:
     """Whether a Parquet file has a column of images, or cannot be read; beside image files it may be a table about them."""
     try:
-        return bool({"img", "image"} & set(pq.read_schema(file).names))
+        return bool({"img", "image"} & set(read_footer(file).schema.to_arrow_schema().names))
     except (pa.ArrowException, OSError):
         return True
 
 
-def _missing_test(root: Path, parts: Parts) -> str:
+def _missing_test(root: Place, parts: Parts) -> str:
     """The split for testing that a set's card (README.md) declares, where only train is there; '' where none is missing."""
     card = root / "README.md"
     if set(parts.of) != {"train"} or not card.is_file():
         return ""
-    with open_regular(card) as stream:
+    with opened_place(card) as stream:
         declared = DECLARED.findall(stream.read(MOST_CARD).decode(errors="replace"))
     held = [name for name in declared if canonical_split(name) in ("test", "valid")]
     return f"the split {held[0]!r} of {root}, which its README.md declares," if held else ""
@@ -105,18 +103,18 @@ def _left_out(listing: Listing, parts: Parts) -> tuple[LeftOut, ...]:
 class _Table:
     """A Parquet file with a column of encoded images."""
 
-    file: Path
+    file: Place
     image: str
     label: str
     rows: tuple[int, ...]  # of its row groups
     has_paths: bool
 
     @classmethod
-    def open(cls, file: Path) -> _Table:
+    def open(cls, file: Place) -> _Table:
         try:
-            with pq.ParquetFile(file) as parquet:
-                schema, footer = parquet.schema_arrow, parquet.metadata
-                rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
+            footer = read_footer(file)
+            schema = footer.schema.to_arrow_schema()
+            rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file}: not a readable Parquet file ({one_line(error)}); download it again") from None
         image = next((name for name in ("img", "image") if name in schema.names), "")
