@@ -35,7 +35,7 @@ from pipelines.data.ingest import prepare
 from pipelines.data.origin import canonical, path_of
 from pipelines.data.readers import formats
 from pipelines.data.source import Chunk, Options, Piece, Spread, one_by_one
-from pipelines.data.stored import publish, refuse_unwritable
+from pipelines.data.stored import publish
 from pipelines.data.summary import summary
 from pipelines.storage.remote import RemotePath, is_remote, place_at
 
@@ -88,7 +88,7 @@ def _to_store(source: str, out: str, wanted: Options, spread: Spread) -> Card:
     if str(place) == canonical(source):
         raise ValueError(f"out={out!r}: is the source itself; choose another place")
     with TemporaryDirectory() as scratch:
-        refuse_unwritable(place, Path(scratch))
+        place.refuse_unwritable()
         card = prepare(source, Path(scratch) / "set", wanted, spread)
         publish(Path(scratch) / "set", place)
     return card

@@ -97,6 +97,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     run = _configured(words, given)
     root = output_root(launch.out)
     from pipelines.runs.job import finished
+    from pipelines.runs.mirror import Mirror
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local
     from pipelines.training.watch.progress import saved
@@ -106,6 +107,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     with ExitStack() as locks:
         for job in jobs:
             locks.enter_context(only_one(job.directory))
+        locks.enter_context(Mirror([job.directory for job in jobs], launch.mirror))
         if launch.local:
             train_local(jobs, launch, stop)
             if launch.seeds > 1:

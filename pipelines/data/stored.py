@@ -19,7 +19,7 @@ from pipelines.storage.locks import held
 from pipelines.storage.reading import read_json
 from pipelines.storage.remote import RemotePath, is_remote
 
-__all__ = ["adopt", "publish", "refuse_unwritable", "shard_file"]
+__all__ = ["adopt", "publish", "shard_file"]
 
 COPY_SECONDS = 3600.0
 """That another process is given to copy a shard."""
@@ -66,23 +66,6 @@ def _copy(place: RemotePath, file: Path, shard: Shard) -> None:
             raise ValueError(
                 f"{place}: sha256 {found[:12]}... where the card says {shard.sha256[:12]}...; prepare the data set again"
             )
-
-
-def refuse_unwritable(place: RemotePath, directory: Path) -> None:
-    """Writes a file to a store and removes it, before the work whose results go there.
-
-    Args:
-        place: In the store.
-        directory: Of this machine, for the file.
-
-    Raises:
-        ValueError: it cannot be written.
-    """
-    probe = directory / ".probe"
-    probe.touch()
-    (place / probe.name).put(probe)
-    (place / probe.name).remove()
-    probe.unlink()
 
 
 def publish(directory: Path, place: RemotePath) -> None:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "STATE",
     "checkpoints",
     "discard_after",
     "held_out",

@@ -17,7 +17,7 @@ from typing import IO, Any
 from pipelines.storage.messages import FailedError, one_line
 from pipelines.storage.reading import open_regular
 
-__all__ = ["Entry", "Place", "RemotePath", "is_remote", "opened_place", "place_at", "size_of"]
+__all__ = ["Entry", "Place", "RemotePath", "is_remote", "opened_place", "place_at", "size_of", "store_at"]
 
 STORES = ("s3", "gs", "memory", "local")
 """The last two are fsspec's own: this process's memory, and a disk looked at as a store."""
@@ -115,15 +115,34 @@ class RemotePath:
         ]
 
     def put(self, file: Path) -> None:
-        """Copies a file of this machine here; whoever reads it finds the old content or the new one."""
-        with _asking(self.url) as (store, path):
-            store.makedirs(path.rpartition("/")[0], exist_ok=True)
-            store.put_file(str(file), path)
+        """Copies a file of this machine here; whoever reads it finds the old content or the new one.
+
+        Raises:
+            FileNotFoundError: the file is not there, or not any more.
+        """
+        try:
+            with _asking(self.url) as (store, path):
+                store.makedirs(path.rpartition("/")[0], exist_ok=True)
+                store.put_file(str(file), path)
+        except ValueError:
+            file.stat()
+            raise
 
     def get(self, file: Path) -> None:
         """Copies the file to this machine."""
         with _asking(self.url) as (store, path):
             store.get_file(path, str(file))
+
+    def refuse_unwritable(self) -> None:
+        """Writes a file below this folder and removes it, before the work whose results go there.
+
+        Raises:
+            ValueError: it cannot be written.
+        """
+        with _asking(self.url) as (store, path):
+            store.makedirs(path, exist_ok=True)
+            store.pipe_file(f"{path}/.probe", b"indm")
+            store.rm_file(f"{path}/.probe")
 
     def remove(self) -> None:
         """Removes a file, if it is there."""
@@ -165,6 +184,19 @@ def place_at(given: str | Path) -> Place:
     if "::" in rest:
         raise ValueError(f"{one_line(text, 200)}: one URL, without ::")
     return RemotePath(text)
+
+
+def store_at(given: str, what: str) -> RemotePath | None:
+    """A folder of an object store that an option names; None where it names none.
+
+    Raises:
+        ValueError: another place.
+    """
+    if not given:
+        return None
+    if not is_remote(given):
+        raise ValueError(f"{what}={given!r}: not a place in an object store; give --{what} s3://BUCKET/FOLDER")
+    return RemotePath(str(place_at(given)))
 
 
 def opened_place(place: Place) -> IO[bytes]:

@@ -8,6 +8,7 @@ from indm_core.errors import ConvergenceError
 from pipelines.config.terminal.device import check_device, check_device_of_workers
 from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
+from pipelines.storage.remote import store_at
 
 __all__ = ["REFUSED", "Launch"]
 
@@ -38,6 +39,8 @@ class Launch:
             Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
         config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
         evaluate: Measure the trained models briefly and print the table.
+        mirror: A folder of an object store, s3://BUCKET/FOLDER, to which every checkpoint is copied; the same command on a
+            machine without the run goes on from there.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.
     """
@@ -56,6 +59,7 @@ class Launch:
     start_from: str = ""
     config: str = ""
     evaluate: bool = True
+    mirror: str = ""
     network_interface: str = ""
     traceback: bool = False
 
@@ -70,6 +74,7 @@ class Launch:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
             raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
+        store_at(self.mirror, "mirror")
         check_device(self.device)
         if not self.local:
             check_device_of_workers(self.device)
