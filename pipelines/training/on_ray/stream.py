@@ -19,7 +19,7 @@ from pipelines.data.share import Share
 from pipelines.runs.job import Job
 from pipelines.training.stream import share_of, tasks
 
-__all__ = ["READ_CPUS", "ray_rows", "read_on_ray"]
+__all__ = ["READ_CPUS", "parts_on_ray", "ray_rows"]
 
 READ_CPUS = 0.5
 """Logical CPUs of a read task: Ray Data needs some beside the workers'."""
@@ -34,19 +34,20 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
         first_row: Rows of the run that are already trained on (step * batch_size).
         rank, world: Of the worker.
     """
-    return read_on_ray(job.data, share_of(job, first_row, rank, world))
+    share = share_of(job, first_row, rank, world)
+    return share.batches(parts_on_ray(job.data, share))
 
 
-def read_on_ray(directory: Path, share: Share, read: Callable[..., Rows] = read_groups) -> Iterator[Rows]:
-    """A worker's batches.
+def parts_on_ray(directory: Path, share: Share, read: Callable[..., Rows] = read_groups) -> Iterator[Rows]:
+    """The row groups that a worker reads, task by task, in the order in which it takes them.
 
     Args:
         directory: Of the prepared data set.
         share: What the worker reads of it.
-        read: Carried out by the tasks, as `read_groups` is called.
+        read: Carried out by the tasks, called as `read_groups` is.
     """
     groups = partial(_groups, read, directory, share)
-    return share.batches(ordered(tasks(share), groups, tasks=TASKS_AHEAD, cpus=READ_CPUS))
+    return ordered(tasks(share), groups, tasks=TASKS_AHEAD, cpus=READ_CPUS)
 
 
 def _groups(read: Callable[..., Rows], directory: Path, share: Share, task: tuple[int, ...]) -> Iterator[Rows]:
