@@ -27,8 +27,8 @@ from pipelines.storage.manifest import DamagedError, read_manifest, write_manife
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import find_run, output_root
 from pipelines.storage.paths import local_path
-from pipelines.storage.remote import is_remote
 from pipelines.storage.reading import parse_json, read_json
+from pipelines.storage.remote import is_remote
 
 UNLABELLED = Options(labels="ignore", test_fraction=0)
 
