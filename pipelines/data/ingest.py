@@ -32,7 +32,7 @@ from pipelines.data.source import Chunk, Options, Source, SourceSplit, Spread, c
 from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
 from pipelines.storage.paths import local_path
-from pipelines.storage.remote import is_remote
+from pipelines.storage.remote import is_remote, place_at
 
 __all__ = ["check_kind", "prepare"]
 
@@ -130,8 +130,7 @@ def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]
 
 def _open_source(origin: str, options: Options, spread: Spread) -> Source:
     """The answer of the first reader that recognises the source."""
-    there = path_of(origin)
-    path = there or Path(origin)
+    path, there = place_at(origin), path_of(origin)
     if there is not None and not there.exists():
         raise ValueError(
             f"source={origin!r}: no such file, folder or bucket; mend the name"
