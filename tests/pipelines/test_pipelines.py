@@ -427,6 +427,7 @@ def test_many_small_tasks_make_the_same_batches(session, tmp_path, monkeypatch):
 @pytest.mark.parametrize("form", ["folder", "parquet"])
 def test_tasks_prepare_the_same_shards_as_this_process(session, tmp_path, capsys, monkeypatch, form):
     """Images of several kinds, one of them broken, in pieces of eight: every file to the byte, and the same refusal."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
     for reader in ("folder", "parquet"):
         monkeypatch.setattr(f"pipelines.data.readers.images.{reader}.piece_rows", lambda row_bytes: 8)
     encoded = [png(pixels(3 if row % 2 else 1, 6 + row % 3, 7, seed=row)) for row in range(100)]

@@ -30,6 +30,12 @@ from pipelines.storage.outputs import output_root
 from pipelines.storage.remote import RemotePath
 
 
+@pytest.fixture(autouse=True)
+def _alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No cluster of this machine is joined: the store of a process is its own."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+
+
 @pytest.fixture
 def bucket() -> Iterator[str]:
     """A store in this process's memory."""
