@@ -2,6 +2,7 @@
 
     python benchmarks/reading.py                  60,000 synthetic images of 256 bytes in 938 row groups
     python benchmarks/reading.py DATA [STEP_MS]   the training split of a prepared data set; a step takes STEP_MS (10)
+    python benchmarks/reading.py DATA STEP_MS ray the same through tasks of Ray Data, as the workers of a cluster read
 
 For each order of rows (pipelines/data/order.py) and W = 1, 2, 4, 8 readers, in batches of 128:
 
@@ -13,7 +14,8 @@ For each order of rows (pipelines/data/order.py) and W = 1, 2, 4, 8 readers, in 
     wait           the part of the second epoch that it waits for rows
     images/s       of the first reader that does nothing else, over those of a loader whose rows lie in memory, second epoch
 
-The readers run one after the other in this process, one thread ahead of each.
+The readers run one after the other in this process, one thread ahead of each. Through Ray there is the order `streams` alone;
+its tasks count what they read, and `decode` is their processor time.
 """
 
 from __future__ import annotations
@@ -110,13 +112,70 @@ def measure(directory: Path, order: Order, step: float) -> None:
         seconds = time.process_time() - began
         first = Share(order=order, rank=0, world=world, last=2 * steps)
         waits, free = timed(read_rows(directory, first), step), timed(read_rows(directory, first))
-        second = waits[steps:]
-        print(
-            f"{type(order).__name__.lower():>8} {world:>3} {sum(read) / whole:>8.3f} {max(read) / whole:>8.3f} "
-            f"{seconds:>8.2f} {free[0]:>8.3f} {1e3 * float(np.quantile(second, 0.99)):>8.2f} "
-            f"{second.sum() / (second.sum() + steps * step):>8.3f} {steps * first.size / free[steps:].sum() / best:>9.3f}",
-            flush=True,
-        )
+        show(type(order).__name__.lower(), first, [part / whole for part in read], seconds, waits, free, step, best)
+
+
+def show(
+    name: str,
+    first: Share,
+    read: list[float],
+    seconds: float,
+    waits: np.ndarray,
+    free: np.ndarray,
+    step: float,
+    best: float,
+) -> None:
+    """Prints a row: of all readers the parts that they read, and the first reader's times of two epochs."""
+    steps = first.order.epoch_steps
+    second = waits[steps:]
+    print(
+        f"{name:>8} {first.world:>3} {sum(read):>8.3f} {max(read):>8.3f} {seconds:>8.2f} {free[0]:>8.3f} "
+        f"{1e3 * float(np.quantile(second, 0.99)):>8.2f} {second.sum() / (second.sum() + steps * step):>8.3f} "
+        f"{steps * first.size / free[steps:].sum() / best:>9.3f}",
+        flush=True,
+    )
+
+
+def counted_groups(directory: Path, card: Card, split: str, groups: tuple[int, ...]) -> Rows:
+    """`read_groups` in a task of Ray, with two columns more: stored bytes and seconds, of which each row has its part."""
+    began = time.process_time()
+    with Counted() as counted:
+        rows = read_groups(directory, card, split, groups)
+    num, spent = len(rows["row"]), time.process_time() - began
+    return rows | {"stored": np.full(num, counted.bytes / num), "spent": np.full(num, spent / num)}
+
+
+class Summed:
+    """Sums the two columns of what the tasks bring, and passes it on."""
+
+    def __init__(self) -> None:
+        self.stored = self.spent = 0.0
+
+    def add(self, parts: Iterator[Rows]) -> Iterator[Rows]:
+        for part in parts:
+            self.stored += float(part["stored"].sum())
+            self.spent += float(part["spent"].sum())
+            yield part
+
+
+def measure_on_ray(directory: Path, order: Order, step: float) -> None:
+    """Prints a row for each number of readers, whose rows come from tasks of Ray."""
+    from pipelines.training.on_ray.stream import parts_on_ray
+
+    whole, steps = stored_bytes(directory, order.card), order.epoch_steps
+    best = (steps - 1) * BATCH / timed(in_memory(directory, order))[1:].sum()
+    for world in READERS:
+        read, spent = [], 0.0
+        for rank in range(world):
+            share, summed = Share(order=order, rank=rank, world=world, last=steps), Summed()
+            for _ in summed.add(parts_on_ray(directory, share, counted_groups)):
+                pass
+            read.append(summed.stored)
+            spent += summed.spent
+        first = Share(order=order, rank=0, world=world, last=2 * steps)
+        waits = timed(first.batches(parts_on_ray(directory, first)), step)
+        free = timed(first.batches(parts_on_ray(directory, first)))
+        show("ray", first, [part / whole for part in read], spent, waits, free, step, best)
 
 
 def main() -> int:
@@ -130,6 +189,12 @@ def main() -> int:
         split = card.split("train")
         print(f"{card.name}: {split.count:,} rows of {card.row_bytes:,} bytes in row groups of {card.group_rows}")
         print("   order   W     read  largest   decode    first      p99     wait  images/s")
+        if sys.argv[3:] == ["ray"]:
+            from pipelines.cluster.session import connect
+
+            connect(2, 1.0)
+            measure_on_ray(directory, Streams(card=card, split="train", batch_size=BATCH, seed=0), step)
+            return 0
         for kind in (Windows, Streams):
             measure(directory, kind(card=card, split="train", batch_size=BATCH, seed=0), step)
     return 0

@@ -97,6 +97,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
     run = _configured(words, given)
     root = output_root(launch.out)
     from pipelines.runs.job import finished
+    from pipelines.runs.mirror import Mirror
     from pipelines.training.along import measurement_along
     from pipelines.training.jobs import all_jobs
     from pipelines.training.local import train_local
@@ -108,6 +109,7 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
         for job in jobs:
             locks.enter_context(only_one(job.directory))
         along = measurement_along(jobs, launch.along)
+        locks.enter_context(Mirror([job.directory for job in jobs], launch.mirror))
         if launch.local:
             train_local(jobs, launch, stop, root, along)
             if launch.seeds > 1:

@@ -7,8 +7,8 @@ import os
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -44,14 +44,14 @@ class Answer:
     code: str
 
 
-def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
+def check_nodes(root: Path | None, data: Iterable[Path] = ()) -> None:
     """Refuses a cluster whose machines do not all see the output directory and the data, or run other code than this.
 
     A token is written here and read by a task on every other machine, which writes it once more for this one to read.
 
     Args:
-        root: The output directory.
-        data: Directories of prepared data sets.
+        root: The output directory; None where only this machine writes.
+        data: Directories of prepared data sets, or files and folders that are prepared.
 
     Raises:
         ValueError: the machine, what it lacks and the remedy.
@@ -59,13 +59,10 @@ def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
     nodes = [node for node in ray.nodes() if node["Alive"]]
     if len(nodes) < 2:
         return
-    root.mkdir(parents=True, exist_ok=True)
-    token, places = uuid.uuid4().hex, [str(place) for place in data]
-    file = root / f".token-{token}"
-    file.write_text(token)
-    here = _description()(str(CLONE))
-    ask = ray.remote(num_cpus=0, max_retries=0)(_question(str(file), token, places, str(CLONE)))
-    try:
+    places, here = [str(place) for place in data], _description()(str(CLONE))
+    with _token(root) as file:
+        token = file.name if file else ""
+        ask = ray.remote(num_cpus=0, max_retries=0)(_question(str(file or ""), token, places, str(CLONE)))
         asked = [
             ask.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 node["NodeID"]
@@ -74,8 +71,22 @@ def check_nodes(root: Path, data: Iterable[Path] = ()) -> None:
         ]
         for node, reference in zip(nodes, asked, strict=True):
             address = f"the machine {node['NodeManagerAddress']} of the cluster"
-            answer, reply = _answer(address, reference), file.with_name(f"{file.name}-{node['NodeID']}")
-            _check(address, answer, root, token, _read(reply), here)
+            answer = _answer(address, reference)
+            reply = _read(file.with_name(f"{file.name}-{node['NodeID']}")) if file else ""
+            _check(address, answer, root, token, reply, here)
+
+
+@contextmanager
+def _token(root: Path | None) -> Iterator[Path | None]:
+    """A file in the output directory that holds its own name; gone, with those of the other machines, when the block ends."""
+    if root is None:
+        yield None
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    file = root / f".token-{uuid.uuid4().hex}"
+    file.write_text(file.name)
+    try:
+        yield file
     finally:
         for left in root.glob(f"{file.name}*"):
             with suppress(OSError):
@@ -88,7 +99,7 @@ def _question(file: str, token: str, places: Sequence[str], clone: str) -> Calla
 
     def ask(node: str) -> dict[str, Any]:
         deadline, seen = time.monotonic() + seconds, ""
-        while not seen and time.monotonic() < deadline:
+        while file and not seen and time.monotonic() < deadline:
             try:
                 seen = Path(file).read_text()
                 Path(f"{file}-{node}").write_text(token)
@@ -125,7 +136,7 @@ def _answer(address: str, reference: Any) -> Answer:
     raise ValueError(f"{address} cannot work: {why}; mend it, or take it out of the cluster")
 
 
-def _check(address: str, answer: Answer, root: Path, token: str, reply: str, here: dict[str, Any]) -> None:
+def _check(address: str, answer: Answer, root: Path | None, token: str, reply: str, here: dict[str, Any]) -> None:
     """Compares what a machine answered with what this one is, `here`."""
     if {answer.token, reply} != {token}:
         raise ValueError(

@@ -32,7 +32,7 @@ from ray._private import ray_constants, services, utils, worker
 from pipelines.cluster.address import address_to_join, record
 from pipelines.cluster.entry import refusal, show_token
 
-__all__ = ["check_resources", "connect"]
+__all__ = ["check_resources", "connect", "logical_cpus"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
@@ -194,6 +194,11 @@ def _within(variables: dict[str, str]) -> Iterator[None]:
         for name in variables:
             del os.environ[name]
         os.environ.update({name: before[name] for name in variables if name in before})
+
+
+def logical_cpus() -> int:
+    """Of the session that is there, on all its machines; at least one."""
+    return max(1, int(ray.cluster_resources().get("CPU", 0.0)))
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:

@@ -17,8 +17,10 @@ from pipelines.data.ingest import check_kind, prepare
 from pipelines.data.origin import canonical, fingerprint, label, path_of
 from pipelines.data.readers.embedded import embedded
 from pipelines.data.source import Options
+from pipelines.data.stored import adopt
 from pipelines.data.summary import from_earlier_rules, summary
 from pipelines.storage.files import new_directory
+from pipelines.storage.remote import RemotePath, is_remote
 
 __all__ = ["data_directory", "ensure"]
 
@@ -35,12 +37,19 @@ def data_directory(source: str | Path, root: str | Path, options: Options = Opti
 def ensure(source: str | Path, root: str | Path, options: Options = Options()) -> Path:
     """The directory of a prepared source, preparing it when absent, incomplete or made from something else.
 
-    A source that is a prepared data set already (it holds a card.json) is used where it lies.
+    A source that is a prepared data set already (it holds a card.json) is used where it lies; of one in an object store the
+    directory gets the card, and the shards as they are read.
 
     Raises:
         ValueError: the source cannot be prepared, or was prepared otherwise than the options ask.
     """
     directory, origin = data_directory(source, root, options), canonical(source)
+    if is_remote(origin) and (RemotePath(origin) / CARD).is_file():
+        directory = data_directory(source, root)
+        card = adopt(RemotePath(origin), directory)
+        _check_prepared(card, origin, options)
+        _say([from_earlier_rules(card)])
+        return directory
     if not embedded(origin) and (Path(origin) / CARD).is_file():
         card = load_card(origin)
         _check_prepared(card, origin, options)

@@ -30,6 +30,7 @@ from pipelines.storage.reading import read_json
 __all__ = [
     "CARD",
     "RULES",
+    "STORE",
     "VERSION",
     "Card",
     "LeftOut",
@@ -42,6 +43,8 @@ __all__ = [
 ]
 
 CARD = "card.json"
+STORE = "store.json"
+"""Beside the card of a set whose shards lie in an object store until they are first read (stored.py)."""
 VERSION = 1
 MOST_BYTES = 1 << 30
 """Of a row, and of a row group."""
@@ -341,6 +344,8 @@ def _parse(document: Any, file: Path) -> Card:
 
 
 def _check_shard(file: Path, shard: Shard, group_rows: int) -> None:
+    if not file.is_file() and (file.parent / STORE).is_file():
+        return
     if not file.is_file():
         raise ValueError(f"{file}: the card names this shard but it is missing; prepare the data set again")
     size = file.stat().st_size

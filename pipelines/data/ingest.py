@@ -28,32 +28,35 @@ from pipelines.data.origin import canonical, fingerprint, label, path_of
 from pipelines.data.readers import formats, recognised
 from pipelines.data.sequences import as_sequences
 from pipelines.data.shards import ShardWriter
-from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows, group_rows
+from pipelines.data.source import Chunk, Options, Source, SourceSplit, Spread, chunk_rows, group_rows, one_by_one
 from pipelines.data.splits import canonical_split
 from pipelines.storage.files import flush
 from pipelines.storage.paths import local_path
+from pipelines.storage.remote import is_remote, place_at
 
 __all__ = ["check_kind", "prepare"]
 
 IMAGE_OPTIONS = ("size", "crop", "channels", "background", "orient")
 """Options that hold for encoded images only."""
+REMOTE = "of an object store, folders of images and Parquet files of images are read; copy others to this machine first"
 MOST_REASONS = 20
 """Different reasons for skipped rows that are told apart in a split."""
 
 
-def prepare(source: str | Path, out: str | Path, options: Options = Options()) -> Card:
+def prepare(source: str | Path, out: str | Path, options: Options = Options(), spread: Spread = one_by_one) -> Card:
     """Write the shards and the card of a source.
 
     Args:
         source: "digits", "toy2d:NAME", "mosaic:BASE:RxC", or a path.
         out: directory, made when absent; what an earlier preparation left there is replaced when this one is whole.
         options: see `Options`.
+        spread: carries out the pieces that images are decoded in; the shards are the same, to the byte, whatever it is.
 
     Raises:
         ValueError: an unknown format, or bad content; the message names file, row and remedy.
     """
     directory, origin = local_path(out, "--out"), canonical(source)
-    found = _open_source(origin, options)
+    found = _open_source(origin, options, spread)
     if directory.resolve() == path_of(origin):
         raise ValueError(f"out={str(out)!r}: is the source itself; choose another directory")
     building, made = directory / f".{uuid.uuid4().hex}.preparing", not directory.exists()
@@ -125,23 +128,29 @@ def _classes(found: Source, options: Options) -> tuple[Classes, tuple[str, ...]]
         return Classes(), (f"prepared without labels: {str(error).rpartition('; ')[0]}",)  # less the remedy
 
 
-def _open_source(origin: str, options: Options) -> Source:
+def _open_source(origin: str, options: Options, spread: Spread) -> Source:
     """The answer of the first reader that recognises the source."""
-    path, there = Path(origin), path_of(origin)
+    path, there = place_at(origin), path_of(origin)
     if there is not None and not there.exists():
-        raise ValueError(f"source={origin!r}: no such file or directory; known: {formats()}")
+        raise ValueError(
+            f"source={origin!r}: no such file, folder or bucket; mend the name"
+            if is_remote(origin)
+            else f"source={origin!r}: no such file or directory; known: {formats()}"
+        )
     if (path / CARD).is_file():
         raise ValueError(f"source={origin!r}: is already prepared; use this directory as it is")
     found = recognised(origin, options)
     if found is None:
         names = sorted(entry.name for entry in path.iterdir())[:5] if path.is_dir() else [path.name]
         raise ValueError(
-            f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); known: {formats()}"
+            f"source={origin!r}: format not recognised ({', '.join(names) or 'empty'}); "
+            + (REMOTE if is_remote(origin) else f"known: {formats()}")
         )
     given = {name: value for name in IMAGE_OPTIONS if (value := getattr(options, name)) != getattr(Options(), name)}
     if given and not found.images:
         said = ", ".join(f"{name}={value}" for name, value in given.items())
         raise ValueError(f"{said}: only image files are prepared so, not {origin}; leave that out")
+    found = replace(found, splits={name: part.spread_by(spread) for name, part in found.splits.items()})
     found = as_sequences(found, origin) if options.as_sequences else found
     check_kind(found.kind, options.levels or found.levels, origin, options)
     if options.split and not found.parts:

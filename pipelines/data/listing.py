@@ -12,8 +12,10 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pipelines.data.card import LeftOut
+from pipelines.storage.remote import Place, RemotePath, is_remote
 
 __all__ = ["Listing", "by_suffix", "list_files"]
 
@@ -25,21 +27,43 @@ SYSTEM = {"__MACOSX", "@eaDir", "Thumbs.db", "desktop.ini"}
 class Listing:
     """The files below a folder, sorted, and what is left out of it."""
 
-    root: Path
-    files: tuple[Path, ...]
+    root: Place
+    files: tuple[Any, ...]  # places of the root's kind
     left_out: tuple[LeftOut, ...]
 
-    def relative(self, file: Path) -> tuple[str, ...]:
+    def relative(self, file: Any) -> tuple[str, ...]:
         """A file's path below the folder, in parts."""
         return file.relative_to(self.root).parts
 
 
-def list_files(root: Path) -> Listing:
+def list_files(root: Place) -> Listing:
     """The files below a folder.
 
     Raises:
         ValueError: a folder that cannot be listed.
     """
+    return _list_store(RemotePath(str(root))) if is_remote(root) else _list_folder(Path(str(root)))
+
+
+def _list_store(root: RemotePath) -> Listing:
+    """The files below a folder of an object store, which has no links."""
+    files: list[RemotePath] = []
+    hidden: Counter[str] = Counter()
+    for entry in root.entries():
+        parts = entry.place.relative_to(root).parts
+        at = next((depth for depth, part in enumerate(parts) if part.startswith(".") or part in SYSTEM), None)
+        if at is None:
+            files.append(entry.place)
+        else:
+            hidden[f"{parts[at]}/" if at + 1 < len(parts) else "hidden files"] += 1
+    return Listing(root=root, files=tuple(sorted(files)), left_out=_hidden(hidden))
+
+
+def _hidden(found: Counter[str]) -> tuple[LeftOut, ...]:
+    return tuple(LeftOut(name=name, files=num, reason="hidden or the system's") for name, num in sorted(found.items()))
+
+
+def _list_folder(root: Path) -> Listing:
     there = root.resolve()
     seen = {_identity(folder) for folder in (there, *there.parents)}
     files: list[Path] = []
@@ -53,13 +77,12 @@ def list_files(root: Path) -> Listing:
             continue
         seen.add(_identity(link))
         links += _walk(link, seen, files, hidden, twice, root)
-    names = [LeftOut(name=name, files=num, reason="hidden or the system's") for name, num in sorted(hidden.items())]
-    return Listing(root=root, files=tuple(sorted(files)), left_out=(*names, *twice))
+    return Listing(root=root, files=tuple(sorted(files)), left_out=(*_hidden(hidden), *twice))
 
 
-def by_suffix(listing: Listing, files: Iterable[Path], reason: str) -> list[LeftOut]:
+def by_suffix(listing: Listing, files: Iterable[Place], reason: str) -> list[LeftOut]:
     """Files that are left out, one entry for each suffix, the first of them as its example."""
-    found: dict[str, list[Path]] = {}
+    found: dict[str, list[Place]] = {}
     for file in files:
         found.setdefault(file.suffix.lower() or "no suffix", []).append(file)
     return [

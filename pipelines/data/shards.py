@@ -22,6 +22,7 @@ import pyarrow.parquet as pq
 
 from pipelines.data.card import CARD, Card, Shard, Split, one_line
 from pipelines.data.order import group_bounds
+from pipelines.data.stored import shard_file
 from pipelines.storage.files import replaced
 
 __all__ = ["Rows", "ShardWriter", "read_all", "read_groups", "read_labels", "read_split"]
@@ -66,7 +67,8 @@ def read_all(directory: str | Path, card: Card, split: str, limit: int | None = 
 def read_labels(directory: str | Path, card: Card, split: str) -> np.ndarray:
     """The labels of a split in stored order, int64, -1 for none; the rows themselves are not read."""
     columns = [
-        pq.read_table(Path(directory) / shard.file, columns=["label"])["label"] for shard in card.split(split).shards
+        pq.read_table(shard_file(Path(directory), shard), columns=["label"])["label"]
+        for shard in card.split(split).shards
     ]
     return np.concatenate([column.to_numpy().astype(np.int64) for column in columns])
 
@@ -176,7 +178,7 @@ def _read_groups(directory: Path, card: Card, split: str, groups: list[int]) -> 
     for shard in card.split(split).shards:
         num_groups = -(-shard.rows // card.group_rows)
         inside = [group for group in groups if first <= group < first + num_groups]
-        file = directory / shard.file
+        file = shard_file(directory, shard) if inside else directory / shard.file
         try:
             if inside:
                 with pq.ParquetFile(file, page_checksum_verification=True) as parquet:

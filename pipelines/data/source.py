@@ -10,8 +10,10 @@ splits that are in memory, records of equal size, rows that lie in several files
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import BinaryIO, Literal, NamedTuple
 
 import numpy as np
@@ -23,14 +25,18 @@ from pipelines.data.splits import given_parts
 __all__ = [
     "Chunk",
     "Options",
+    "Piece",
     "Source",
     "SourceSplit",
+    "Spread",
     "array_chunks",
     "checked_table",
     "chunk_rows",
     "group_rows",
     "in_memory",
     "locate_among",
+    "one_by_one",
+    "piece_rows",
     "records",
     "vectors",
 ]
@@ -133,6 +139,18 @@ class Chunk(NamedTuple):
     done: tuple[str, ...] = ()
 
 
+Piece = Callable[[int], Iterator[Chunk]]
+"""piece(threads) -> some consecutive rows of a split, read and decoded where it is called; it travels to other processes."""
+Spread = Callable[[Iterator[Piece]], Iterator[Chunk]]
+"""What carries out pieces and gives their rows in order: `one_by_one`, or tasks of a cluster."""
+
+
+def one_by_one(pieces: Iterator[Piece]) -> Iterator[Chunk]:
+    """The rows of pieces, made in this process by as many threads as it has cores."""
+    for piece in pieces:
+        yield from piece(min(32, os.cpu_count() or 1))
+
+
 @dataclass(frozen=True, kw_only=True)
 class SourceSplit:
     """A split.
@@ -143,6 +161,7 @@ class SourceSplit:
         locate: Names a row in the source's files.
         labels: Reads the labels of all rows; None where the source has none.
         source: What people call the files or folders of it.
+        pieces: Gives what `chunks` is made of, where other processes can make it.
     """
 
     count: int
@@ -150,6 +169,11 @@ class SourceSplit:
     locate: Callable[[int], str]
     labels: Callable[[], Labels] | None = None
     source: str = ""
+    pieces: Callable[[], Iterator[Piece]] | None = None
+
+    def spread_by(self, spread: Spread) -> SourceSplit:
+        """The split whose pieces are carried out by `spread`; itself where it has none."""
+        return replace(self, chunks=partial(_spread, spread, self.pieces)) if self.pieces else self
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -196,9 +220,18 @@ class Source:
         return classes_of(labels, lambda name, row: self.splits[name].locate(row), self.num_classes)
 
 
+def _spread(spread: Spread, pieces: Callable[[], Iterator[Piece]]) -> Iterator[Chunk]:
+    return spread(pieces())
+
+
 def chunk_rows(row_bytes: int) -> int:
     """Rows handled at a time: at most 1024 and, above one, at most 16 MiB."""
     return max(1, min(1024, 2**24 // row_bytes))
+
+
+def piece_rows(row_bytes: int) -> int:
+    """Rows of a piece: enough to be worth a task, few enough that a small folder has some for every task."""
+    return min(256, chunk_rows(row_bytes))
 
 
 def group_rows(row_bytes: int) -> int:

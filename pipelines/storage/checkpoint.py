@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "STATE",
     "By",
     "checkpoints",
     "digest_of",

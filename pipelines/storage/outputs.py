@@ -12,8 +12,10 @@ from pipelines.storage.files import sweep
 from pipelines.storage.locks import held
 from pipelines.storage.messages import nearest
 from pipelines.storage.paths import local_path
+from pipelines.storage.remote import is_remote
 
 __all__ = [
+    "CONFIG",
     "RULE",
     "check_name",
     "check_writable",
@@ -44,6 +46,11 @@ def output_root(out: str | None) -> Path:
         ValueError: none is given and the code runs from a temporary or installed copy, or the directory cannot be written.
     """
     given = out or os.environ.get("INDM_RUNS")
+    if is_remote(given):
+        raise ValueError(
+            f"{'--out' if out else 'INDM_RUNS'} {given}: a URL is no place for files here; give a path (a run has locks "
+            f"and renames), and --mirror {given}, which copies every checkpoint there"
+        )
     if given:
         root = local_path(given, "--out" if out else "INDM_RUNS").resolve()
     else:

@@ -18,6 +18,7 @@ from pipelines.data.origin import canonical
 from pipelines.data.spec import DataSpec
 from pipelines.recipes import find
 from pipelines.runs.job import Job
+from pipelines.runs.mirror import bring_back
 from pipelines.runs.pretrained import PREFIX, begin_with
 from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError, Manifest
@@ -77,6 +78,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     name = f"{launch.name or run.recipe}{ending}"
     check_name(name)
     directory = root / name
+    bring_back(directory, launch.mirror)
     if (directory / "config.json").is_file():
         run = as_begun(run, directory / "config.json")
     command = Command.of_this_process()
@@ -99,6 +101,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         same = other.model.conditional == run.model.conditional
         after = directory / "pretrained" if shared and same else start
         beside = root / ((f"{launch.name}-{other.recipe}" if launch.name else other.recipe) + ending)
+        bring_back(beside, launch.mirror)
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after, command=command))
     for job in jobs:
         refuse_another_run(job)

@@ -9,6 +9,7 @@ from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
 from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
+from pipelines.storage.remote import store_at
 
 __all__ = ["REFUSED", "Along", "Launch"]
 
@@ -59,6 +60,8 @@ class Launch:
         config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
         evaluate: Measure the trained models briefly and print the table.
         along: How checkpoints are measured beside the training, those of every --measure-every steps.
+        mirror: A folder of an object store, s3://BUCKET/FOLDER, to which every checkpoint is copied; the same command on a
+            machine without the run goes on from there.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
         traceback: Show where an error came from.
     """
@@ -79,6 +82,7 @@ class Launch:
     config: str = ""
     evaluate: bool = True
     along: Along = field(default_factory=Along, metadata=WHOLE)
+    mirror: str = ""
     network_interface: str = ""
     traceback: bool = False
 
@@ -93,6 +97,9 @@ class Launch:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.cpus_per_worker <= 0 or min(self.threads, self.max_failures, self.stall_seconds) < 0:
             raise ValueError("cpus_per_worker must be positive, threads, max_failures and stall_seconds not negative")
+        if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
+            raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
+        store_at(self.mirror, "mirror")
         check_device(self.device)
         if not self.local:
             check_device_of_workers(self.device)

@@ -28,6 +28,7 @@ from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import find_run, output_root
 from pipelines.storage.paths import local_path
 from pipelines.storage.reading import parse_json, read_json
+from pipelines.storage.remote import is_remote
 
 UNLABELLED = Options(labels="ignore", test_fraction=0)
 
@@ -190,7 +191,7 @@ def test_a_url_is_no_place(tmp_path: Path, place: str, monkeypatch: pytest.Monke
         lambda: prepare(place, tmp_path / "out"),
         lambda: ensure(place, tmp_path / "data"),
     )
-    for call in calls:
+    for call in calls[:3] if is_remote(place) else calls:  # a store is a place for sources
         with pytest.raises(ValueError, match="a URL is no place for files here; give a path"):
             call()
     assert [file.name for file in tmp_path.iterdir()] == ["a.npz"]

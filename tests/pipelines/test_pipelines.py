@@ -9,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from mlflow.artifacts import download_artifacts
 from PIL import Image
 from ray_session import TINY, TINY_2D, kill_when, later_wins, main_of, one_line, processes, train
 from safetensors.torch import load_file
+from sources import pixels, png
 
 from indm_core.sampling import Sampling
 from pipelines.config import load
@@ -39,6 +42,7 @@ from pipelines.reporting.summary import report
 from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
 from pipelines.storage import checkpoint
+from pipelines.storage.files import sha256_of
 from pipelines.storage.signals import Stop
 from pipelines.training import stream
 from pipelines.training.launch import Launch
@@ -408,15 +412,53 @@ def test_the_stream_of_a_worker_is_the_order_of_the_run(task_rows, step, session
 
 def test_many_small_tasks_make_the_same_batches(session, tmp_path, monkeypatch):
     """Row groups of eight rows, one a task, in data sets of eight tasks, for two workers."""
-    from pipelines.training.on_ray import stream as ray_stream
+    from pipelines.cluster import ordered
+    from pipelines.training.on_ray.stream import ray_rows
 
     monkeypatch.setattr(ingest, "group_rows", lambda row_bytes: 8)
     monkeypatch.setattr(stream, "TASK_ROWS", 1)
-    monkeypatch.setattr(ray_stream, "SEGMENT", 8)
+    monkeypatch.setattr(ordered, "SEGMENT", 8)
     job = order_job(tmp_path, "train.steps", "6")
-    ranks = [list(ray_stream.ray_rows(job, 0, rank, 2)) for rank in range(2)]
+    ranks = [list(ray_rows(job, 0, rank, 2)) for rank in range(2)]
     for *parts, whole in zip(*ranks, local_rows(job, 0), strict=True):
         assert [row for part in parts for row in part["row"]] == [*whole["row"]]
+
+
+@pytest.mark.parametrize("form", ["folder", "parquet"])
+def test_tasks_prepare_the_same_shards_as_this_process(session, tmp_path, capsys, monkeypatch, form):
+    """Images of several kinds, one of them broken, in pieces of eight: every file to the byte, and the same refusal."""
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    for reader in ("folder", "parquet"):
+        monkeypatch.setattr(f"pipelines.data.readers.images.{reader}.piece_rows", lambda row_bytes: 8)
+    encoded = [png(pixels(3 if row % 2 else 1, 6 + row % 3, 7, seed=row)) for row in range(100)]
+    encoded[70] = encoded[70][:40]
+    source = tmp_path / "images"
+    for row, image in enumerate(encoded if form == "folder" else []):
+        (source / f"class{row % 2}").mkdir(parents=True, exist_ok=True)
+        (source / f"class{row % 2}" / f"{row:03d}.png").write_bytes(image)
+    if form == "parquet":
+        source.mkdir()
+        cells = pa.array([{"bytes": image, "path": None} for image in encoded])
+        labels = [row % 2 for row in range(100)]
+        pq.write_table(pa.table({"image": cells, "label": labels}), source / "train.parquet", row_group_size=5)
+
+    def prepared(out: str, *words: str) -> dict[str, str]:
+        assert main_of("prepare")([str(source), "--size", "4", "--out", str(tmp_path / out), *words]) == 0
+        return {file.name: sha256_of(file) for file in (tmp_path / out).iterdir()}
+
+    here, there = prepared("here"), prepared("there", "--workers", "2")
+    assert here == there
+    assert here.keys() == {"card.json", "train-00000.parquet", "test-00000.parquet"}
+    capsys.readouterr()
+    refusals = []
+    for words in ([], ["--workers", "2"]):
+        assert (
+            main_of("prepare")([str(source), "--out", str(tmp_path / "no"), "--max-skip", "0", "--size", "4", *words])
+            == 2
+        )
+        refusals.append(capsys.readouterr().err.splitlines()[-1])
+    assert refusals[0] == refusals[1]
+    assert ("070.png" if form == "folder" else "train.parquet row 70") in refusals[0]
 
 
 @pytest.mark.slow

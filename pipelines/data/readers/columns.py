@@ -7,8 +7,7 @@ it is read; and the rows that are read together follow from the size of their ce
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -16,31 +15,46 @@ import pyarrow.parquet as pq
 
 from pipelines.storage.messages import one_line
 from pipelines.storage.reading import expands_too_far
+from pipelines.storage.remote import Place, opened_place, size_of
 
-__all__ = ["cells"]
+__all__ = ["cells", "read_footer"]
 
 BATCH = 32 << 20
 """Bytes of cells that are read together."""
 
 
-def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[Any]]]:
+def read_footer(file: Place) -> pq.FileMetaData:
+    """What a Parquet file says of its content.
+
+    Raises:
+        ArrowException, OSError: it is none.
+    """
+    with opened_place(file) as stream:
+        return pq.read_metadata(stream)
+
+
+def cells(
+    file: Place, path: str, most: int, groups: Sequence[int] | None = None
+) -> Iterator[tuple[pa.DataType, list[Any]]]:
     """The type and the values of consecutive rows of a column, None where there is none.
 
     Args:
         file: A Parquet file.
         path: Of the column, `label` or, within a struct, `image.bytes`.
         most: Rows at a time.
+        groups: The row groups that are read; None: all.
 
     Raises:
         ValueError: it cannot be read, or expands too far.
     """
     column, _, member = path.partition(".")
     try:
-        footer = pq.read_metadata(file)
+        footer = read_footer(file)
         leaves = {footer.schema.column(index).path for index in range(footer.num_columns)}
         rows = min(most, _rows_together(file, footer))
-        with pq.ParquetFile(file, metadata=footer, read_dictionary=list({path} & leaves)) as parquet:
-            for group in range(parquet.num_row_groups):  # each has dictionaries of its own
+        repeated = list({path} & leaves)  # each row group has dictionaries of its own
+        with opened_place(file) as stream, pq.ParquetFile(stream, metadata=footer, read_dictionary=repeated) as parquet:
+            for group in range(parquet.num_row_groups) if groups is None else groups:
                 for batch in parquet.iter_batches(batch_size=rows, row_groups=[group], columns=[path]):
                     batch.validate(full=True)  # pyarrow hands out indices that are in no dictionary
                     yield _values(batch[column].field(member) if member else batch[column])
@@ -48,14 +62,14 @@ def cells(file: Path, path: str, most: int) -> Iterator[tuple[pa.DataType, list[
         raise ValueError(f"{file}: cannot read it ({one_line(error)}); download it again") from None
 
 
-def _rows_together(file: Path, footer: pq.FileMetaData) -> int:
+def _rows_together(file: Place, footer: pq.FileMetaData) -> int:
     """How many rows of a mean size fit in a batch.
 
     The sizes are those of whole row groups: pyarrow ends the process where the footer of a single column is damaged.
     """
     total, held = (
         sum(footer.row_group(group).total_byte_size for group in range(footer.num_row_groups)),
-        file.stat().st_size,
+        size_of(file),
     )
     if expands_too_far(total, held):
         raise ValueError(f"{file}: {total:,} bytes in a file of {held:,} are no data; download it again")

@@ -17,7 +17,6 @@ background, made grey, cut to its first frame) is counted.
 from __future__ import annotations
 
 import io
-import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -176,16 +175,17 @@ class _Attempt:
     done: list[str] = field(default_factory=list)
 
 
-def decoded(batches: Iterable[list[Picture]], fit: Fit, *, strict: bool) -> Iterator[Chunk]:
-    """The rows of a split, decoded in parallel.
+def decoded(batches: Iterable[list[Picture]], fit: Fit, *, strict: bool, first: int, threads: int) -> Iterator[Chunk]:
+    """Consecutive rows of a split, decoded in parallel.
 
     Args:
-        batches: Images, as many at a time as `chunk_rows` says.
+        batches: Images, as many at a time as `piece_rows` says.
         fit: How they become arrays.
         strict: Whether an image of another size is an error.
+        first: The row of the first image.
+        threads: That decode.
     """
-    first = 0
-    with ThreadPoolExecutor(max_workers=min(32, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(max_workers=threads) as pool:
         for pictures in batches:
             parts = [
                 pictures[start : start + 32] for start in range(0, len(pictures), 32)

@@ -6,7 +6,8 @@ what is hidden, reached twice or no image is listed with the reason.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from stat import S_ISREG
@@ -16,15 +17,18 @@ from pipelines.data.labels import Labels
 from pipelines.data.listing import by_suffix, list_files
 from pipelines.data.readers.images.decode import SUFFIXES, Fit, Picture, decoded, fit_to
 from pipelines.data.readers.images.tree import by_folders
-from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
+from pipelines.data.source import Chunk, Options, Piece, Source, SourceSplit, one_by_one, piece_rows
 from pipelines.storage.messages import listed
+from pipelines.storage.remote import Place, RemotePath, is_remote, place_at
 
 __all__ = ["read_folder"]
+
+REMOTE_THREADS = 16
 
 
 def read_folder(source: str, options: Options) -> Source | None:
     """A folder of image files."""
-    root = Path(source)
+    root = place_at(source)
     if not root.is_dir():
         return None
     listing = list_files(root)
@@ -86,27 +90,33 @@ def _as_trained(files: dict[str, list[tuple[str, int]]]) -> tuple[dict[str, list
     return files, notes
 
 
-def _split(files: list[tuple[str, Path]], fit: Fit, source: str) -> SourceSplit:
-    step = chunk_rows(fit.channels * fit.height * fit.width)
+def _split(files: list[tuple[str, Place]], fit: Fit, source: str) -> SourceSplit:
+    step = piece_rows(fit.channels * fit.height * fit.width)
 
-    def batches() -> Iterator[list[Picture]]:
+    def pieces() -> Iterator[Piece]:
         for first in range(0, len(files), step):
-            yield [_picture(file) for _, file in files[first : first + step]]
-
-    def chunks() -> Iterator[Chunk]:
-        return decoded(batches(), fit, strict=True)
+            yield partial(_piece, tuple(file for _, file in files[first : first + step]), fit, first)
 
     return SourceSplit(
         count=len(files),
-        chunks=chunks,
+        chunks=lambda: one_by_one(pieces()),
         locate=lambda row: str(files[row][1]),
         labels=lambda: Labels.of([[name for name, _ in files]]),
         source=source,
+        pieces=pieces,
     )
 
 
-def _picture(file: Path) -> Picture:
-    return Picture(lambda: _bytes(file), str(file))
+def _piece(files: Sequence[Place], fit: Fit, first: int, threads: int) -> Iterator[Chunk]:
+    """The rows of some files; those of a store take their time to come, not the processor's."""
+    threads = max(threads, REMOTE_THREADS) if is_remote(files[0]) else threads
+    return decoded([[*map(_picture, files)]], fit, strict=True, first=first, threads=threads)
+
+
+def _picture(file: Place) -> Picture:
+    return Picture(
+        lambda: RemotePath(str(file)).read_bytes() if is_remote(file) else _bytes(Path(str(file))), str(file)
+    )
 
 
 def _bytes(file: Path) -> bytes:

@@ -11,23 +11,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from pipelines.data.card import LeftOut
 from pipelines.data.labels import IGNORE, Labels
 from pipelines.data.listing import Listing, by_suffix, list_files
-from pipelines.data.readers.columns import cells
+from pipelines.data.readers.columns import cells, read_footer
 from pipelines.data.readers.images.decode import PROBED, SUFFIXES, Fit, Picture, decoded, fit_to
-from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows, locate_among
+from pipelines.data.source import Chunk, Options, Piece, Source, SourceSplit, locate_among, one_by_one, piece_rows
 from pipelines.data.splits import Parts, assign, canonical_split
 from pipelines.storage.messages import one_line
-from pipelines.storage.reading import open_regular
+from pipelines.storage.remote import Place, opened_place, place_at
 
 __all__ = ["read_image_parquet"]
 
@@ -48,7 +46,7 @@ MOST_CARD = 1 << 20
 
 def read_image_parquet(source: str, options: Options) -> Source | None:
     """Hugging Face's image Parquet."""
-    path = Path(source)
+    path = place_at(source)
     if path.is_file() and path.suffix.lower() == ".parquet":
         parts, files, left_out, missing = Parts(of={"train": (path.name,)}), {path.name: path}, (), ""
     elif path.is_dir():
@@ -76,20 +74,20 @@ def read_image_parquet(source: str, options: Options) -> Source | None:
     )
 
 
-def _holds_images(file: Path) -> bool:
+def _holds_images(file: Place) -> bool:
     """Whether a Parquet file has a column of images, or cannot be read; beside image files it may be a table about them."""
     try:
-        return bool({"img", "image"} & set(pq.read_schema(file).names))
+        return bool({"img", "image"} & set(read_footer(file).schema.to_arrow_schema().names))
     except (pa.ArrowException, OSError):
         return True
 
 
-def _missing_test(root: Path, parts: Parts) -> str:
+def _missing_test(root: Place, parts: Parts) -> str:
     """The split for testing that a set's card (README.md) declares, where only train is there; '' where none is missing."""
     card = root / "README.md"
     if set(parts.of) != {"train"} or not card.is_file():
         return ""
-    with open_regular(card) as stream:
+    with opened_place(card) as stream:
         declared = DECLARED.findall(stream.read(MOST_CARD).decode(errors="replace"))
     held = [name for name in declared if canonical_split(name) in ("test", "valid")]
     return f"the split {held[0]!r} of {root}, which its README.md declares," if held else ""
@@ -105,17 +103,18 @@ def _left_out(listing: Listing, parts: Parts) -> tuple[LeftOut, ...]:
 class _Table:
     """A Parquet file with a column of encoded images."""
 
-    file: Path
+    file: Place
     image: str
     label: str
-    count: int
+    rows: tuple[int, ...]  # of its row groups
     has_paths: bool
 
     @classmethod
-    def open(cls, file: Path) -> _Table:
+    def open(cls, file: Place) -> _Table:
         try:
-            with pq.ParquetFile(file) as parquet:
-                schema, count = parquet.schema_arrow, parquet.metadata.num_rows
+            footer = read_footer(file)
+            schema = footer.schema.to_arrow_schema()
+            rows = tuple(footer.row_group(group).num_rows for group in range(footer.num_row_groups))
         except (pa.ArrowException, OSError) as error:
             raise ValueError(f"{file}: not a readable Parquet file ({one_line(error)}); download it again") from None
         image = next((name for name in ("img", "image") if name in schema.names), "")
@@ -126,18 +125,34 @@ class _Table:
             )
         label = next((name for name in ("label", "labels", "fine_label") if name in schema.names), "")
         has_paths = kind.get_field_index("path") >= 0
-        return cls(file=file, image=image, label=label, count=count, has_paths=has_paths)
+        return cls(file=file, image=image, label=label, rows=rows, has_paths=has_paths)
+
+    @property
+    def count(self) -> int:
+        """Of all rows."""
+        return sum(self.rows)
 
     def pictures(self) -> Iterator[Picture]:
         """The encoded images, a few at a time in memory."""
-        return chain.from_iterable(self.batches(PROBED))
+        return chain.from_iterable(self.batches(PROBED, range(len(self.rows))))
 
-    def batches(self, num: int) -> Iterator[list[Picture]]:
-        """At most `num` encoded images at a time."""
-        first = 0
-        for _, found in cells(self.file, f"{self.image}.bytes", num):
+    def batches(self, num: int, groups: range) -> Iterator[list[Picture]]:
+        """At most `num` encoded images of some row groups at a time."""
+        first, last = sum(self.rows[: groups.start]), sum(self.rows[: groups.stop])
+        for _, found in cells(self.file, f"{self.image}.bytes", num, groups):
             yield [self._picture(first + row, encoded) for row, encoded in enumerate(found)]
             first += len(found)
+        if first != last:
+            raise ValueError(f"{self.file}: {first} rows where its footer says {last}; download it again")
+
+    def together(self, num: int) -> Iterator[range]:
+        """Consecutive row groups of at least `num` rows, the last ones perhaps fewer."""
+        start, rows = 0, 0
+        for group, more in enumerate(self.rows):
+            rows += more
+            if rows >= num or group == len(self.rows) - 1:
+                yield range(start, group + 1)
+                start, rows = group + 1, 0
 
     def labels(self) -> Iterator[list[Any]]:
         """The labels of consecutive rows; None of all where there is no such column."""
@@ -171,14 +186,31 @@ class _Table:
 
 def _split(tables: list[_Table], fit: Fit, names: tuple[str, ...]) -> SourceSplit:
     counts = [table.count for table in tables]
-    step = chunk_rows(fit.channels * fit.height * fit.width)
+    step = piece_rows(fit.channels * fit.height * fit.width)
 
-    def chunks() -> Iterator[Chunk]:
-        return decoded(chain.from_iterable(table.batches(step) for table in tables), fit, strict=False)
+    def pieces() -> Iterator[Piece]:
+        before = 0
+        for table in tables:
+            for groups in table.together(step):
+                yield partial(_piece, table, groups, step, fit, before)
+            before += table.count
 
     def labels() -> Labels:
         return Labels.of(block for table in tables for block in table.labels())
 
     shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}, {len(names)} files"
     locate = locate_among([table.file for table in tables], counts)
-    return SourceSplit(count=sum(counts), chunks=chunks, locate=locate, labels=labels, source=shown)
+    return SourceSplit(
+        count=sum(counts),
+        chunks=lambda: one_by_one(pieces()),
+        locate=locate,
+        labels=labels,
+        source=shown,
+        pieces=pieces,
+    )
+
+
+def _piece(table: _Table, groups: range, step: int, fit: Fit, before: int, threads: int) -> Iterator[Chunk]:
+    """The rows of some row groups of a table, before which its split has so many rows."""
+    first = before + sum(table.rows[: groups.start])
+    return decoded(table.batches(step, groups), fit, strict=False, first=first, threads=threads)

@@ -1,0 +1,150 @@
+"""Runs, copied to an object store while they are trained, and brought back to a machine that has none of them.
+
+A run is written on a file system: it has locks, renaming, and a file that grows. What it gains is copied by a thread of the
+command, so that a training never waits for the store:
+
+    STORE/RUN/   the files of RUN. Of a checkpoint the tensors go first and state.json last, as on a disk: a copy that was cut
+                 short is no checkpoint. Checkpoints that were removed here are removed there, after newer ones have come
+
+The same command on another machine, with the same --mirror, brings the run back and goes on from its newest checkpoint, whose
+SHA-256 is compared as that of any. One machine at a time: a store has no locks.
+"""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+
+from pipelines.storage import checkpoint
+from pipelines.storage.files import new_directory
+from pipelines.storage.outputs import CONFIG, is_run
+from pipelines.storage.remote import RemotePath, store_at
+
+__all__ = ["Mirror", "bring_back"]
+
+POLL_SECONDS = 5.0
+CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/.+")
+
+
+def bring_back(run: Path, given: str) -> None:
+    """Brings a run from its mirror where there is none here; of one that is here the mirror must not be ahead.
+
+    Args:
+        run: Its directory.
+        given: The option --mirror; '' for none.
+
+    Raises:
+        ValueError: the mirror is ahead, or cannot be read or written.
+    """
+    if (place := store_at(given, "mirror")) is None:
+        return
+    place.refuse_unwritable()
+    there = place / run.name
+    names = [str(entry.place.relative_to(there)) for entry in there.entries()]
+    if not is_run(run):
+        if CONFIG in names:
+            print(f"{run.name}: brought back from {there}", flush=True)
+            with new_directory(run) as building:
+                for name in names:
+                    (building / name).parent.mkdir(parents=True, exist_ok=True)
+                    (there / name).get(building / name)
+        return
+    newest = max((int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name))), default=0)
+    here = max(map(checkpoint.step_of, checkpoint.checkpoints(run)), default=0)
+    if newest > here:
+        raise ValueError(
+            f"mirror={given}: has step {newest} of {run.name}, and {run} ends at step {here}; remove {run} to go on from the "
+            "mirror, or give another --mirror"
+        )
+
+
+class Mirror:
+    """A context in which a thread copies what runs gain; what is left when the block ends is copied then.
+
+    Args:
+        runs: Their directories.
+        given: The option --mirror; '' for none.
+    """
+
+    def __init__(self, runs: Sequence[Path], given: str) -> None:
+        self.runs, self.place = runs, store_at(given, "mirror")
+        self.copied: dict[Path, tuple[int, int]] = {}
+        self.said, self.stopping = False, threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True, name="mirror")
+
+    def __enter__(self) -> Mirror:
+        if self.place:
+            self.thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self.place is None:
+            return
+        self.stopping.set()
+        self.thread.join()
+        self.said = False
+        self._attempt(self.place)
+
+    def _run(self) -> None:
+        while self.place and not self.stopping.wait(POLL_SECONDS):
+            self._attempt(self.place)
+
+    def _attempt(self, place: RemotePath) -> None:
+        """Copies what is new; that the store does not answer is said once."""
+        try:
+            for run in filter(is_run, self.runs):
+                self._copy(run, place / run.name)
+        except FileNotFoundError:  # removed here while it was listed: the next attempt knows
+            return
+        except ValueError as error:
+            if not self.said:
+                print(f"not mirrored: {error}; the training goes on, and it is tried again", flush=True)
+            self.said = True
+        else:
+            self.said = False
+
+    def _copy_file(self, file: Path, at: RemotePath, version: tuple[int, int]) -> None:
+        if self.copied.get(file) != version:
+            at.put(file)
+            self.copied[file] = version
+
+    def _copy(self, run: Path, there: RemotePath) -> None:
+        files = {file: _version(file) for file in _files(run)}
+        new = [file for file, version in files.items() if self.copied.get(file) != version]
+        begin = run / CONFIG
+        if begin in new:  # without it, what follows is no run
+            self._copy_file(begin, there / CONFIG, files[begin])
+        for folder in sorted(
+            {file.parent for file in new}, reverse=True
+        ):  # the newest checkpoint first, the figures last
+            with suppress(FileNotFoundError):  # removed here meanwhile
+                for file in _tensors_first(folder, new):
+                    at = there / file.relative_to(run).as_posix()
+                    self._copy_file(file, at, files[file])
+        kept = {file.relative_to(run).as_posix() for file in files}
+        mirrored = [str(entry.place.relative_to(there)) for entry in there.entries()] if new else []
+        mirrored = [name for name in mirrored if CHECKPOINT.fullmatch(name)]
+        whole = any(name in kept and name.endswith(checkpoint.STATE) for name in mirrored)
+        gone = [name for name in mirrored if name not in kept and whole]
+        for name in sorted(gone, key=lambda name: not name.endswith(checkpoint.STATE)):
+            (there / name).remove()
+
+
+def _files(run: Path) -> list[Path]:
+    """The files of a run without locks and what is not finished, which are hidden."""
+    found = (file for file in run.rglob("*") if file.is_file() and not file.is_symlink())
+    return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(run).parts))
+
+
+def _version(file: Path) -> tuple[int, int]:
+    stat = file.stat()
+    return stat.st_size, stat.st_mtime_ns
+
+
+def _tensors_first(folder: Path, new: Sequence[Path]) -> list[Path]:
+    """The new files of a folder, the state of a checkpoint last."""
+    return sorted((file for file in new if file.parent == folder), key=lambda file: file.name == checkpoint.STATE)
