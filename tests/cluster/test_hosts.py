@@ -21,7 +21,7 @@ from ray_session import SCHEDULE, TINY, later_wins, train
 pytestmark = [pytest.mark.hosts, pytest.mark.filterwarnings("default")]
 DIGITS = ("digits_vp_nll", *TINY, "--batch-size", "64", "--log-every", "5", "--checkpoint-every", "10")
 TRIALS = (
-    *("--recipe", "digits_vp_nll", *TINY[: TINY.index("--steps")][:-2], "--batch-size", "64", "--trial-steps", "12"),
+    *("--recipe", "digits_vp_nll", *TINY[: TINY.index("--steps")][:-2], "--trial-steps", "12"),
     *("--evaluation.images", "8", "--evaluation.samples", "20", "--evaluation.nelbo-draws", "2"),
     *("--evaluation.nelbo-replicates", "1", "--evaluation.rtol", "0.1", "--evaluation.atol", "0.1"),
     *("--evaluation.sampling.rtol", "0.1", "--evaluation.sampling.atol", "0.1"),
@@ -65,6 +65,13 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
 def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Storage that both hosts see."""
     return tmp_path_factory.mktemp("shared")
+
+
+@pytest.fixture(scope="module")
+def linear(out: Path) -> str:
+    """A trained run, made here."""
+    train("digits_linear_nll", "--nf", "8", "--ch-mult", "1", "--num-res-blocks", "1", *SCHEDULE, out=out)
+    return str(out / "digits_linear_nll")
 
 
 def exec_on(hosts: Hosts, command: str) -> str:
@@ -145,12 +152,12 @@ def test_an_address_where_nothing_answers_and_a_wrong_token_are_refused(hosts, o
 
 
 def test_both_machines_train_and_measure(hosts, out):
-    words = later_wins([*DIGITS, "--steps", "60", "--pretrain-steps", "20"])
+    words = later_wins([*DIGITS, "--steps", "30", "--pretrain-steps", "10"])
     done = submit_watched(hosts, TRAINER, "pipelines/train.py", *words, *BOTH, "--out", str(out))
     assert done.status == 0, done.said
     assert "training in the Ray cluster of 2 nodes" in done.said
     assert done.workers == {"host0", "host1"}
-    assert re.search(r"digits_vp_nll +joint +60/60", done.said)
+    assert re.search(r"digits_vp_nll +joint +30/30", done.said)
     assert re.search(r"digits_vp_nll .*\+- .*\+- .*\+-", done.said), "the table"
     hardware = json.loads((out / "digits_vp_nll" / "hardware.json").read_text())
     assert hardware[-1]["processes"] == 2
@@ -169,33 +176,17 @@ def test_both_machines_train_the_trials_of_a_sweep(hosts, out):
         assert json.loads((out / trial / "hardware.json").read_text())[-1]["processes"] == 2
 
 
-def test_actors_of_both_machines_draw(hosts, out):
-    words = ("digits_vp_nll", "--actors", "2", "--num-samples", "8", "--sampler", "em", "--steps", "4", "--out")
-    done = submit_watched(hosts, ARTIST, "pipelines/sample.py", str(out / words[0]), *words[1:], str(out / "samples"))
+def test_actors_of_both_machines_draw(hosts, out, linear):
+    words = (linear, "--actors", "2", "--num-samples", "8", "--sampler", "em", "--steps", "20", "--out")
+    done = submit_watched(hosts, ARTIST, "pipelines/sample.py", *words, str(out / "samples"))
     assert done.status == 0, done.said
     assert done.workers == {"host0", "host1"}
     assert len(list((out / "samples").glob("sample-*.png"))) == 8
 
 
-def test_actors_of_both_machines_score_a_collage(hosts, out):
-    train("digits_linear_nll", "--nf", "8", "--ch-mult", "1", "--num-res-blocks", "1", *SCHEDULE, out=out)
-    run, into = str(out / "digits_linear_nll"), str(out / "canvases")
-    words = (
-        run,
-        "--collage",
-        "chain",
-        "--num-factors",
-        "8",
-        "--actors",
-        "2",
-        "--num-samples",
-        "2",
-        "--steps",
-        "20",
-        "--out",
-        into,
-    )
-    done = submit_watched(hosts, SCORER, "pipelines/sample.py", *words)
+def test_actors_of_both_machines_score_a_collage(hosts, out, linear):
+    words = (linear, "--collage", "chain", "--num-factors", "8", "--actors", "2", "--num-samples", "2", "--out")
+    done = submit_watched(hosts, SCORER, "pipelines/sample.py", *words, str(out / "canvases"), "--steps", "20")
     assert done.status == 0, done.said
     assert done.workers == {"host0", "host1"}
     assert len(list((out / "canvases").glob("canvas-*.png"))) == 2
