@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -30,7 +29,7 @@ BOTH = ("--workers", "2", "--cpus-per-worker", "1.5", "--network-interface", "et
 """Two workers that do not fit on one host."""
 AT_ONCE = 60.0
 """Seconds of a refusal, most of which are imports on a machine that does other things."""
-TRAINER, SCORER, ARTIST = "ray::RayTrainWorker", "ray::Scorer", "ray::Artist"
+TRAINER, SCORER, ARTIST = "RayTrainWorker", "Scorer", "Artist"
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Submitted:
     Args:
         status: Of the command.
         said: What it printed.
-        workers: Hosts on which processes of the wanted title were seen.
+        workers: Hosts on which it had actors of the class that was asked for.
     """
 
     status: int
@@ -89,16 +88,18 @@ def submit(hosts: Hosts, script: str, *words: str) -> Submitted:
     return Submitted(done.returncode, done.stdout)
 
 
-def submit_watched(hosts: Hosts, title: str, script: str, *words: str) -> Submitted:
-    """The same, with the hosts on which its workers were seen."""
-    found: list[Submitted] = []
-    running = threading.Thread(target=lambda: found.append(submit(hosts, script, *words)))
-    running.start()
-    workers: set[str] = set()
-    while running.is_alive():
-        workers |= {name for name in hosts.names if not hosts.on(name, f"pgrep -f {title}", check=False).returncode}
-        time.sleep(1)
-    return Submitted(found[0].status, found[0].said, frozenset(workers))
+def submit_watched(hosts: Hosts, actor: str, script: str, *words: str) -> Submitted:
+    """The same, with the hosts on which it had actors of a class."""
+    before = {name: started(hosts, name, actor) for name in hosts.names}
+    done = submit(hosts, script, *words)
+    workers = frozenset(name for name in hosts.names if started(hosts, name, actor) - before[name])
+    return Submitted(done.status, done.said, workers)
+
+
+def started(hosts: Hosts, name: str, actor: str) -> set[str]:
+    """The processes of a class of actors that a host has had, by the logs that Ray keeps of them."""
+    logs = "/tmp/ray/session_latest/logs/worker-*.out"
+    return set(hosts.on(name, f"grep -ls ':actor_name:{actor}$' {logs}", check=False).stdout.split())
 
 
 def refused_at_once(hosts: Hosts, name: str, command: str) -> str:
