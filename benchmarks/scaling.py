@@ -38,19 +38,7 @@ if __package__ in (None, ""):
 
 from pipelines.runs.pictures import figure_of
 
-__all__ = [
-    "MACHINE",
-    "WORKLOADS",
-    "Machine",
-    "Plan",
-    "Step",
-    "Workload",
-    "efficiency",
-    "predict",
-    "rate",
-    "reduction",
-    "ring",
-]
+__all__ = ["Machine", "Plan", "Step", "Workload", "efficiency", "predict", "rate", "reduction", "ring"]
 
 STREAMS = 64
 """Of the rows of a run (pipelines/data/order.py)."""
