@@ -11,7 +11,6 @@ saves; what a task of Ray Data takes. Times are of this machine with whatever el
 from __future__ import annotations
 
 import io
-import logging
 import multiprocessing
 import statistics
 import sys
@@ -160,7 +159,6 @@ def task_seconds() -> float:
     from pipelines.cluster.session import connect
 
     print(f"Ray Data in {connect(1, 1.0)}", flush=True)
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
     ray.data.DataContext.get_current().enable_progress_bars = False
 
     def run() -> None:
