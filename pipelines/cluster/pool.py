@@ -88,7 +88,8 @@ class Pool:
                 raise ValueError(
                     f"actors={num_actors} need {num_actors * each:g} {kind}s, the cluster has {there:g}: take fewer"
                 )
-        remote = ray.remote(num_cpus=cpus, num_gpus=gpus)(owner)
+        # By itself Ray would put actors on one machine until half of it is taken.
+        remote = ray.remote(num_cpus=cpus, num_gpus=gpus, scheduling_strategy="SPREAD")(owner)
         self.make = lambda: remote.remote(*arguments)
         self.actors = [self.make() for _ in range(num_actors)]
         self.ahead = ahead

@@ -8,6 +8,7 @@ files are this machine's: they are the storage that all hosts see. Root makes th
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import subprocess
@@ -135,14 +136,18 @@ class Hosts:
         return _run("ssh", "-i", self.key, *SSH, "-o", "ConnectTimeout=5", to, command, check=check)
 
     def cluster_yaml(self) -> Path:
-        """The project's cluster.yaml for these hosts. The environment is this one's, which all of them see, instead of one that
-        is installed; a host lends as many CPUs as a small machine has."""
+        """The project's cluster.yaml for these hosts, with a token of theirs alone. The environment is this one's, which all of
+        them see, instead of one that is installed; the package is each host's own copy, as where it is installed; a host lends
+        as many CPUs as a small machine has."""
         document: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        (self.place / "token").write_text(secrets.token_hex(32))
+        document["file_mounts"]["~/.ray/auth_token"] = str(self.place / "token")
         workers = self.addresses[1:]
         document["provider"] |= {"head_ip": self.addresses[0], "worker_ips": workers}
         document["auth"] = {"ssh_user": "root", "ssh_private_key": str(self.key)}
         document |= {"min_workers": len(workers), "max_workers": len(workers)}
         bashrc = next(command for command in document["setup_commands"] if "bashrc" in command)
+        bashrc = bashrc.replace("export PATH=", "export PYTHONPATH=$HOME/indm PATH=")
         document["setup_commands"] = [f"ln -sfn {shlex.quote(sys.prefix)} ~/indm-venv", bashrc]
         for part in ("head_start_ray_commands", "worker_start_ray_commands"):
             document[part] = [

@@ -15,10 +15,12 @@ from typing import Any
 
 import pytest
 import yaml
+from ray._private.label_utils import validate_label_key
 from ray_session import ROOT, environment, main_of, one_line
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning")
 TEXT = (ROOT / "cluster.yaml").read_text()
+CLOUDS = ("aws", "gcp")
 
 
 def validated(document: dict[str, Any]) -> dict[str, Any]:
@@ -31,12 +33,8 @@ def validated(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def cloud(name: str) -> dict[str, Any]:
-    """cluster.yaml with the commented block of a cloud taken over, as its last paragraph says."""
-    _, _, block = TEXT.partition(f"{name} (not launched")
-    lines = block.splitlines()[2:]  # after the rest of its headline and an empty line
-    stop = next((i for i, line in enumerate(lines) if line.strip() in ("#", "")), len(lines))
-    taken = yaml.safe_load("\n".join(line.removeprefix("# ") for line in lines[:stop]))
-    return yaml.safe_load(TEXT) | taken
+    """The document of a cloud."""
+    return yaml.safe_load((ROOT / "docs/clusters" / f"{name}.yaml").read_text())
 
 
 def test_cluster_yaml_is_what_ray_expects():
@@ -51,11 +49,45 @@ def test_workers_are_added_by_their_addresses():
     assert validated(document)["max_workers"] == 2
 
 
-@pytest.mark.parametrize(("name", "kind"), [("Amazon", "aws"), ("Google", "gcp")])
-def test_the_commented_clouds_are_what_ray_expects(name, kind):
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_clouds_are_what_ray_expects(name):
     prepared = validated(cloud(name))
-    assert prepared["provider"]["type"] == kind
-    assert prepared["head_node_type"] in prepared["available_node_types"]
+    types = prepared["available_node_types"]
+    assert prepared["provider"]["type"] == name
+    assert prepared["head_node_type"] in types
+    assert types["gpu"]["resources"]["GPU"] == 1
+    assert "GPU" not in types["cpu"]["resources"]
+    assert types["gpu"]["min_workers"] < types["gpu"]["max_workers"]
+    assert sum(kind["max_workers"] for kind in types.values()) == prepared["max_workers"]
+    for kind, found in types.items():
+        assert found["labels"] == {"indm/kind": kind}
+        assert not any(map(validate_label_key, found["labels"]))
+
+
+@pytest.mark.parametrize("name", CLOUDS)
+def test_the_clouds_differ_from_cluster_yaml_in_what_they_need_besides(name):
+    ours, theirs = yaml.safe_load(TEXT), cloud(name)
+    for part in (
+        "cluster_name",
+        "file_mounts",
+        "rsync_exclude",
+        "rsync_filter",
+        "setup_commands",
+        "worker_start_ray_commands",
+    ):
+        assert theirs[part] == ours[part], part
+    head = [command.replace("export RAY_enable_autoscaler_v2=0; ", "") for command in ours["head_start_ray_commands"]]
+    assert theirs["head_start_ray_commands"] == head
+
+
+@pytest.mark.parametrize("part", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_every_machine_wants_the_token_that_is_copied_to_it(part):
+    document = yaml.safe_load(TEXT)
+    (start,) = [command for command in document[part] if "ray start" in command]
+    assert document["file_mounts"]["~/.ray/auth_token"] == "~/.ray/auth_token"
+    assert start.index("RAY_AUTH_MODE=token") < start.index("ray start")
+    assert "--object-spilling-directory=$HOME/indm-spill" in start
+    assert "mkdir -p ~/indm-spill" in start
 
 
 def test_a_wrong_document_would_be_noticed():
@@ -71,8 +103,9 @@ def test_everything_named_exists():
         from pipelines.recipes import RECIPES
 
         assert recipe in RECIPES
-    (mount,) = document["file_mounts"]
+    (mount,) = (there for there, here in document["file_mounts"].items() if here == ".")
     assert any(f"--editable {mount}" in command for command in document["setup_commands"])
+    assert all((ROOT / place).is_file() for place in re.findall(r"docs/\S+?\.(?:md|yaml)|rayjob\.yaml", TEXT))
     assert (ROOT / document["rsync_filter"][0]).is_file()
     pinned = re.search(r"torch==[\d.]+", (ROOT / "pyproject.toml").read_text())
     assert pinned
@@ -92,7 +125,7 @@ def test_options_named_in_the_comments_exist():
 
 @pytest.mark.parametrize("path", ["setup_commands", "head_start_ray_commands", "worker_start_ray_commands"])
 def test_commands_are_shell(path):
-    for line in yaml.safe_load(TEXT)[path]:
+    for line in [command for document in (yaml.safe_load(TEXT), *map(cloud, CLOUDS)) for command in document[path]]:
         done = subprocess.run(["bash", "-n", "-c", line], capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
 

@@ -38,7 +38,7 @@ class Handle:
 def stand_in(monkeypatch) -> None:
     """Calls are carried out when they are asked for, the first one first."""
 
-    def remote(num_cpus: float, num_gpus: float) -> Any:
+    def remote(num_cpus: float, num_gpus: float, scheduling_strategy: str) -> Any:
         return lambda owner: SimpleNamespace(remote=lambda *arguments: Handle(lambda: owner(*arguments)))
 
     ray = SimpleNamespace(
