@@ -116,6 +116,9 @@ def measured(plan: Plan, tasks: Sequence[Task[Any]], actors: int, rounds: int) -
 
 def main() -> int:
     """Prints the table."""
+    if "--help" in sys.argv or len(sys.argv) < 2:
+        print(__doc__)
+        return 0
     words, given = split_arguments(sys.argv[1:])
     rounds, root = int(given.get("rounds", "1")), output_root(given.get("out", ""))
     settings = override(Settings(), {name: value for name, value in given.items() if name not in OWN}, list(OWN))

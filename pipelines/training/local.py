@@ -12,7 +12,6 @@ import torch
 
 from indm_core.model import Trainable
 from pipelines.config.terminal.device import device_of
-from pipelines.evaluation.checkpoints import CheckpointMeasurer
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.job import Job, Training, finished
 from pipelines.storage.signals import Stop
@@ -89,6 +88,10 @@ def _measures(along: Settings | None, root: Path | None, device: torch.device) -
     if along is None or root is None:
         return lambda training: None
     print("checkpoints are measured in this process, between two steps; without --local beside them", flush=True)
+    from pipelines.evaluation.checkpoints import (
+        CheckpointMeasurer,
+    )  # what measures needs more packages than what trains
+
     measurer = CheckpointMeasurer(along, root, str(device))
     return lambda training: measure_due(training, measurer.measure)
 

@@ -177,7 +177,7 @@ def actors(monkeypatch, unchecked) -> Counter[type]:
     monkeypatch.setattr(Evaluator, "timed", timed)
     here = SimpleNamespace(
         cluster_resources=lambda: {"CPU": 8.0},
-        remote=lambda num_cpus, num_gpus: lambda owner: SimpleNamespace(remote=Actor),
+        remote=lambda num_cpus, num_gpus, scheduling_strategy: lambda owner: SimpleNamespace(remote=Actor),
         wait=wait,
         get=lambda ref: ref.value if isinstance(ref, Box) else ref.get(),
         put=Box,

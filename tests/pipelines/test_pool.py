@@ -154,7 +154,7 @@ class Large:
 def test_a_slow_consumer_slows_the_actors_down(monkeypatch, actors, ahead):
     """However many tasks there are, never more results wait than actors have places, the one that is being taken among them."""
 
-    def remote(num_cpus: float, num_gpus: float) -> Any:
+    def remote(num_cpus: float, num_gpus: float, scheduling_strategy: str) -> Any:
         return lambda owner: SimpleNamespace(remote=lambda *arguments: Busy(lambda: owner(*arguments)))
 
     monkeypatch.setattr(pools.ray, "remote", remote)
