@@ -35,7 +35,7 @@ from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.halt import Halted
 from pipelines.training.watch.progress import show
 
-__all__ = ["Assignment", "Outcome", "train_worker"]
+__all__ = ["Assignment", "Outcome", "average", "train_worker", "wrapped"]
 
 REFUSAL_SECONDS = 10.0
 
@@ -92,10 +92,10 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
             rank=rank,
             world=world,
             device=device,
-            average=lambda vector: _average(vector, world),
+            average=lambda vector: average(vector, world),
             agree=broadcast_from_rank_zero,
             stopping=lambda training, step: ray.get(notices.stopping.remote(training.directory.name, step)),
-            wrap=lambda model: _wrapped(model, device, world),
+            wrap=lambda model: wrapped(model, device, world),
             begins=lambda training, model: None,
             publish=lambda training, record: _publish(training, record, gauges, machine if rank == 0 else None),
             checkpointed=_report,
@@ -151,7 +151,8 @@ def _refused(notices: Any, world: int, error: Exception) -> Refusal:
     raise error
 
 
-def _wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.nn.Module:
+def wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.nn.Module:
+    """A model whose gradients are the means over the ranks."""
     if world == 1:
         return model
     return torch.nn.parallel.DistributedDataParallel(
@@ -162,7 +163,8 @@ def _wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.
     )
 
 
-def _average(vector: torch.Tensor, world: int) -> torch.Tensor:
+def average(vector: torch.Tensor, world: int) -> torch.Tensor:
+    """The mean of a vector over the ranks, in its place."""
     if world > 1:
         torch.distributed.all_reduce(vector)
     return vector / world
