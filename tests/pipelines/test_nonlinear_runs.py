@@ -30,7 +30,7 @@ from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
 from pipelines.runs.job import read_metrics
-from pipelines.training.on_ray.worker import _wrapped
+from pipelines.training.on_ray.worker import wrapped as with_mean_gradients
 
 COMMON = (
     "--train.steps",
@@ -241,7 +241,7 @@ def _differentiate(rank: int, name: str) -> None:
     model = RECIPES[name]().model.build(PLANE).double().train()
     model(x, None, torch.Generator().manual_seed(rank))  # the first batch sets the actnorms
     gradients = []
-    for wrapped in (model, _wrapped(model, torch.device("cpu"), 2)):
+    for wrapped in (model, with_mean_gradients(model, torch.device("cpu"), 2)):
         model.zero_grad()
         wrapped(x, None, torch.Generator().manual_seed(2 + rank)).objective.mean().backward()
         gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
@@ -256,7 +256,7 @@ def _train_a_flow_alone(rank: int) -> None:
     recipe = RECIPES["toy2d_spiral"]()
     torch.manual_seed(0)
     model = replace(recipe.model, objective=Objective()).build(PLANE).double()
-    wrap = partial(_wrapped, device=torch.device("cpu"), world=2)
+    wrap = partial(with_mean_gradients, device=torch.device("cpu"), world=2)
     trainer = Trainer(model, recipe.train.optimisers, frozen=["score"], wrap=wrap)
     before = {key: value.clone() for key, value in network_tensors(model).items()}
     for step in range(3):
