@@ -38,6 +38,7 @@ from pipelines.training.watch.progress import show
 __all__ = ["Assignment", "Outcome", "average", "train_worker", "wrapped"]
 
 REFUSAL_SECONDS = 10.0
+BUCKET_MB = 25
 
 
 @dataclass(frozen=True)
@@ -152,13 +153,18 @@ def _refused(notices: Any, world: int, error: Exception) -> Refusal:
 
 
 def wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.nn.Module:
-    """A model whose gradients are the means over the ranks."""
+    """A model whose gradients are the means over the ranks.
+
+    They are summed in buckets as backward makes them. On CPUs, which have nothing idle to sum with meanwhile, the small bucket
+    that PyTorch begins with by default costs more than it hides: there a small network has one bucket.
+    """
     if world == 1:
         return model
     return torch.nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
         broadcast_buffers=False,
+        bucket_cap_mb=BUCKET_MB if device.type == "cpu" else None,
         gradient_as_bucket_view=True,
     )
 
