@@ -221,6 +221,7 @@ def actor(asked: Asked) -> Row:
     documents, costs = list[str](), list[Cost]()
     for times in (0, asked.times):
         run = case.out / f"with-{times}" / trained_run.name
+        shutil.rmtree(run, ignore_errors=True)  # of an earlier command
         shutil.copytree(trained_run, run)
         words = [sys.executable, str(ROOT / "pipelines" / "evaluate.py"), str(run), "--actors", "1", "--images", "64"]
         words += ["--nll-replicates", "2", "--nelbo-replicates", "2", "--samples", "200"]
