@@ -95,6 +95,7 @@ def drain(asked: Asked) -> Row:
     with cluster() as nodes:
 
         def inject(running: Running, moment: Moment) -> float:
+            running.wait_for(lambda: len(nodes.worker_nodes) == 1, "the end of the machine that was drained before")
             (going,) = nodes.worker_nodes
             join(nodes)
             before = set(processes(WORKER, os.getpid()))

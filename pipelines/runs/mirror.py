@@ -12,6 +12,7 @@ SHA-256 is compared as that of any. One machine at a time: a store has no locks.
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Sequence
@@ -22,6 +23,7 @@ from types import TracebackType
 from pipelines.storage import checkpoint
 from pipelines.storage.files import new_directory
 from pipelines.storage.outputs import CONFIG, is_run
+from pipelines.storage.reading import parse_json
 from pipelines.storage.remote import RemotePath, store_at
 
 __all__ = ["Mirror", "bring_back"]
@@ -38,7 +40,7 @@ def bring_back(run: Path, given: str) -> None:
         given: The option --mirror; '' for none.
 
     Raises:
-        ValueError: the mirror is ahead, or cannot be read or written.
+        ValueError: the mirror is ahead, has another run of this name, or cannot be read or written.
     """
     if (place := store_at(given, "mirror")) is None:
         return
@@ -46,13 +48,17 @@ def bring_back(run: Path, given: str) -> None:
     there = place / run.name
     names = [str(entry.place.relative_to(there)) for entry in there.entries()]
     if not is_run(run):
-        if CONFIG in names:
+        if CONFIG in names and not checkpoint.checkpoints(run):  # what is here is never replaced
             print(f"{run.name}: brought back from {there}", flush=True)
             with new_directory(run) as building:
                 for name in names:
                     (building / name).parent.mkdir(parents=True, exist_ok=True)
                     (there / name).get(building / name)
         return
+    if CONFIG in names and _told_apart((there / CONFIG).read_bytes()) != _told_apart((run / CONFIG).read_bytes()):
+        raise ValueError(
+            f"mirror={given}: has another run of the name {run.name}; give another --mirror, or another --name"
+        )
     newest = max((int(found[1]) for name in names if (found := CHECKPOINT.fullmatch(name))), default=0)
     here = max(map(checkpoint.step_of, checkpoint.checkpoints(run)), default=0)
     if newest > here:
@@ -60,6 +66,14 @@ def bring_back(run: Path, given: str) -> None:
             f"mirror={given}: has step {newest} of {run.name}, and {run} ends at step {here}; remove {run} to go on from the "
             "mirror, or give another --mirror"
         )
+
+
+def _told_apart(config: bytes) -> str:
+    """What a config.json says that a run keeps for good: its recipe, data, model and seed."""
+    document = parse_json(config.decode("utf-8"))
+    run = document.get("run", {}) if isinstance(document, dict) else {}
+    kept = {name: run.get(name) for name in ("recipe", "data", "model")}
+    return json.dumps(kept | {"seed": run.get("train", {}).get("seed")}, sort_keys=True)
 
 
 class Mirror:

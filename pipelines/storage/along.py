@@ -96,7 +96,16 @@ class Measured:
 
 
 def read_measured(run: Path) -> list[Measured]:
-    """The records of a run by step; lines that are none are passed over, as those of a damaged file are."""
+    """The records of a run by step; none where the file cannot be read just now, as network file systems have it while another
+    machine replaces it: who asks takes its checkpoints for not yet measured, and keeps them."""
+    try:
+        return _read(run)
+    except OSError:
+        return []
+
+
+def _read(run: Path) -> list[Measured]:
+    """The records by step; lines that are none are passed over, as those of a damaged file are."""
     try:
         with open_regular(run / FILE) as stream:
             lines = stream.read().decode("utf-8", errors="replace").splitlines()
@@ -114,6 +123,6 @@ def read_measured(run: Path) -> list[Measured]:
 
 def add_measured(run: Path, record: Measured) -> None:
     """Adds a record; one of the same step, which is of other weights, goes."""
-    others = [other for other in read_measured(run) if other.step != record.step]
+    others = [other for other in _read(run) if other.step != record.step]
     every = sorted([*others, record], key=lambda each: each.step)
     write_text(run / FILE, "".join(f"{each.to_json()}\n" for each in every))

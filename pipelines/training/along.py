@@ -20,6 +20,7 @@ from pipelines.evaluation.settings import BRIEF_SETTINGS, Settings
 from pipelines.runs.job import Job, Training
 from pipelines.storage import checkpoint
 from pipelines.storage.along import Measured, add_measured
+from pipelines.storage.messages import one_line
 from pipelines.training.launch import Along
 from pipelines.training.watch.progress import measured_line
 
@@ -67,9 +68,14 @@ def due(training: Training) -> list[Path]:
 
 
 def measure_due(training: Training, measure: Callable[[Path, int], Measured]) -> None:
-    """Measures what is due, here and now, and lets go of the checkpoints that were kept for it."""
+    """Measures what is due, here and now, and lets go of the checkpoints that were kept for it. One that cannot be measured is
+    said, and ends no training."""
     for place in due(training):
-        keep_figures(training, measure(training.directory, checkpoint.step_of(place)))
+        step = checkpoint.step_of(place)
+        try:
+            keep_figures(training, measure(training.directory, step))
+        except (ValueError, OSError, RuntimeError) as error:
+            print(f"{training.directory.name}: step {step} is not measured ({one_line(error, 200)})", flush=True)
     prune(training)
 
 

@@ -95,10 +95,11 @@ class Launch:
             )
         if self.seeds < 1:
             raise ValueError(f"seeds={self.seeds} must be at least 1")
-        if self.cpus_per_worker <= 0 or min(self.threads, self.max_failures, self.stall_seconds) < 0:
-            raise ValueError("cpus_per_worker must be positive, threads, max_failures and stall_seconds not negative")
-        if self.cpus_per_worker <= 0 or self.threads < 0 or self.max_failures < 0:
-            raise ValueError("cpus_per_worker must be positive, threads and max_failures not negative")
+        if self.cpus_per_worker <= 0:
+            raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be positive")
+        for name in ("threads", "max_failures", "stall_seconds"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
         store_at(self.mirror, "mirror")
         check_device(self.device)
         if not self.local:

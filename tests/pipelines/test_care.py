@@ -37,6 +37,7 @@ def stand_still(group: SimpleNamespace, seconds: float = 30.0) -> None:
     course = group.notices.course
     group.notices.begin()
     began = course.when - seconds - 1.0
+    course.gather(began)
     course.begin(began)
     course.tell("r", 40, began)
     course.tell("r", 41, began + 1.0)

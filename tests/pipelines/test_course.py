@@ -125,3 +125,17 @@ def test_a_schedule_of_faults_follows_from_its_seed_and_has_the_mean_gap():
     for kind in KINDS:
         share = sum(fault.kind == kind for fault in drawn) / len(drawn)
         assert abs(share - 1 / 3) < 5 * math.sqrt(2 / 9 / len(drawn))
+
+
+def test_workers_that_come_late_do_not_stand_still():
+    """A machine is lost, and another one comes after an hour: its first worker has joined, and the group has not begun."""
+    course = begun(60.0, (1.0, 0), (2.0, 47))
+    assert course.still(3602.0) == 3600.0
+    course.gather(3602.0)
+    assert course.still(3602.5) == 0.0
+    assert course.still(3602.0 + 119.0) == 0.0, "before its first step a group has two minutes"
+    assert course.still(3602.0 + 121.0) == 121.0
+    course.begin(3610.0)
+    course.tell("r", 40, 3611.0)
+    (loss,) = course.tell("r", 48, 3620.0)
+    assert (loss.steps, loss.seconds) == (7, 3618.0), "what the wait cost is told"

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -23,7 +24,7 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.data.ingest import prepare
 from pipelines.data.source import Options
-from pipelines.runs.mirror import Mirror
+from pipelines.runs.mirror import Mirror, bring_back
 from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of
 from pipelines.storage.outputs import output_root
@@ -217,3 +218,28 @@ def test_s3_holds_sources_prepared_data_and_mirrors(
     assert sha256_of(tmp_path / "second/run/model.safetensors") == sha256_of(tmp_path / "first/run/model.safetensors")
     with pytest.raises(ValueError, match="no such file, folder or bucket"):
         prepare("s3://nobody/pictures", tmp_path / "out")
+
+
+def test_a_mirror_of_another_run_and_a_run_without_its_configuration_are_left_alone(
+    tmp_path: Path, bucket: str
+) -> None:
+    def made(place: Path, seed: int, step: int) -> Path:
+        state = place / "run" / "checkpoints" / f"step-{step:08d}" / "state.json"
+        state.parent.mkdir(parents=True)
+        state.write_text("{}")
+        config = {"run": {"recipe": "digits", "data": {}, "model": {}, "train": {"seed": seed}}}
+        (place / "run" / "config.json").write_text(json.dumps(config))
+        return place / "run"
+
+    mirror = f"{bucket}/of-another"
+    with Mirror([made(tmp_path / "theirs", seed=1, step=400)], mirror):
+        pass
+    mine = made(tmp_path / "mine", seed=2, step=500)
+    with pytest.raises(
+        ValueError, match=r"mirror=.*another run of the name run; give another --mirror, or another --name"
+    ):
+        bring_back(mine, mirror)
+    (mine / "config.json").unlink()
+    bring_back(mine, mirror)
+    assert not (mine / "config.json").exists()
+    assert [place.name for place in (mine / "checkpoints").iterdir()] == ["step-00000500"]

@@ -65,11 +65,12 @@ class Beside:
         trainings: Of one command, on the same data.
         settings: How; None: nothing is measured.
         root: The output directory.
-        device: Of the actor: cpu, or auto for a GPU where it sees one.
+        device: Of the workers. The actor takes a GPU where it sees one, unless they are to compute on CPUs.
     """
 
     def __init__(self, trainings: Sequence[Training], settings: Settings | None, root: Path, device: str) -> None:
-        self.trainings, self.settings, self.root, self.device = list(trainings), settings, root, device
+        self.trainings, self.settings, self.root = list(trainings), settings, root
+        self.device = "cpu" if device == "cpu" else "auto"
         self.actor: Any = None
         self.deaths, self.given_up, self.said = Counter[Path](), set[Path](), False
         self.stopping = threading.Event()

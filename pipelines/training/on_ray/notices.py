@@ -80,6 +80,7 @@ class Notices:
         """Called by every worker that begins; those of a group before it are forgotten, rank by rank."""
         others = {other: known for other, known in self.members.items() if other < world}
         self.members = others | {rank: member}
+        self.course.gather(time.monotonic())
 
     def begin(self) -> tuple[bool, int]:
         """Called by the first of the workers that begin; returns whether they need not, and how many groups began before."""

@@ -64,6 +64,7 @@ class Course:
     def __init__(self, stall_seconds: float = 0.0) -> None:
         self.stall_seconds = stall_seconds
         self.run, self.step, self.when = "", 0, math.nan
+        self.gathered = -math.inf
         self.longest, self.stepped, self.told = 0.0, False, False
         self.open: list[Loss] = []
 
@@ -72,6 +73,10 @@ class Course:
         if self.told:
             self.open.append(Loss(run=self.run, step=self.step, since=self.when))
         self.when, self.stepped, self.told = now, False, False
+
+    def gather(self, now: float) -> None:
+        """A worker joins a group that is to begin: how long the one before has been gone is no standing still."""
+        self.gathered, self.stepped = now, False
 
     def tell(self, run: str, step: int, now: float) -> list[Loss]:
         """A step was reached.
@@ -99,5 +104,5 @@ class Course:
         if not self.stall_seconds or math.isnan(self.when):
             return 0.0
         least = self.stall_seconds if self.stepped else max(self.stall_seconds, BEGIN_SECONDS)
-        quiet = now - self.when
+        quiet = now - max(self.when, self.gathered)
         return quiet if quiet > max(least, FACTOR * self.longest) else 0.0
