@@ -57,7 +57,10 @@ class CheckpointMeasurer:
         """
         began = time.monotonic()
         weights = Weights(run=run, step=step)
+        digest = digest_of(weights.checkpoint)
         plan = Plan.of([weights], self.settings, self.root)
+        if digest_of(weights.checkpoint) != digest:
+            raise ValueError(f"{weights.checkpoint}: another checkpoint took its place while it was read")
         check_data(weights, plan.card)
         bench = _OneModel(plan, self.device, partial(self._seen, plan))
         figures: dict[str, Taken] = {}
@@ -68,7 +71,7 @@ class CheckpointMeasurer:
                 continue
         return Measured(
             step=step,
-            checkpoint=digest_of(weights.checkpoint),
+            checkpoint=digest,
             figures=figures,
             unit=plan.subjects[0].spec.unit,
             images=len(plan.test),

@@ -13,6 +13,7 @@ import socket
 import sys
 import time
 import traceback
+from collections.abc import Iterable
 from contextlib import ExitStack, redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from types import TracebackType
@@ -31,23 +32,27 @@ class WorkerLog:
     Args:
         directory: Of the run.
         rank, world: Of the worker.
+        orderly: Errors that end a training in order.
     """
 
-    def __init__(self, directory: Path, rank: int, world: int) -> None:
-        self.directory = directory
+    def __init__(self, directory: Path, rank: int, world: int, orderly: type[Exception]) -> None:
+        self.directory, self.orderly = directory, orderly
         self.file = directory / FOLDER / f"worker-{rank}.log"
         self.who = f"worker {rank} of {world}  {socket.gethostname()}:{os.getpid()}"
         self.run_id, self._redirected = "", ExitStack()
 
     def __enter__(self) -> WorkerLog:
         self.add("begins")
-        self._redirected.enter_context(redirect_stdout(_Both(sys.stdout, self)))
-        self._redirected.enter_context(redirect_stderr(_Both(sys.stderr, self)))
+        for redirect, stream in ((redirect_stdout, sys.stdout), (redirect_stderr, sys.stderr)):
+            both = _Both(stream, self)
+            self._redirected.callback(both.end)
+            self._redirected.enter_context(redirect(both))
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         self._redirected.close()
-        self.add("".join(traceback.format_exception(error)) if error else "ends")
+        fault = error and not isinstance(error, self.orderly)
+        self.add("".join(traceback.format_exception(error)) if fault else "ends")
 
     def add(self, text: str) -> None:
         """Appends lines; a full disk, say, loses them."""
@@ -71,6 +76,14 @@ class _Both(TextIO):
         if lines:
             self.log.add(lines)
         return self.stream.write(text)
+
+    def writelines(self, lines: Iterable[str], /) -> None:
+        self.write("".join(lines))
+
+    def end(self) -> None:
+        """Gives the log a last line that has no end."""
+        self.log.add(self.begun)
+        self.begun = ""
 
     def flush(self) -> None:
         self.stream.flush()

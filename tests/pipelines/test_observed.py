@@ -47,7 +47,7 @@ def test_a_worker_s_log_has_what_is_printed_and_the_error_that_ends_it(tmp_path,
     (tmp_path / "mlflow.json").write_text('{"run_id": "0123abcd"}')
 
     def work() -> None:
-        with WorkerLog(tmp_path, 1, 2):
+        with WorkerLog(tmp_path, 1, 2, KeyError):
             print("step 1 of", end=" ")
             print("9")
             print("careful", file=sys.stderr)
@@ -55,18 +55,24 @@ def test_a_worker_s_log_has_what_is_printed_and_the_error_that_ends_it(tmp_path,
 
     with pytest.raises(ValueError, match="row 7"):
         work()
-    with WorkerLog(tmp_path, 1, 2):  # began again
-        pass
+
+    def leave() -> None:
+        with WorkerLog(tmp_path, 1, 2, KeyError):  # began again
+            sys.stdout.writelines(["leaves\n", "in order"])
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        leave()
     lines = (tmp_path / "logs" / "worker-1.log").read_text().splitlines()
     said = [line.split("  ")[-1].strip() for line in lines]
     assert said[:3] == ["begins", "step 1 of 9", "careful"]
     assert "ValueError: row 7 is none" in said
-    assert said[-2:] == ["begins", "ends"]
+    assert said[-4:] == ["begins", "leaves", "in order", "ends"]
     assert all(f"  {tmp_path.name} 0123abcd  worker 1 of 2  " in line for line in lines)
-    assert capsys.readouterr() == ("step 1 of 9\n", "careful\n")
+    assert capsys.readouterr() == ("step 1 of 9\nleaves\nin order", "careful\n")
 
 
 def test_a_log_that_cannot_be_written_ends_nothing(tmp_path):
     (tmp_path / "logs").write_text("a file in the way")
-    with WorkerLog(tmp_path, 0, 1):
+    with WorkerLog(tmp_path, 0, 1, KeyError):
         print("goes on")

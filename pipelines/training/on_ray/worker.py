@@ -104,7 +104,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
         )
         try:
             for job in assignment.jobs:
-                with WorkerLog(job.directory, rank, world):
+                with WorkerLog(job.directory, rank, world, orderly=Halted):
                     run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
         except Halted:
             return Outcome(moves=ray.get(notices.moves.remote()))
