@@ -172,6 +172,26 @@ def test_outcomes_are_kept_and_the_same_sweep_goes_on(root, drawn, capsys):
         conduct(other, Stop(""))
 
 
+def test_a_trial_that_fails_is_an_outcome_and_the_others_are_measured(root, drawn, monkeypatch):
+    from tune.sampling import conduct
+
+    whole = conduct.measured_rows
+
+    def failing(runs, rows, wanted, place):
+        if any("snr=0.2" in row.text for row in rows("", None)):
+            raise ValueError("row pc:snr=0.2: the ODE needs more than 10000 evaluations")
+        return whole(runs, rows, wanted, place)
+
+    monkeypatch.setattr(conduct, "measured_rows", failing)
+    plan = plan_of(root, "snr=0.1,0.2,0.3", name="one-fails")
+    assert conduct.conduct(plan, Stop("")) == 0
+    found = Sweep.read(plan.directory)
+    assert found is not None
+    assert found.trials[1].state == "failed"
+    assert "more than 10000 evaluations" in found.trials[1].reason
+    assert len(drawn) == 2, "the others are measured"
+
+
 @pytest.mark.filterwarnings("default")
 def test_optuna_suggests_and_learns(root, drawn, capsys):
     from tune.sampling.conduct import conduct

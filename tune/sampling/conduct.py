@@ -12,11 +12,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from indm_core.errors import ConvergenceError
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import connect
 from pipelines.config.terminal.cli import options as options_of
+from pipelines.config.weights import Weights
 from pipelines.evaluation.sampling.compare import measured_rows
 from pipelines.evaluation.sampling.comparison import RowResult
+from pipelines.evaluation.sampling.rows import Row
 from pipelines.runs.groups import Member, close_group, log_members, open_group
 from pipelines.runs.tracking import close_runs
 from pipelines.storage.messages import FailedError, one_line
@@ -30,6 +33,9 @@ from tune.search import Advised, check_optuna, known_points
 from tune.spaces import Point
 
 __all__ = ["conduct"]
+
+FAULTS = (ValueError, ArithmeticError, RuntimeError, FailedError, ConvergenceError)
+"""Of a trial: they end no sweep."""
 
 
 def conduct(plan: SamplerPlan, stop: Stop) -> int:
@@ -74,17 +80,36 @@ def _measure(plan: SamplerPlan, waiting: Mapping[int, Point]) -> None:
         mine = {i: point for i, point in waiting.items() if plan.run_of(point) == run}
         if not mine:
             continue
-        rows = {plan.row(point).text: plan.row(point) for point in mine.values()}
-        found = measured_rows([run], lambda name, model: list(rows.values()), plan.options.drawing(), plan.root)  # noqa: B023
-        by_text = {entry.row.text: result for entry, result in found.results.items()}
+        try:
+            found = _drawn(plan, run, {index: plan.row(point) for index, point in mine.items()})
+        except FAULTS:  # of one of them; the pieces that were drawn are kept, and none is drawn twice
+            found = {}
         for index, point in mine.items():
-            _outcome(plan, index, point, by_text[plan.row(point).text]).write(plan.directory)
+            try:
+                row = found[index] if found else _drawn(plan, run, {index: plan.row(point)})[index]
+                outcome = _outcome(plan, index, point, row)
+            except FAULTS as error:
+                outcome = _failed(plan, index, point, one_line(error, 200))
+            outcome.write(plan.directory)
+
+
+def _drawn(plan: SamplerPlan, run: Weights, rows: Mapping[int, Row]) -> dict[int, RowResult]:
+    """What rows of a run gave, by trial."""
+    different = list({row.text: row for row in rows.values()}.values())
+    found = measured_rows([run], lambda name, model: different, plan.options.drawing(), plan.root)
+    by_text = {entry.row.text: result for entry, result in found.results.items()}
+    return {index: by_text[row.text] for index, row in rows.items()}
+
+
+def _failed(plan: SamplerPlan, index: int, point: Point, reason: str) -> Outcome:
+    return Outcome(index=index, point=dict(point), run=plan.trial_name(index), state="failed", reason=reason)
 
 
 def _outcome(plan: SamplerPlan, index: int, point: Point, row: RowResult) -> Outcome:
     found = row.result
     frechet, kernel = found.distances.frechet, found.distances.kernel
-    sound = math.isfinite(frechet.value)
+    if not math.isfinite(frechet.value):
+        return _failed(plan, index, point, "its samples are not finite")
     figures = {
         "fd": Figure(value=frechet.value, se=frechet.se),
         "kernel": Figure(value=kernel.value, se=kernel.se),
@@ -94,10 +119,9 @@ def _outcome(plan: SamplerPlan, index: int, point: Point, row: RowResult) -> Out
         index=index,
         point=dict(point),
         run=plan.trial_name(index),
-        state="measured" if sound else "failed",
+        state="measured",
         seconds=row.seconds,
-        reason="" if sound else "its samples are not finite",
-        figures=figures if sound else {},
+        figures=figures,
     )
 
 
