@@ -101,10 +101,14 @@ class Work(Mapping[K, Call]):
         for key, task in tasks.items():
             kinds.setdefault((task.model, task.kind), []).append(key)
         self.queue = FairQueue(kinds, actors)
+        self.begun = set[K]()
 
     def __getitem__(self, key: K) -> Call:
         task = self.tasks[key]
         name = str(task) if task.model is None else f"{self.plan.names[task.model]}, {task}"
+        if key in self.begun:  # its actor was lost
+            self.loans.give_back(task.needs(), done=False)
+        self.begun.add(key)
         return Call("timed", (task, *self.loans.lend(task.needs())), name)
 
     def __iter__(self) -> Iterator[K]:
@@ -122,4 +126,6 @@ class Work(Mapping[K, Call]):
 
     def drop(self, keys: Collection[K]) -> None:
         """Tasks that are not wanted any more."""
+        for key in self.queue.undone.intersection(keys) - self.begun:
+            self.loans.forget(self.tasks[key].needs())
         self.queue.drop(keys)

@@ -44,13 +44,27 @@ class Loans:
             self.at_work[span] += 1
         return [self.lent[span] for span in spans]
 
-    def give_back(self, spans: Sequence[Span]) -> None:
-        """The rows of a task that is done."""
+    def give_back(self, spans: Sequence[Span], *, done: bool = True) -> None:
+        """The rows of a task that is at work no more.
+
+        Args:
+            done: Else it will begin again.
+        """
+        for span in spans:
+            self.at_work[span] -= 1
+        if done:
+            self.forget(spans)
+        self._spare()
+
+    def forget(self, spans: Sequence[Span]) -> None:
+        """The rows of a task that does not need them any more."""
         for span in spans:
             self.left[span] -= 1
-            self.at_work[span] -= 1
             if self.left[span] <= 0:
                 self.lent.pop(span, None)
+
+    def _spare(self) -> None:
+        """Lets go of the oldest rows that no task at work needs, beyond `SPARE_BYTES`."""
         idle = [span for span in self.lent if self.at_work[span] <= 0]
         spare = sum(self.bytes[span] for span in idle)
         for span in idle:

@@ -9,6 +9,7 @@ is missing, and nothing twice. A checkpoint that is due is kept until it has bee
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from pipelines.storage.messages import one_line
 from pipelines.training.launch import Along
 from pipelines.training.watch.progress import measured_line
 
-__all__ = ["due", "keep_figures", "measure_due", "measurement_along", "prune"]
+__all__ = ["due", "keep_figures", "measure_due", "measurement_along", "pass_over", "prune"]
 
 TOLERANCE = 1e-3
 """Of the ODE of the NLL, whose error is then far below that of so few images."""
@@ -75,8 +76,16 @@ def measure_due(training: Training, measure: Callable[[Path, int], Measured]) ->
         try:
             keep_figures(training, measure(training.directory, step))
         except (ValueError, OSError, RuntimeError) as error:
-            print(f"{training.directory.name}: step {step} is not measured ({one_line(error, 200)})", flush=True)
+            pass_over(training, place, one_line(error, 200))
     prune(training)
+
+
+def pass_over(training: Training, place: Path, reason: str) -> None:
+    """Keeps of a checkpoint that it has no figures, and says why: it is not kept for them any more, nor tried again."""
+    step = checkpoint.step_of(place)
+    print(f"{training.directory.name}: step {step} has no figures: {reason}", flush=True)
+    with suppress(OSError):  # a full disk, say: the same command tries it again
+        add_measured(training.directory, Measured(step=step, checkpoint=checkpoint.digest_of(place), figures={}))
 
 
 def keep_figures(training: Training, record: Measured) -> None:

@@ -169,6 +169,24 @@ def test_what_could_not_be_had_is_measured_too_and_is_never_the_best(tmp_path):
     assert [record.step for record in read_measured(tmp_path)] == [2, 4]
 
 
+def test_a_checkpoint_that_cannot_be_measured_ends_no_training_and_is_not_kept_for_ever(tmp_path, capsys):
+    train = Train(steps=40, checkpoint_every=10, measure_every=10, keep=1, keep_by="fd")
+    training = Training(recipe="r", directory=tmp_path, train=train)
+    for step in (10, 20, 30, 40):
+        write(tmp_path, step)
+
+    def measure(run: Path, step: int) -> Measured:
+        if step < 40:
+            raise RuntimeError("no memory")
+        return measured(step, checkpoint.digest_of(checkpoint.checkpoints(run)[-1]), 3.0)
+
+    measure_due(training, measure)
+    assert capsys.readouterr().out.splitlines()[0] == f"{tmp_path.name}: step 10 has no figures: no memory"
+    assert due(training) == []
+    assert steps(tmp_path) == [30, 40], "the newest two, of which one is the best"
+    assert [sorted(record.metrics()) for record in read_measured(tmp_path)] == [[], [], [], ["along/fd", "along/fd_se"]]
+
+
 def test_fields_that_are_not_used_are_not_written():
     assert not {"keep_by", "measure_every"} & to_json(Train()).keys()
     used = Train(keep_by="nll", measure_every=500)

@@ -307,6 +307,24 @@ def test_rows_that_no_task_at_work_needs_are_bounded(monkeypatch):
     assert not lent.lent
 
 
+def test_rows_leave_with_their_tasks_whether_these_begin_again_or_are_dropped(monkeypatch):
+    rows = torch.zeros(8, 100, dtype=torch.uint8)
+    monkeypatch.setattr(loans, "ray", SimpleNamespace(put=Box))
+    first, second = spans(8, 4)
+    lent = Loans(SimpleNamespace(rows=lambda span: rows[span.first : span.stop]), Counter({first: 1, second: 2}))
+    lent.lend((first,))
+    lent.give_back((first,), done=False)  # its actor was lost
+    assert lent.lend((first,))
+    assert (lent.at_work[first], lent.left[first]) == (1, 1)
+    lent.give_back((first,))
+    assert first not in lent.lent
+    lent.lend((second,))
+    lent.forget((second,))  # the other one that needs it is dropped
+    assert second in lent.lent
+    lent.give_back((second,))
+    assert not lent.lent
+
+
 def test_a_series_gets_a_figure_when_there_is_more_of_it(run, actors, monkeypatch):
     """Steps are images, samples and so on; nothing is added where nothing came."""
     added: list[tuple[str, int]] = []

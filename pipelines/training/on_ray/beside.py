@@ -32,7 +32,7 @@ from pipelines.storage import checkpoint
 from pipelines.storage.along import Measured
 from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
-from pipelines.training.along import due, keep_figures, prune
+from pipelines.training.along import due, keep_figures, pass_over, prune
 
 __all__ = ["Beside", "measure_left"]
 
@@ -41,8 +41,9 @@ NICENESS = 5
 """Above the command's: of a core that a worker wants too, it gets a quarter."""
 MOST_DEATHS = 3
 """Of the actor, at one checkpoint."""
-MANY = 4
-"""Checkpoints that wait, of which it is said once that they are many."""
+MANY, MOST = 4, 16
+"""Checkpoints that wait, of which it is said once that they are many; and beyond which the oldest gets no figures, since each
+lies on the disk meanwhile."""
 
 
 class Aside:
@@ -115,7 +116,9 @@ class Beside:
                     "with a larger --measure-every, or smaller --along.images and --along.samples, fewer wait",
                     flush=True,
                 )
-            if waiting:
+            if len(waiting) > MOST:
+                self._give_up(*waiting[0], f"{MOST} others wait to be measured")
+            elif waiting:
                 self._measure(*waiting[0])
 
     def _measure(self, training: Training, place: Path) -> None:
@@ -141,8 +144,7 @@ class Beside:
     def _give_up(self, training: Training, place: Path, reason: str) -> None:
         if place.exists():  # else the training has begun again from one before
             self.given_up.add(place)
-            step = checkpoint.step_of(place)
-            print(f"{training.directory.name}: step {step} is not measured ({reason}); the same command tries it again")
+            pass_over(training, place, reason)
 
 
 def measure_left(trainings: Sequence[Training], settings: Settings | None, root: Path, device: str, stop: Stop) -> None:
