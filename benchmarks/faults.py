@@ -191,9 +191,11 @@ def mlflow(asked: Asked) -> Row:
     server.start()
     time.sleep(20)
     case = asked.case("mlflow")
-    case = replace(case, steps=4 * case.steps, variables={"MLFLOW_TRACKING_URI": server.uri})
+    case = replace(case, steps=20 * case.steps, variables={"MLFLOW_TRACKING_URI": server.uri})
 
     def inject(running: Running, moment: Moment) -> float:
+        for before in waited:  # it is back from the time before
+            before.join()
         server.kill()
         back = threading.Timer(AWAY_SECONDS, server.start)
         back.start()
