@@ -343,7 +343,7 @@ def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     monkeypatch.setattr(worker.ray.train.torch, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: (not first_begins, 0))
     monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
-    monkeypatch.setattr(worker, "WorkerLog", lambda directory, rank, world: nullcontext())
+    monkeypatch.setattr(worker, "WorkerLog", lambda directory, rank, world, orderly: nullcontext())
     monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     job: Any = SimpleNamespace(directory=Path())
