@@ -12,6 +12,8 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from benchmarks.injection import processes
+
 ROOT = Path(__file__).resolve().parents[1]
 SCHEDULE = ("--steps", "6", "--pretrain-steps", "3", "--log-every", "1", "--checkpoint-every", "2")
 TINY = (
@@ -64,26 +66,6 @@ def one_line(message: str, *parts: str) -> None:
     assert "Traceback" not in message
     for part in parts:
         assert part in message, f"{part!r} is not in {message!r}"
-
-
-def processes(title: str, ancestor: int) -> list[int]:
-    """The ids of the Ray workers below a process that have a title such as ray::RayTrainWorker, oldest first."""
-    parents, named = {}, []
-    for place in Path("/proc").glob("[0-9]*"):
-        try:
-            parents[int(place.name)] = int((place / "stat").read_text().rpartition(")")[2].split()[1])
-            if (place / "cmdline").read_bytes().startswith(title.encode()):
-                named.append(int(place.name))
-        except OSError:  # it has just ended
-            continue
-    found = []
-    for number in named:
-        above = number
-        while above > 1 and above != ancestor:
-            above = parents.get(above, 0)
-        if above == ancestor:
-            found.append(number)
-    return sorted(found)
 
 
 def kill_when(due: Callable[[], bool], title: str) -> threading.Thread:

@@ -17,17 +17,10 @@ from typing import Literal
 
 from pipelines.evaluation.results.document import read_document, write_document
 from pipelines.evaluation.results.estimates import with_error
+from pipelines.storage.along import Figure
 from pipelines.storage.outputs import is_run
 
 __all__ = ["Figure", "Outcome", "Sweep", "best_of", "table"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Figure:
-    """A number with its standard error; nan where it has none."""
-
-    value: float
-    se: float = math.nan
 
 
 @dataclass(frozen=True, kw_only=True)

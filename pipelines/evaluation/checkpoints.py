@@ -27,7 +27,7 @@ from pipelines.evaluation.measurements.distances import Distances
 from pipelines.evaluation.measurements.likelihood import Likelihood, Nelbo
 from pipelines.evaluation.plan import Plan, Span
 from pipelines.evaluation.settings import Settings
-from pipelines.storage.along import Measured, Taken
+from pipelines.storage.along import Figure, Measured
 from pipelines.storage.checkpoint import digest_of
 
 __all__ = ["CheckpointMeasurer"]
@@ -63,7 +63,7 @@ class CheckpointMeasurer:
             raise ValueError(f"{weights.checkpoint}: another checkpoint took its place while it was read")
         check_data(weights, plan.card)
         bench = _OneModel(plan, self.device, partial(self._seen, plan))
-        figures: dict[str, Taken] = {}
+        figures: dict[str, Figure] = {}
         for name, take in self._figures(plan, bench):
             try:
                 figures[name] = take()
@@ -79,18 +79,18 @@ class CheckpointMeasurer:
             seconds=time.monotonic() - began,
         )
 
-    def _figures(self, plan: Plan, bench: _OneModel) -> Iterator[tuple[str, Callable[[], Taken]]]:
+    def _figures(self, plan: Plan, bench: _OneModel) -> Iterator[tuple[str, Callable[[], Figure]]]:
         """What takes each figure of `storage.along`, by name."""
 
-        def likelihood(kind: type[Likelihood] | type[Nelbo]) -> Taken:
+        def likelihood(kind: type[Likelihood] | type[Nelbo]) -> Figure:
             measurement = kind(plan, 0)
             found = measurement.reduce(self._done(measurement, bench)).after
-            return Taken(value=found.mean, se=found.error)
+            return Figure(value=found.mean, se=found.error)
 
-        def distance() -> Taken:
+        def distance() -> Figure:
             measurement = Distances(plan, 0)
             found = measurement.reduce(self._done(measurement, bench)).distances.frechet
-            return Taken(value=found.value, se=found.se)
+            return Figure(value=found.value, se=found.se)
 
         yield "nll", lambda: likelihood(Likelihood)
         yield "nelbo", lambda: likelihood(Nelbo)

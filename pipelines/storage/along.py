@@ -21,7 +21,7 @@ from pathlib import Path
 from pipelines.storage.files import write_text
 from pipelines.storage.reading import open_regular, parse_json
 
-__all__ = ["FIGURES", "Measured", "Taken", "add_measured", "read_measured"]
+__all__ = ["FIGURES", "Figure", "Measured", "add_measured", "read_measured"]
 
 FILE = "along.jsonl"
 FIGURES = ("nll", "nelbo", "fd")
@@ -29,8 +29,8 @@ WORDS, NUMBERS = ("checkpoint", "unit"), ("images", "samples", "seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Taken:
-    """A figure and its standard error, nan where it has none."""
+class Figure:
+    """A number and its standard error, nan where it has none."""
 
     value: float
     se: float = math.nan
@@ -51,7 +51,7 @@ class Measured:
 
     step: int
     checkpoint: str
-    figures: Mapping[str, Taken]
+    figures: Mapping[str, Figure]
     unit: str = ""
     images: int = 0
     samples: int = 0
@@ -84,7 +84,7 @@ class Measured:
             if type(found["step"]) is not int:
                 raise ValueError(f"step={found['step']}")
             figures = {
-                name: Taken(value=float(found[name]), se=float(found.get(f"{name}_se", math.nan)))
+                name: Figure(value=float(found[name]), se=float(found.get(f"{name}_se", math.nan)))
                 for name in FIGURES
                 if name in found
             }

@@ -26,7 +26,7 @@ from pipelines.runs.job import Training
 from pipelines.runs.overview import checkpoint_lines, checkpoints_of
 from pipelines.runs.record import HeldOut, Record
 from pipelines.storage import checkpoint
-from pipelines.storage.along import Measured, Taken, add_measured, read_measured
+from pipelines.storage.along import Figure, Measured, add_measured, read_measured
 from pipelines.training.along import TOLERANCE, due, measure_due
 from pipelines.training.launch import Along
 from pipelines.training.watch.progress import measured_line
@@ -58,7 +58,7 @@ def write(run: Path, step: int, fd: float | None = None, **numbers: float) -> Pa
 
 
 def measured(step: int, digest: str, fd: float) -> Measured:
-    return Measured(step=step, checkpoint=digest, figures={"fd": Taken(value=fd, se=0.5)}, samples=20)
+    return Measured(step=step, checkpoint=digest, figures={"fd": Figure(value=fd, se=0.5)}, samples=20)
 
 
 def steps(run: Path) -> list[int]:
@@ -85,9 +85,9 @@ def test_figures_are_those_of_the_measurements(run):
         nll, nelbo, distances = found
         frechet = distances.distances.frechet
         mine = records[step].figures
-        assert mine["nll"] == Taken(value=nll.after.mean, se=nll.after.error)
-        assert mine["nelbo"] == Taken(value=nelbo.after.mean, se=nelbo.after.error)
-        assert mine["fd"] == Taken(value=frechet.value, se=frechet.se)
+        assert mine["nll"] == Figure(value=nll.after.mean, se=nll.after.error)
+        assert mine["nelbo"] == Figure(value=nelbo.after.mean, se=nelbo.after.error)
+        assert mine["fd"] == Figure(value=frechet.value, se=frechet.se)
         assert (records[step].unit, records[step].images, records[step].samples) == ("nats/dim", 8, 20)
 
 
@@ -234,7 +234,7 @@ def test_the_picture_has_a_panel_for_likelihoods_and_one_for_distances(tmp_path,
     records = [
         Record(step=s, terms={"nelbo": 3.0}, unit="bits/dim", held_out=HeldOut(nelbo=2.0, se=0.1)) for s in (1, 2)
     ]
-    figures = {"nll": Taken(value=2.0, se=0.1), "fd": Taken(value=9.0, se=1.0)}
+    figures = {"nll": Figure(value=2.0, se=0.1), "fd": Figure(value=9.0, se=1.0)}
     along = [Measured(step=step, checkpoint="x", figures=figures) for step in (1, 2)]
     for several, panels in ({}, 1), ({"r": along}, 3), ({"r": []}, 1):
         pictures.learning_curve({"r": records}, "bits/dim", tmp_path / "x.png", several)

@@ -33,7 +33,7 @@ from pipelines.runs.series import streaming
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import reach, tracking_uri
 from pipelines.runs.tracking import Made, close_lost_runs, close_runs, deliver, open_missed, open_run, post
-from pipelines.storage.along import Measured, Taken, add_measured
+from pipelines.storage.along import Figure, Measured, add_measured
 from pipelines.storage.locks import held
 
 DEAD = "http://127.0.0.1:9"
@@ -141,7 +141,7 @@ def test_figures_of_checkpoints_are_a_series_each_logged_once(root, job):
     open_run(job, root)
 
     def measured(step: int, **figures: float) -> None:
-        taken = {name: Taken(value=value, se=0.5) for name, value in figures.items()}
+        taken = {name: Figure(value=value, se=0.5) for name, value in figures.items()}
         add_measured(job.directory, Measured(step=step, checkpoint="x", figures=taken))
 
     def series(name: str) -> list[tuple[int, float]]:
