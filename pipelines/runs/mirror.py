@@ -132,9 +132,7 @@ class Mirror:
         begin = run / CONFIG
         if begin in new:  # without it, what follows is no run
             self._copy_file(begin, there / CONFIG, files[begin])
-        for folder in sorted(
-            {file.parent for file in new}, reverse=True
-        ):  # the newest checkpoint first, the figures last
+        for folder in sorted({file.parent for file in new}, key=_last_checkpoint, reverse=True):
             with suppress(FileNotFoundError):  # removed here meanwhile
                 for file in _tensors_first(folder, new):
                     at = there / file.relative_to(run).as_posix()
@@ -152,6 +150,11 @@ def _files(run: Path) -> list[Path]:
     """The files of a run without locks and what is not finished, which are hidden."""
     found = (file for file in run.rglob("*") if file.is_file() and not file.is_symlink())
     return sorted(file for file in found if not any(part.startswith(".") for part in file.relative_to(run).parts))
+
+
+def _last_checkpoint(folder: Path) -> tuple[bool, str]:
+    """Sorts folders so that the newest checkpoint is the last: it goes first where a machine is about to leave."""
+    return folder.parent.name == "checkpoints", str(folder)
 
 
 def _version(file: Path) -> tuple[int, int]:

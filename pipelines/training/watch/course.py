@@ -10,6 +10,8 @@ longest pause between two steps that this command's workers were seen to take, t
 a model whose steps, pictures or validations take long is judged by its own pace. Before its first step a group is given
 `BEGIN_SECONDS` at least: networks are built, rows are read and kernels compiled there.
 
+A worker that joins a group counts as a sign of life too: how long its machine was waited for is nobody's standing still.
+
 Of a restart that goes on from step r, where step f had been told, f - r steps are taken again. It is over, and its seconds are
 known, when a step beyond f is told.
 """
@@ -33,24 +35,25 @@ class Loss:
         run: Name of the run.
         step: The last one that was told of before.
         since: When it was told.
-        resumed: The step that was gone on from; -1 where the new workers have not told of it yet.
+        resumed: The step that was gone on from; None where the new workers have not told of it yet.
         seconds: From `since` until a step beyond `step` was told.
     """
 
     run: str
     step: int
     since: float
-    resumed: int = -1
+    resumed: int | None = None
     seconds: float = math.nan
 
     @property
     def steps(self) -> int:
         """Steps that are taken again."""
-        return self.step - self.resumed
+        return 0 if self.resumed is None else max(0, self.step - self.resumed)
 
     def line(self) -> str:
         """What the user is told of it."""
-        again = f"steps {self.resumed + 1} to {self.step} were taken again" if self.steps else "no step was lost"
+        first = self.step - self.steps + 1
+        again = f"steps {first} to {self.step} were taken again" if self.steps else "no step was lost"
         return f"{self.run}: after a restart at step {self.resumed} {again} ({self.steps} steps, {self.seconds:.0f} s)"
 
 
@@ -95,9 +98,9 @@ class Course:
 
     def _resumed(self, loss: Loss) -> Loss:
         """The loss with the step that was gone on from: a run that has ended in between lost nothing."""
-        if loss.resumed >= 0:
+        if loss.resumed is not None:
             return loss
-        return replace(loss, resumed=min(self.step, loss.step) if self.run == loss.run else loss.step)
+        return replace(loss, resumed=self.step if self.run == loss.run else loss.step)
 
     def still(self, now: float) -> float:
         """Seconds without a step where the workers stand still, else 0."""
