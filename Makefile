@@ -34,7 +34,7 @@ test: $(STAMP)  ## everything that CI runs (under 15 minutes on 2 cores)
 test-all: test  ## the slow checks too, one after the other
 	@$(BIN)/python -m pytest -m slow $(ARGS)
 
-cluster-test: $(STAMP)  ## ray up and ray submit on hosts made of network namespaces, as root, a quarter of an hour
+cluster-test: $(STAMP)  ## ray up and ray submit on hosts made of network namespaces, as root, some minutes
 	@cd tests/cluster && ../../$(BIN)/python -c 'import sys; from hosts import missing; sys.exit(missing())'
 	@$(BIN)/python -m pytest -m hosts $(ARGS)
 

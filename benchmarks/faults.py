@@ -58,6 +58,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STALL_SECONDS = 10
 AWAY_SECONDS = 60.0
 FULL_BYTES = 64 << 20
+WRITE_SECONDS = 0.004
 
 
 def trained(kind: str, asked: Asked, case: Case, inject: Callable[[Running, Moment], float], says: str = "") -> Row:
@@ -96,19 +97,23 @@ def hang(asked: Asked) -> Row:
 
 
 def write(asked: Asked) -> Row:
-    """The worker is ended when the directory is there that a checkpoint is built in, and up to 20 ms later."""
+    """The worker is ended when the directory is there that a checkpoint is built in, and up to `WRITE_SECONDS` later; how often
+    that was before the checkpoint was whole is printed."""
+    cut: list[bool] = []
 
     def inject(running: Running, moment: Moment) -> float:
-        place = running.case.run / "checkpoints"
+        place, workers = running.case.run / "checkpoints", running.workers()
         deadline = time.monotonic() + 120
         while not any(place.glob(".*.partial")) and time.monotonic() < deadline:
-            time.sleep(0.0005)
-        time.sleep(0.02 * moment.draw)
-        fault = send(signal.SIGKILL, *running.workers())
+            time.sleep(0.0002)
+        time.sleep(WRITE_SECONDS * moment.draw)
+        fault = send(signal.SIGKILL, *workers)
+        cut.append(any(place.glob(".*.partial")))
         assert checkpoint.latest(running.case.run), "no checkpoint is whole"
         return fault
 
-    return trained("write", asked, asked.case("write", "--max-failures", str(asked.times)), inject)
+    row = trained("write", asked, asked.case("write", "--max-failures", str(asked.times)), inject)
+    return replace(row, equal=f"{row.equal}; {sum(cut)} of {len(cut)} before it was whole")
 
 
 def damage(asked: Asked) -> Row:
