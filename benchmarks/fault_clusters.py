@@ -123,7 +123,7 @@ def objects(asked: Asked) -> Row:
             said.append(filler.stdout.readline().strip() if filler.stdout else "")
             return time.monotonic()
 
-        row = trained("objects", asked, nodes, inject, longer=12)
+        row = trained("objects", asked, nodes, inject, longer=4)
     return replace(row, equal=f"{row.equal}; {said[0]}")
 
 

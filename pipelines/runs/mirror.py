@@ -6,6 +6,9 @@ command, so that a training never waits for the store:
     STORE/RUN/   the files of RUN. Of a checkpoint the tensors go first and state.json last, as on a disk: a copy that was cut
                  short is no checkpoint. Checkpoints that were removed here are removed there, after newer ones have come
 
+What was copied is remembered in RUN/.mirrored.json: the next command copies what was written since, and what the store lacks
+or has in another length.
+
 The same command on another machine, with the same --mirror, brings the run back and goes on from its newest checkpoint, whose
 SHA-256 is compared as that of any. One machine at a time: a store has no locks.
 """
@@ -21,14 +24,18 @@ from pathlib import Path
 from types import TracebackType
 
 from pipelines.storage import checkpoint
-from pipelines.storage.files import new_directory
+from pipelines.storage.files import new_directory, write_text
 from pipelines.storage.outputs import CONFIG, is_run
-from pipelines.storage.reading import parse_json
+from pipelines.storage.reading import parse_json, read_json
 from pipelines.storage.remote import RemotePath, store_at
 
 __all__ = ["Mirror", "bring_back"]
 
+Version = tuple[int, int]
+"""Of a file: bytes, and nanoseconds since 1970 when it was written."""
+
 POLL_SECONDS = 5.0
+MEMORY = ".mirrored.json"
 CHECKPOINT = re.compile(r"checkpoints/step-(\d+)/.+")
 
 
@@ -86,7 +93,7 @@ class Mirror:
 
     def __init__(self, runs: Sequence[Path], given: str) -> None:
         self.runs, self.place = runs, store_at(given, "mirror")
-        self.copied: dict[Path, tuple[int, int]] = {}
+        self.copied: dict[Path, dict[Path, Version]] = {}
         self.said, self.stopping = False, threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True, name="mirror")
 
@@ -121,22 +128,21 @@ class Mirror:
         else:
             self.said = False
 
-    def _copy_file(self, file: Path, at: RemotePath, version: tuple[int, int]) -> None:
-        if self.copied.get(file) != version:
-            at.put(file)
-            self.copied[file] = version
-
     def _copy(self, run: Path, there: RemotePath) -> None:
-        files = {file: _version(file) for file in _files(run)}
-        new = [file for file, version in files.items() if self.copied.get(file) != version]
-        begin = run / CONFIG
-        if begin in new:  # without it, what follows is no run
-            self._copy_file(begin, there / CONFIG, files[begin])
-        for folder in sorted({file.parent for file in new}, key=_last_checkpoint, reverse=True):
+        if run not in self.copied:
+            self.copied[run] = _remembered(run, there)
+        copied, files = self.copied[run], {file: _version(file) for file in _files(run)}
+        new = [file for file, version in files.items() if copied.get(file) != version]
+        folders = sorted({file.parent for file in new}, key=_last_checkpoint, reverse=True)
+        orderly = [[run / CONFIG] if run / CONFIG in new else []]  # without it, what follows is no run
+        for group in orderly + [_tensors_first(folder, new) for folder in folders]:
             with suppress(FileNotFoundError):  # removed here meanwhile
-                for file in _tensors_first(folder, new):
-                    at = there / file.relative_to(run).as_posix()
-                    self._copy_file(file, at, files[file])
+                for file in group:
+                    if copied.get(file) != files[file]:
+                        (there / file.relative_to(run).as_posix()).put(file)
+                        copied[file] = files[file]
+        if new:
+            _remember(run, there, copied)
         kept = {file.relative_to(run).as_posix() for file in files}
         mirrored = [str(entry.place.relative_to(there)) for entry in there.entries()] if new else []
         mirrored = [name for name in mirrored if CHECKPOINT.fullmatch(name)]
@@ -157,7 +163,24 @@ def _last_checkpoint(folder: Path) -> tuple[bool, str]:
     return folder.parent.name == "checkpoints", str(folder)
 
 
-def _version(file: Path) -> tuple[int, int]:
+def _remembered(run: Path, there: RemotePath) -> dict[Path, Version]:
+    """What commands before have copied, as far as the store still has it in its length."""
+    try:
+        kept = {
+            run / name: (int(size), int(when)) for name, (size, when) in read_json(run / MEMORY)[str(there)].items()
+        }
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):  # there is none: all is copied
+        return {}
+    sizes = {run / str(entry.place.relative_to(there)): entry.size for entry in there.entries()}
+    return {file: version for file, version in kept.items() if sizes.get(file) == version[0]}
+
+
+def _remember(run: Path, there: RemotePath, copied: dict[Path, Version]) -> None:
+    names = {file.relative_to(run).as_posix(): version for file, version in copied.items() if file.exists()}
+    write_text(run / MEMORY, json.dumps({str(there): names}))
+
+
+def _version(file: Path) -> Version:
     stat = file.stat()
     return stat.st_size, stat.st_mtime_ns
 

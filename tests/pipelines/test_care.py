@@ -43,6 +43,16 @@ def stand_still(group: SimpleNamespace, seconds: float = 30.0) -> None:
     course.tell("r", 41, began + 1.0)
 
 
+def elsewhere(group: SimpleNamespace) -> None:
+    """Another group begins, on machines that stay, and takes a step."""
+    from pipelines.training.on_ray.notices import Member
+
+    for rank, node in enumerate(("here", "new")):
+        group.notices.join(rank, 2, Member(f"worker {rank}", node))
+    group.notices.begin()
+    group.notices.stopping("r", 1)
+
+
 def test_workers_that_stand_still_are_ended(group, capsys):
     stand_still(group, seconds=9.0)
     group.care.look()
@@ -67,6 +77,7 @@ def test_workers_that_have_ended_already_are_waited_for(group, capsys):
 
 def test_workers_leave_a_machine_of_theirs_once(group, capsys):
     group.notices.begin()
+    assert not group.notices.stopping("r", 0)
     group.draining = {"elsewhere": 30.0}
     group.care.look()
     assert not group.notices.stopping("r", 1)
@@ -75,10 +86,30 @@ def test_workers_leave_a_machine_of_theirs_once(group, capsys):
     assert group.notices.stopping("r", 2)
     assert group.notices.moves()
     assert "is to leave the cluster in 30 s" in capsys.readouterr().out
-    group.notices.begin()
+    elsewhere(group)
     group.care.look()
     assert not group.notices.stopping("r", 2)
     assert "is to leave" not in capsys.readouterr().out
+
+
+def test_a_notice_while_workers_begin_is_heard_by_them(group):
+    group.notices.begin()
+    group.draining = {"there": 30.0}
+    group.care.look()
+    assert not group.notices.stopping("r", 1)  # all have joined: what is known of their machines is right from here on
+    group.care.look()
+    assert group.notices.stopping("r", 2)
+
+
+def test_workers_leave_a_machine_that_they_are_put_on_again_only_so_often(group):
+    group.draining = {"there": 30.0}
+    left = []
+    for _ in range(4):
+        group.notices.begin()
+        group.notices.stopping("r", 1)
+        group.care.look()
+        left.append(group.notices.stopping("r", 2))
+    assert left == [True, True, False, False]
 
 
 def test_a_command_that_is_to_stop_does_not_move(group):

@@ -177,6 +177,32 @@ def test_a_mirror_has_no_checkpoint_that_was_removed_and_never_half_of_one(tmp_p
     ]
 
 
+def test_the_next_command_copies_what_the_store_lacks_and_what_was_written_since(
+    tmp_path: Path, bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, mirror, put = tmp_path / "run", f"{bucket}/again", list[str]()
+    run.mkdir()
+    for name in ("config.json", "a", "b", "c"):
+        (run / name).write_text("{}")
+    whole = RemotePath.put
+    monkeypatch.setattr(RemotePath, "put", lambda self, file: [whole(self, file), put.append(file.name)])
+
+    def copied(to: str) -> list[str]:
+        put.clear()
+        with Mirror([run], to):
+            pass
+        return sorted(put)
+
+    assert copied(mirror) == ["a", "b", "c", "config.json"]
+    assert copied(mirror) == []
+    RemotePath(f"{mirror}/run/a").remove()
+    os.utime(run / "b")
+    assert copied(mirror) == ["a", "b"]
+    assert copied(f"{bucket}/another") == ["a", "b", "c", "config.json"]
+    (run / ".mirrored.json").write_text("[")
+    assert copied(f"{bucket}/another") == ["a", "b", "c", "config.json"]
+
+
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A bucket of an S3 server of this machine; s3fs and moto[server] are installed for it by hand."""

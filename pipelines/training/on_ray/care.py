@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from contextlib import suppress
 from typing import Any
 
@@ -22,6 +23,8 @@ from pipelines.training.on_ray.notices import Member, State
 __all__ = ["Care"]
 
 LOOK_SECONDS, ANSWER_SECONDS = 1.0, 5.0
+MOST_LEAVES = 2
+"""So many groups leave a machine that is to go: Ray begins none there, except one that began when the notice came."""
 
 
 class Care:
@@ -33,7 +36,7 @@ class Care:
 
     def __init__(self, notices: Any) -> None:
         self.notices = notices
-        self.looked, self.drained = 0.0, set[str]()
+        self.looked, self.left = 0.0, defaultdict[str, set[int]](set)
 
     def look(self, *, last: bool = False) -> None:
         """Called again and again while workers train; does something every `LOOK_SECONDS`.
@@ -65,10 +68,12 @@ class Care:
 
     def _have_leave_those_that_must(self, state: State) -> None:
         going = _draining()
-        nodes = {member.node for member in state.members} & going.keys() - self.drained
-        if not nodes:
+        nodes = {member.node for member in state.members} & going.keys()
+        nodes = {node for node in nodes if state.group not in self.left[node] and len(self.left[node]) < MOST_LEAVES}
+        if not state.group or not nodes:  # a group that begins hears it when it takes steps
             return
-        self.drained |= nodes
+        for node in nodes:
+            self.left[node].add(state.group)
         seconds = min(going[node] for node in nodes)
         soon = f" in {seconds:.0f} s" if seconds < float("inf") else ""
         print(

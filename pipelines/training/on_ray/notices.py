@@ -46,6 +46,7 @@ class State:
     Args:
         run, step: What was told last.
         still: Seconds without a step where they stand still, else 0.
+        group: Number of the group of workers that takes steps, from 1; 0 while one begins.
         members: The workers of the newest group.
         lines: What the workers have to say, and what restarts that are over have cost, each given once.
     """
@@ -53,6 +54,7 @@ class State:
     run: str
     step: int
     still: float
+    group: int
     members: tuple[Member, ...]
     lines: tuple[str, ...]
 
@@ -66,7 +68,7 @@ class Notices:
 
     def __init__(self, stall_seconds: float = 0.0) -> None:
         self.refusals: list[Refusal] = []
-        self.num_groups, self.stop, self.leaving = 0, False, False
+        self.num_groups, self.group, self.stop, self.leaving = 0, 0, False, False
         self.course, self.lines = Course(stall_seconds), list[str]()
         self.members: dict[int, Member] = {}
 
@@ -84,7 +86,7 @@ class Notices:
 
     def begin(self) -> tuple[bool, int]:
         """Called by the first of the workers that begin; returns whether they need not, and how many groups began before."""
-        self.num_groups, self.leaving = self.num_groups + 1, False
+        self.num_groups, self.group, self.leaving = self.num_groups + 1, 0, False
         self.course.begin(time.monotonic())
         return self.stop, self.num_groups - 1
 
@@ -98,7 +100,8 @@ class Notices:
         self.leaving = True
 
     def stopping(self, run: str, step: int) -> bool:
-        """Called by the first worker every now and then; returns whether they are to end after the step."""
+        """Called by the first worker every now and then, all having joined; returns whether to end after the step."""
+        self.group = self.num_groups
         self.lines += [loss.line() for loss in self.course.tell(run, step, time.monotonic())]
         return self.stop or self.leaving
 
@@ -118,6 +121,7 @@ class Notices:
             run=course.run,
             step=course.step,
             still=course.still(time.monotonic()),
+            group=self.group,
             members=tuple(self.members.values()),
             lines=lines,
         )
