@@ -26,6 +26,7 @@ if __package__ in (None, ""):  # started as a script: find the packages beside t
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pipelines.cluster.address import check_machine
 from pipelines.config.run import RunConfig
@@ -36,6 +37,10 @@ from pipelines.recipes import BASELINES, BY_DATA, DEFAULT, chosen, find, own_rec
 from pipelines.storage.outputs import RULE, is_run, only_one, output_root, place_of
 from pipelines.storage.signals import Stop, until_signal
 from pipelines.training.launch import Launch
+
+if TYPE_CHECKING:
+    from pipelines.evaluation.settings import Settings
+    from pipelines.runs.job import Job
 
 FLAGS = ("local", "evaluate", "flip", "dense", "first_activation", "ema_ramp")
 OURS = {option.path for option in options(Launch())}
@@ -96,7 +101,6 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
         launch = replace(launch, baseline=BASELINES[DEFAULT])
     run = _configured(words, given)
     root = output_root(launch.out)
-    from pipelines.runs.job import finished
     from pipelines.runs.mirror import Mirror
     from pipelines.training.along import measurement_along
     from pipelines.training.jobs import all_jobs
@@ -110,32 +114,38 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
             locks.enter_context(only_one(job.directory))
         along = measurement_along(jobs, launch.along)
         locks.enter_context(Mirror([job.directory for job in jobs], launch.mirror))
-        if launch.local:
-            train_local(jobs, launch, stop, root, along)
-            if launch.seeds > 1:
-                names = " ".join(str(job.directory) for job in jobs)
-                print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
+        if not launch.local:
+            _train_and_measure(jobs, launch, root, stop, along)
             return 0
-        complete = all(finished(job.training) for job in jobs)
-        if not complete:
-            check_machine(launch.workers, launch.cpus_per_worker, launch.device)
-        try:
-            from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
-            from pipelines.training.on_ray.beside import measure_left
-            from pipelines.training.on_ray.driver import train_on_ray
-        except ModuleNotFoundError as error:
-            raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
-        settings = measurement(jobs) if launch.evaluate else None
-        if complete:
-            measure_left([job.training for job in jobs], along, root, launch.device, stop)
-            print(
-                "\n".join(f"{job.directory.name}: complete, {run.train.steps} steps in {job.directory}" for job in jobs)
-            )
-        else:
-            train_on_ray(jobs, launch, root, stop, along)
-        stop.remark = "the runs are trained, their weights are saved; the same command measures them"
-        conclude(jobs, settings, root)
+        train_local(jobs, launch, stop, root, along)
+        if launch.seeds > 1:
+            names = " ".join(str(job.directory) for job in jobs)
+            print(f"figures and their spread over seeds: python pipelines/evaluate.py {names}")
     return 0
+
+
+def _train_and_measure(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None) -> None:
+    """Trains by Ray's workers what is not trained yet, and measures it."""
+    from pipelines.runs.job import finished
+
+    complete = all(finished(job.training) for job in jobs)
+    if not complete:
+        check_machine(launch.workers, launch.cpus_per_worker, launch.device)
+    try:
+        from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
+        from pipelines.training.on_ray.beside import measure_left
+        from pipelines.training.on_ray.driver import train_on_ray
+    except ModuleNotFoundError as error:
+        raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
+    settings = measurement(jobs) if launch.evaluate else None
+    if complete:
+        measure_left([job.training for job in jobs], along, root, launch.device, stop)
+        for job in jobs:
+            print(f"{job.directory.name}: complete, {job.training.train.steps} steps in {job.directory}")
+    else:
+        train_on_ray(jobs, launch, root, stop, along)
+    stop.remark = "the runs are trained, their weights are saved; the same command measures them"
+    conclude(jobs, settings, root)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,6 @@ __all__ = [
     "Split",
     "load_card",
     "one_line",
-    "verify",
     "write_card",
 ]
 
@@ -254,25 +253,6 @@ def load_card(path: str | Path) -> Card:
         for shard in split.shards:
             _check_shard(directory / shard.file, shard, card.group_rows)
     return card
-
-
-def verify(card: Card, path: str | Path) -> None:
-    """Check the SHA-256 of every shard.
-
-    Raises:
-        ValueError: a shard's bytes are not the ones that were written.
-    """
-    directory = _directory(Path(path))
-    for split in card.splits.values():
-        for shard in split.shards:
-            file = directory / shard.file
-            _check_shard(file, shard, card.group_rows)
-            with file.open("rb") as stream:
-                found = hashlib.file_digest(stream, "sha256").hexdigest()
-            if found != shard.sha256:
-                raise ValueError(
-                    f"{file}: sha256 {found[:12]}... where the card says {shard.sha256[:12]}...; prepare it again"
-                )
 
 
 def _check_text(**values: object) -> None:

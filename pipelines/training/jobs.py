@@ -60,16 +60,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     run = replace(run, data=replace(run.data, source=_absolute(run.data.source), partner=_absolute(run.data.partner)))
     card = load_card(data)
     spec = DataSpec.of(card)
-    if train.frozen:
-        check_frozen(run.model.build(spec).networks().keys(), train.frozen)
-    rows = card.split("train").count
-    if train.batch_size > rows:
-        raise ValueError(f"batch_size={train.batch_size} is larger than the {rows} training rows of {card.name}")
-    if len(card.shape) != 3 and run.data.flip:
-        raise ValueError(
-            f"flip=True: {card.name} has {card.kind}s of shape {card.shape}, only images can be flipped; the recipe "
-            f"{card.kind}s takes {card.kind}s"
-        )
+    _check_data(run, card, spec)
     partner = _partner(run, card, root)
     if launch.start_from.startswith(PREFIX):
         run, start = begin_with(launch.start_from, run, spec, root)
@@ -83,18 +74,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         run = as_begun(run, directory / "config.json")
     command = Command.of_this_process()
     jobs = [Job(run=run, spec=spec, directory=directory, data=data, partner=partner, start_from=start, command=command)]
-    shared = run.model.shared_steps
-    if launch.baseline and shared >= train.steps:
-        raise ValueError(
-            f"pretrain_steps={shared} leaves no steps of steps={train.steps} to compare with the baseline; "
-            "give more --steps, or fewer --pretrain-steps"
-        )
-    if shared and shared >= train.steps:
-        print(
-            f"{name}: all of steps={train.steps} train the score alone, since pretrain_steps={shared}; "
-            "for a flow give more --steps, or fewer --pretrain-steps",
-            flush=True,
-        )
+    shared = _shared_steps(jobs[0], launch)
     if launch.baseline:
         other = _baseline(launch.baseline, run)
         # a score network that takes labels is no start for one that does not
@@ -106,6 +86,37 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     for job in jobs:
         refuse_another_run(job)
     return jobs
+
+
+def _check_data(run: RunConfig, card: Card, spec: DataSpec) -> None:
+    """Refuses what the data, or a model of them, cannot be trained with."""
+    if run.train.frozen:
+        check_frozen(run.model.build(spec).networks().keys(), run.train.frozen)
+    rows, batch_size = card.split("train").count, run.train.batch_size
+    if batch_size > rows:
+        raise ValueError(f"batch_size={batch_size} is larger than the {rows} training rows of {card.name}")
+    if len(card.shape) != 3 and run.data.flip:
+        raise ValueError(
+            f"flip=True: {card.name} has {card.kind}s of shape {card.shape}, only images can be flipped; the recipe "
+            f"{card.kind}s takes {card.kind}s"
+        )
+
+
+def _shared_steps(job: Job, launch: Launch) -> int:
+    """The steps that a run has in common with its baseline; of a run that has no others, it is refused or said."""
+    shared, steps = job.run.model.shared_steps, job.run.train.steps
+    if launch.baseline and shared >= steps:
+        raise ValueError(
+            f"pretrain_steps={shared} leaves no steps of steps={steps} to compare with the baseline; "
+            "give more --steps, or fewer --pretrain-steps"
+        )
+    if shared and shared >= steps:
+        print(
+            f"{job.directory.name}: all of steps={steps} train the score alone, since pretrain_steps={shared}; "
+            "for a flow give more --steps, or fewer --pretrain-steps",
+            flush=True,
+        )
+    return shared
 
 
 def _check_shares(train: Train, launch: Launch) -> None:

@@ -72,14 +72,7 @@ def _train(work: Work[Any], session: Session) -> None:
     numbers = _restore(work, trainer, newest)
     watch = Watch(numbers.get(FIRST, ()), newest is not None, session)
     if session.rank == 0:
-        if trainer.step_count >= train.steps:
-            session.say(f"{training.directory.name}: no whole weights; they are written again from the last checkpoint")
-        work.write_config()
-        hardware = Hardware.here(session.device, session.world, trainer.step_count)
-        keep_hardware(training.directory, hardware)
-        checkpoint.discard_after(training.directory, trainer.step_count)
-        _truncate_metrics(training.directory, trainer.step_count)
-        session.begins(training, trainer.model)
+        _begin(work, session, trainer)
     meter = Meter(
         batch_size=train.batch_size,
         steps=train.steps,
@@ -112,6 +105,18 @@ def _train(work: Work[Any], session: Session) -> None:
             raise Halted
     if session.rank == 0:
         write_weights(training.directory, network_tensors(trainer.averaged), trainer.step_count, work.made_of)
+
+
+def _begin(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
+    """The run's directory as it has to be at the step that is gone on from."""
+    training, step = work.training, trainer.step_count
+    if step >= training.train.steps:
+        session.say(f"{training.directory.name}: no whole weights; they are written again from the last checkpoint")
+    work.write_config()
+    keep_hardware(training.directory, Hardware.here(session.device, session.world, step))
+    checkpoint.discard_after(training.directory, step)
+    _truncate_metrics(training.directory, step)
+    session.begins(training, trainer.model)
 
 
 def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:

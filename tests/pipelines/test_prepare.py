@@ -12,11 +12,11 @@ from threading import Barrier
 import numpy as np
 import pytest
 from ray_session import ROOT, command, main_of
-from sources import pixels, refused, stored
+from sources import pixels, refused, stored, verify
 
 from pipelines.data import cache, ingest
 from pipelines.data.cache import data_directory, embedded, ensure
-from pipelines.data.card import Card, load_card, verify
+from pipelines.data.card import Card, load_card
 from pipelines.data.ingest import prepare
 from pipelines.data.readers import READERS
 from pipelines.data.source import Options
