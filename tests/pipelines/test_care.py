@@ -66,6 +66,13 @@ def test_workers_that_stand_still_are_ended(group, capsys):
     )
 
 
+def test_the_next_job_is_given_time_to_begin(group):
+    stand_still(group)
+    group.notices.turn()
+    group.care.look()
+    assert group.killed == []
+
+
 def test_workers_that_have_ended_already_are_waited_for(group, capsys):
     """Ray starts them again when there is room, which may take hours."""
     stand_still(group)

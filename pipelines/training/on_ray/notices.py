@@ -90,6 +90,10 @@ class Notices:
         self.course.begin(time.monotonic())
         return self.stop, self.num_groups - 1
 
+    def turn(self) -> None:
+        """Called by the first worker before each job: its networks are built then, as those of the first were."""
+        self.course.gather(time.monotonic())
+
     def ask_to_stop(self) -> bool:
         """Called by the command; returns whether there are workers who will hear it."""
         self.stop = True

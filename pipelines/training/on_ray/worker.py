@@ -104,6 +104,8 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
         )
         try:
             for job in assignment.jobs:
+                if rank == 0:
+                    ray.get(notices.turn.remote())
                 with WorkerLog(job.directory, rank, world, orderly=Halted):
                     run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
         except Halted:
