@@ -43,7 +43,8 @@ import sys, time, numpy, ray
 ray.init(address=sys.argv[1], log_to_driver=False, logging_level="ERROR")
 held = [ray.put(numpy.zeros(16 << 20, dtype="uint8")) for _ in range(24)]
 from ray._private.internal_api import memory_summary
-print(next((line for line in memory_summary(stats_only=True).splitlines() if "pilled" in line), "nothing"), flush=True)
+said = memory_summary(sys.argv[1], stats_only=True)
+print(next((line for line in said.splitlines() if "pilled" in line), "nothing was moved to the disk"), flush=True)
 time.sleep(float(sys.argv[2]))
 """
 
@@ -120,7 +121,10 @@ def objects(asked: Asked) -> Row:
         def inject(running: Running, moment: Moment) -> float:
             words = [sys.executable, "-c", FILL, nodes.address, str(FULL_SECONDS)]
             filler = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
-            said.append(filler.stdout.readline().strip() if filler.stdout else "")
+            assert filler.stdout
+            said.append(filler.stdout.readline().strip())
+            if not said[-1]:
+                raise RuntimeError("the store could not be filled")
             return time.monotonic()
 
         row = trained("objects", asked, nodes, inject, longer=4)
