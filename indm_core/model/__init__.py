@@ -3,7 +3,7 @@
 INDM, Bridge   a flow and a linear diffusion in its latent (`indm`), with what they share with DiNof (`diffusion`)
 DiNof          a diffusion that starts from a flow at T_m (`dinof`)
 Objective      what the networks of these are trained on (`objective`), and the labels of their scores (`labels`)
-DiffFlow       a learned drift and its score (`diffflow`, `adjoint`)
+DiffFlow       a learned drift and its score (`diffflow`, `retraced`)
 FFJORD         a learned drift without noise (`ffjord`)
 """
 

@@ -6,7 +6,7 @@ On a grid 0 = t_0 < ... < t_N = T the bound on -log p(x_0), in nats, exact for t
 
     NELBO(x_0) = E[-log N(x_N; 0, I) + sum_i (1/2 |delta_i|^2 - 1/2 |eps_i|^2)] + d log(g(T)/g(0)),
 
-eps_i the noise of the path and delta_i the noise that retraces it backwards (see `adjoint`): the loss of the paper minus a
+eps_i the noise of the path and delta_i the noise that retraces it backwards (see `retraced`): the loss of the paper minus a
 constant, sample by sample, of lower variance.
 
 Seen from outside the learned drift is an SDE like any other: Euler-Maruyama and RK45 sample it, the probability-flow ODE gives
@@ -30,10 +30,11 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from indm_core.model.adjoint import Path, StochasticAdjoint
+from indm_core.adjoint import mean_by_adjoint
 from indm_core.model.base import GenerativeModel, Losses, Node
 from indm_core.model.diffusion import with_parameters
 from indm_core.model.repeatable import check_repeatable
+from indm_core.model.retraced import RetracedPath
 from indm_core.noise import Noise, rand, randn_like
 from indm_core.ranges import check_positive
 from indm_core.sde import LearnedSDE, Volatility
@@ -172,19 +173,19 @@ class DiffFlow(GenerativeModel):
         eps = path.noise(x, generator)
         if self.adjoint and torch.is_grad_enabled():
             parameters = [p for network in self.networks().values() for p in network.parameters() if p.requires_grad]
-            mean, prior, transitions = StochasticAdjoint.apply(path, parameters, eps, x, *parameters)  # pyright: ignore
-            objective = (prior + transitions).detach() + (mean - mean.detach())
+            objective, terms = mean_by_adjoint(path, parameters, eps, x)
         else:
-            prior, transitions = path.losses(x, eps)
-            objective = prior + transitions
+            terms = path.costs(x, eps)
+            objective = terms.sum(0)
+        prior, transitions = terms.detach()
         terms = {"nelbo": objective, "prior": prior, "transitions": transitions}
         return Losses(objective, {name: term.detach() for name, term in terms.items()})
 
     def _fixed_times(self, num_steps: int) -> Tensor:
         return fixed_times(num_steps, self.t_start, self.beta)
 
-    def _path(self, ts: Tensor) -> Path:
-        return Path(self.f, self.s, self.log_prob_start, ts, self.g)
+    def _path(self, ts: Tensor) -> RetracedPath:
+        return RetracedPath(self.f, self.s, self.log_prob_start, ts, self.g)
 
     @torch.no_grad()
     def nelbo(
@@ -207,7 +208,7 @@ class DiffFlow(GenerativeModel):
         path = self._path(self._fixed_times(self.num_steps))
         total = x.new_zeros(len(x))
         for _ in range(num_draws):
-            total = total + sum(path.losses(x, path.noise(x, generator)))
+            total = total + path.costs(x, path.noise(x, generator)).sum(0)
         return total / num_draws
 
     def encode(self, x: Tensor, generator: Noise = None) -> tuple[Tensor, Tensor]:
