@@ -30,10 +30,14 @@ from typing import Any, final
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from indm_core.noise import Noise, randn_like
 
 __all__ = ["Path", "StochasticAdjoint", "mean_by_adjoint"]
+
+State = tuple[Tensor, Tensor | None, Tensor]
+"""x_i, f_i and the cost so far."""
 
 
 class Path(ABC):
@@ -62,16 +66,27 @@ class Path(ABC):
         """eps_0, ..., eps_{N-1}, like x."""
         return [randn_like(x, generator) for _ in self.scale]
 
-    def costs(self, x: Tensor, eps: Sequence[Tensor]) -> Tensor:
-        """The terms of the cost of a path from x, (m, b), for automatic differentiation."""
+    def costs(self, x: Tensor, eps: Sequence[Tensor], segments: int = 1) -> Tensor:
+        """The terms of the cost of a path from x, (m, b), for automatic differentiation.
+
+        Args:
+            segments: Of more than one, the states between them are kept and the rest is computed anew in the backward pass.
+        """
         f, total = self.point(0, x, None)
         total = total + self.constants(x, eps)
-        for i, e in enumerate(eps):
+        size = -(-len(eps) // segments)
+        for first in range(0, len(eps), size):
+            given = (first, x, f, total, *eps[first : first + size])
+            x, f, total = checkpoint(self._walk, *given, use_reentrant=False) if segments > 1 else self._walk(*given)
+        return total
+
+    def _walk(self, first: int, x: Tensor, f: Tensor | None, total: Tensor, *eps: Tensor) -> State:
+        for i, e in enumerate(eps, first):
             q = e if f is None else e + self.rate[i] * f
             x = x + self.scale[i] * q
             f, cost = self.point(i + 1, x, q)
             total = total + cost
-        return total
+        return x, f, total
 
 
 @final
