@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from indm_core.pis.control import Control, GradControl, NetworkControl
+from indm_core.pis.draws import Counted, Draws, Method
 from indm_core.pis.estimates import Estimate, ess, log_z, log_z_bound, resampled
 from indm_core.pis.exact import MixtureControl, MonteCarloControl
 from indm_core.pis.sampler import PathIntegralSampler
@@ -10,8 +11,11 @@ from indm_core.pis.targets import Target, score
 
 __all__ = [
     "Control",
+    "Counted",
+    "Draws",
     "Estimate",
     "GradControl",
+    "Method",
     "MixtureControl",
     "MonteCarloControl",
     "NetworkControl",

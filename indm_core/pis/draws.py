@@ -1,0 +1,63 @@
+"""What every method that samples a target gives, and what it costs: path integral samplers and their baselines alike."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Protocol, final
+
+from torch import Tensor, nn
+
+from indm_core.noise import Noise
+from indm_core.pis.estimates import Estimate
+from indm_core.pis.targets.base import Target
+
+__all__ = ["Counted", "Draws", "Method"]
+
+UNKNOWN = Estimate(math.nan, math.nan)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Draws:
+    """Weighted samples of a target, and what the method says of its constant.
+
+    Args:
+        x: Samples, (n, d).
+        log_w: Their log weights, (n,), up to a constant; zeros where all weigh the same.
+        log_z: Estimate of log Z, nats; nan where the method gives none.
+        bound: Lower bound on log Z in the mean (ELBO), nats; nan where the method gives none.
+        evaluations: Points at which log mu^ was evaluated, each with its gradient where that was asked for; training included.
+    """
+
+    x: Tensor
+    log_w: Tensor
+    log_z: Estimate = UNKNOWN
+    bound: Estimate = UNKNOWN
+    evaluations: int
+
+
+class Method(Protocol):
+    """Draws samples of a target; settings are the arguments of the object's constructor."""
+
+    def __call__(self, target: Target, num: int, *, generator: Noise = None) -> Draws: ...
+
+
+@final
+class Counted(Target):
+    """A target that counts the points at which it is evaluated.
+
+    Args:
+        target: The one that is asked.
+    """
+
+    def __init__(self, target: Target) -> None:
+        nn.Module.__init__(self)
+        self.target, self.evaluations = target, 0
+        self.dim, self.log_z, self.exact, self.modes = target.dim, target.log_z, target.exact, target.modes
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self.evaluations += len(x)
+        return self.target.log_prob(x)
+
+    def sample(self, num: int, generator: Noise = None) -> Tensor:
+        return self.target.sample(num, generator)
