@@ -137,14 +137,9 @@ def partition(asked: Asked) -> Row:
     from hosts import Hosts
 
     with Hosts(2, asked.out / "hosts") as hosts:
-        file = str(hosts.cluster_yaml())
-        hosts.ray("up", "-y", "--no-config-cache", file)
-        while (
-            "2 local.cluster.node" not in hosts.ray("exec", "--no-config-cache", file, "ray status", check=False).stdout
-        ):
-            time.sleep(3)
+        hosts.up()
         ray = str(Path(sys.executable).parent / "ray")
-        submit = (ray, "submit", "--no-config-cache", file, "pipelines/train.py", "--")
+        submit = (ray, "submit", "--no-config-cache", str(hosts.place / "cluster.yaml"), "pipelines/train.py", "--")
         words = (*TWO, "--max-failures", str(asked.times), "--network-interface", "eth0")
         case: Case = replace(asked.case("partition", *words), launcher=submit)
 

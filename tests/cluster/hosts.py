@@ -24,6 +24,7 @@ __all__ = ["Hosts", "missing"]
 ROOT = Path(__file__).resolve().parents[2]
 NETWORK = "10.77.0"
 BRIDGE = "indm-bridge"
+JOIN_SECONDS = 180.0
 PROGRAMS = ("ip", "unshare", "mount", "ssh", "ssh-keygen", "rsync", "/usr/sbin/sshd")
 SSH = ("-o", "StrictHostKeyChecking=no", "-o", "UserKnownHostsFile=/dev/null", "-o", "LogLevel=ERROR")
 BEGIN = """
@@ -157,6 +158,17 @@ class Hosts:
         file = self.place / "cluster.yaml"
         file.write_text(yaml.safe_dump(document))
         return file
+
+    def up(self) -> None:
+        """`ray up`, and waits until all hosts are of the cluster."""
+        file = str(self.cluster_yaml())
+        self.ray("up", "-y", "--no-config-cache", file)
+        asked = ("exec", "--no-config-cache", file, "RAY_AUTH_MODE=token ray status")
+        deadline = time.monotonic() + JOIN_SECONDS
+        while f"{len(self.names)} local.cluster.node" not in (said := self.ray(*asked, check=False).stdout):
+            if time.monotonic() > deadline:
+                raise RuntimeError(f"of {len(self.names)} hosts not all have joined in {JOIN_SECONDS:.0f} s: {said}")
+            time.sleep(3)
 
     def ray(self, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         """`ray up`, `ray submit` and others, from a machine beside the hosts."""

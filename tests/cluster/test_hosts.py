@@ -52,11 +52,7 @@ def hosts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
     """Two hosts on which `ray up` has begun a cluster."""
     assert not missing()
     with Hosts(2, tmp_path_factory.mktemp("hosts")) as found:
-        found.ray("up", "-y", "--no-config-cache", str(found.cluster_yaml()))
-        deadline = time.monotonic() + 180
-        while "2 local.cluster.node" not in exec_on(found, "RAY_AUTH_MODE=token ray status"):
-            assert time.monotonic() < deadline, "the second machine did not join"
-            time.sleep(3)
+        found.up()
         yield found
 
 
@@ -71,10 +67,6 @@ def linear(out: Path) -> str:
     """A trained run, made here."""
     train("digits_linear_nll", "--nf", "8", "--ch-mult", "1", "--num-res-blocks", "1", *SCHEDULE, out=out)
     return str(out / "digits_linear_nll")
-
-
-def exec_on(hosts: Hosts, command: str) -> str:
-    return hosts.ray("exec", "--no-config-cache", str(hosts.place / "cluster.yaml"), command, check=False).stdout
 
 
 def submit(hosts: Hosts, script: str, *words: str) -> Submitted:
