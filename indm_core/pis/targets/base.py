@@ -17,19 +17,30 @@ __all__ = ["Target", "score"]
 class Target(nn.Module, ABC):
     """An unnormalised density mu^(x) = Z mu(x) on R^d.
 
-    Constants are buffers, so that a target follows the dtype and device of what asks it; it has no parameters that are trained.
+    Constants are buffers, in float64 unless the target is moved to another dtype, and `log_prob` casts them to the dtype of x:
+    a target takes x of any dtype. Samples have the dtype of the constants. A target has no parameters that are trained, and its
+    constants are not part of a saved state: it is built anew, never loaded.
 
     Attributes:
         dim: d.
         log_z: log Z in nats, where it is known in closed form or by quadrature; else nan.
         exact: Whether `sample` gives exact samples.
-        modes: Centres (m, d) whose neighbourhoods are counted as modes; (0, d) where none are named.
+        modes: Centres (m, d) whose neighbourhoods are counted as modes; m = 0 where none are named.
     """
 
     dim: int
     log_z: float = math.nan
     exact: bool = False
-    modes: Tensor = torch.empty(0)
+    modes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.keep(modes=torch.empty(0, 0, dtype=torch.float64))
+
+    def keep(self, **constants: Tensor) -> None:
+        """Registers constants, each under the name of its keyword."""
+        for name, value in constants.items():
+            self.register_buffer(name, value, persistent=False)
 
     @abstractmethod
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
