@@ -79,7 +79,7 @@ def test_nothing_points_up(path):
 FOLDERS = [
     {"storage", "cluster"},
     {"data"},
-    {"config"},
+    {"config", "densities"},
     {"runs", "recipes"},
     {"evaluation"},
     {"training", "reporting"},
@@ -121,7 +121,7 @@ def run_without(modules: list[str], statement: str) -> None:
 
 
 def test_storage_data_config_and_recipes_need_no_ray():
-    folders = ("storage", "data", "config", "recipes")
+    folders = ("storage", "data", "config", "densities", "recipes")
     modules = [dotted(path) for path in PIPELINES if folder(path) in folders]
     run_without(["ray", "mlflow"], f"import {', '.join(modules)}, pipelines.training.local")
 
