@@ -79,7 +79,8 @@ def test_nothing_points_up(path):
 FOLDERS = [
     {"storage", "cluster"},
     {"data"},
-    {"config", "densities"},
+    {"densities"},
+    {"config"},
     {"runs", "recipes"},
     {"evaluation"},
     {"training", "reporting"},
@@ -121,7 +122,7 @@ def run_without(modules: list[str], statement: str) -> None:
 
 
 def test_storage_data_config_and_recipes_need_no_ray():
-    folders = ("storage", "data", "config", "densities", "recipes")
+    folders = ("storage", "data", "densities", "config", "recipes")
     modules = [dotted(path) for path in PIPELINES if folder(path) in folders]
     run_without(["ray", "mlflow"], f"import {', '.join(modules)}, pipelines.training.local")
 

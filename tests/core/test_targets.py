@@ -82,7 +82,7 @@ every = pytest.mark.parametrize("make", TARGETS.values(), ids=TARGETS)
 @exact
 def test_samples_fulfil_steins_identities(make):
     """E[score] = 0 and E[x_i score_i] = -1, whatever Z; a law of another place or scale fulfils neither."""
-    target, num = make(), 4000
+    target, num = make(), 2000
     x = target.sample(num, rng())
     found = score(target, x)
     for terms in (found, x * found + 1):
@@ -260,7 +260,7 @@ def test_the_constant_of_brownian_is_that_of_its_gaussians():
 
 def test_samples_of_brownian_are_those_of_the_weighted_prior():
     target, num = Brownian(torch.tensor([0.3, -0.5], dtype=F64)), 100_000
-    x, z = target.sample(4000, rng()), randn(num, 4, seed=1)
+    x, z = target.sample(2000, rng()), randn(num, 4, seed=1)
     scales = 2 * z[:, :2]
     walk = scales[:, :1].exp() * z[:, 2:].cumsum(1)
     log_w = Normal(walk, scales[:, 1:].exp()).log_prob(target.y).sum(1)
@@ -342,6 +342,24 @@ def test_a_posterior_has_the_probability_of_the_observation_as_its_constant():
     line = torch.linspace(-8, 8, 401, dtype=F64)
     total = target.log_prob(torch.cartesian_prod(line, line)).logsumexp(0) + 2 * math.log(0.04)
     assert float(total) == pytest.approx(-0.5 * 0.7**2 / 2.25 - 0.5 * math.log(2 * math.pi * 2.25), abs=1e-9)
+
+
+class Decoded(torch.nn.Module):
+    """The likelihood of 1 under N(A z, 1)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.A = torch.nn.Linear(2, 1)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return -0.5 * (1 - self.A(z)[:, 0]).square()
+
+
+def test_a_decoder_moves_with_the_posterior_and_is_not_trained():
+    target = Posterior(2, lambda z: -z.square().sum(1), Decoded().requires_grad_(False)).double()
+    assert score(target, torch.zeros(3, 2, dtype=F64)).dtype == F64
+    with pytest.raises(ValueError, match=r"log_likelihood\.A\.weight asks for a gradient"):
+        Posterior(2, lambda z: -z.square().sum(1), Decoded())
 
 
 ONE, TWO = torch.zeros(1, 2), torch.zeros(2, 2)

@@ -81,7 +81,7 @@ class Brownian(Target):
         log_p = self._log_joint(RATIO.nodes(), LEVELS).logsumexp(1) + math.log(float(LEVELS[1] - LEVELS[0]))
         log_z, cdf = RATIO.integrated(log_p)
         self.log_z = float(log_z)
-        self.keep(cdf=cdf)
+        self.keep(cdf=cdf.to(self.y))
 
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         scales, walk = x[:, :2], x[:, 2:]

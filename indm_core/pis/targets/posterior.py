@@ -30,9 +30,11 @@ class Posterior(Target):
     Args:
         dim: Of the latent.
         log_prior: z (n, d) -> log p(z), nats (n,).
-        log_likelihood: z (n, d) -> log p(y | z), nats (n,). A module given as a callable moves with the target; its
-            parameters are frozen only where the caller has frozen them.
+        log_likelihood: z (n, d) -> log p(y | z), nats (n,). A module given as a callable moves with the target.
         log_z: log p(y), where it is known.
+
+    Raises:
+        ValueError: a module whose parameters would be trained with the sampler.
     """
 
     def __init__(
@@ -47,6 +49,11 @@ class Posterior(Target):
         check_count(dim=dim)
         self.dim, self.log_z = dim, log_z
         self.log_prior, self.log_likelihood = log_prior, log_likelihood
+        trained = [name for name, parameter in self.named_parameters() if parameter.requires_grad]
+        if trained:
+            raise ValueError(
+                f"{trained[0]} asks for a gradient and would be trained; call requires_grad_(False) on the module"
+            )
 
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         log_prior, log_likelihood = self.log_prior(x), self.log_likelihood(x)
