@@ -22,8 +22,8 @@ def breast_cancer() -> LogisticRegression:
     """scikit-learn's 569 tumours of 30 features, 1 where benign; 31 dimensions."""
     from sklearn.datasets import load_breast_cancer
 
-    bunch = load_breast_cancer()
-    return _regression("breast_cancer", list(bunch.feature_names), bunch.data, bunch.target)
+    x, y = map(np.asarray, load_breast_cancer(return_X_y=True))
+    return _regression("breast_cancer", [str(index) for index in range(x.shape[1])], x, y)
 
 
 def logistic(file: Path, label: str) -> LogisticRegression:
