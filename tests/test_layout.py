@@ -15,7 +15,7 @@ ALLOWED_IN_CORE = {"torch", "numpy", "jaxtyping", "indm_core"} | set(sys.stdlib_
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
     {"shapes", "noise", "errors", "ranges"},
-    {"flow", "nn", "frechet", "ode"},
+    {"flow", "nn", "frechet", "ode", "adjoint"},
     {"sde", "metrics"},
     {"times"},
     {"sample"},
@@ -24,7 +24,7 @@ LEVELS = [
     {"sampling"},
     {"model"},
     {"likelihood", "training"},
-    {"draw"},
+    {"draw", "pis"},
     {"diagnostics"},
     {"checks"},
 ]

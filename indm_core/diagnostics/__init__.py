@@ -2,6 +2,7 @@
 
 indm             Table 2 and Figures 1, 2, 4, 6 and 7 of the INDM paper: the induced SDE, smoothness, geometry
 integration      where the error of a fast sampler comes from: figures of DEIS and gDDIM
+pis              Theorems 3 and 4 of the path integral sampler, of controls whose error is known
 sampling_error   prior, discretisation and score error apart: Theorem 4 of the INDM paper
 """
 

@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+from indm_core.pis.bridge import optimal_paths
 from indm_core.pis.control import Control, GradControl, NetworkControl
+from indm_core.pis.distances import Discrepancy, Divergence, mmd, sinkhorn
 from indm_core.pis.draws import Counted, Draws, Method
-from indm_core.pis.estimates import Estimate, ess, log_z, log_z_bound, resampled
+from indm_core.pis.estimates import (
+    Estimate,
+    effective_count,
+    ess,
+    eubo,
+    forward_ess,
+    log_ess,
+    log_z,
+    log_z_bound,
+    resampled,
+)
 from indm_core.pis.exact import MixtureControl, MonteCarloControl
+from indm_core.pis.modes import mode_shares, modes_covered
+from indm_core.pis.resampling import ResampledPaths
 from indm_core.pis.sampler import PathIntegralSampler
 from indm_core.pis.targets import Target, score
 
 __all__ = [
     "Control",
     "Counted",
+    "Discrepancy",
+    "Divergence",
     "Draws",
     "Estimate",
     "GradControl",
@@ -20,10 +36,20 @@ __all__ = [
     "MonteCarloControl",
     "NetworkControl",
     "PathIntegralSampler",
+    "ResampledPaths",
     "Target",
+    "effective_count",
     "ess",
+    "eubo",
+    "forward_ess",
+    "log_ess",
     "log_z",
     "log_z_bound",
+    "mmd",
+    "mode_shares",
+    "modes_covered",
+    "optimal_paths",
     "resampled",
     "score",
+    "sinkhorn",
 ]

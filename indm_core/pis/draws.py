@@ -9,7 +9,7 @@ from typing import Protocol, final
 from torch import Tensor, nn
 
 from indm_core.noise import Noise
-from indm_core.pis.estimates import Estimate
+from indm_core.pis.estimates import Estimate, effective_count
 from indm_core.pis.targets.base import Target
 
 __all__ = ["Counted", "Draws", "Method"]
@@ -34,6 +34,10 @@ class Draws:
     log_z: Estimate = UNKNOWN
     bound: Estimate = UNKNOWN
     evaluations: int
+
+    def ess_per_evaluation(self) -> float:
+        """Effective samples (`effective_count`) per evaluation of the target; nan where the method gives no log Z."""
+        return effective_count(self.log_z, len(self.x)) / self.evaluations
 
 
 class Method(Protocol):

@@ -4,11 +4,23 @@ With n weights w_k = exp(log_w_k), E[w] = Z:
 
     log_z         log (1/n) sum_k w_k. Z is unbiased; its logarithm lies below log Z by about Var[w]/(2 n Z^2) in the mean.
     log_z_bound   (1/n) sum_k log w_k, whose mean is at most log Z (5.19); the evidence lower bound (ELBO).
-    eubo          the mean of log w over paths of the optimal process: at least log Z.
     ess           (sum w)^2 / (n sum w^2), in (0, 1]: the share of the paths that count.
 
+With the weights of paths that the optimal process drew (`bridge`), whose density is w/Z times that of the controlled one,
+
+    eubo          (1/n) sum_k log w_k, whose mean is log Z + KL(optimal || controlled): at least log Z.
+    forward_ess   1/(E[w] E[1/w]) = Z^2 / E_controlled[w^2], for E[1/w] = 1/Z. It sees the modes that the control leaves out,
+                  of which no path of the control tells.
+
+Weights of resampled paths are not independent, and `ess` of the last of them leaves out what was lost before. What they are
+worth is told by the standard error s of log Z: n independent weights have n s^2 = n/(n - 1) (1/ess - 1), so that
+
+    effective_count   n / (1 + (n - 1) s^2): n ess for independent weights, exactly; for others, the number of equal weights
+                      of independent paths that would know Z as well, to O(s^2).
+
 References:
-    Zhang, Chen 2022, "Path integral sampler", Eqs. 5.17-5.20 of the thesis; Kong 1992 (ESS).
+    Zhang, Chen 2022, "Path integral sampler", Eqs. 5.17-5.20 of the thesis; Kong 1992 (ESS); Blessing et al. 2024, "Beyond
+    ELBOs: a large-scale evaluation of variational methods for sampling" (EUBO and forward ESS).
 """
 
 from __future__ import annotations
@@ -22,7 +34,7 @@ from torch import Tensor
 from indm_core.noise import Noise, rand
 from indm_core.shapes import Float, Int
 
-__all__ = ["Estimate", "ess", "log_z", "log_z_bound", "resampled"]
+__all__ = ["Estimate", "effective_count", "ess", "eubo", "forward_ess", "log_ess", "log_z", "log_z_bound", "resampled"]
 
 
 class Estimate(NamedTuple):
@@ -45,14 +57,36 @@ def log_z_bound(log_w: Float[Tensor, " n"]) -> Estimate:
     return Estimate(float(log_w.mean()), float(log_w.std()) / math.sqrt(len(log_w)))
 
 
+def log_ess(log_w: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """The logarithm of the effective share of n weighted samples, of each row."""
+    log_w = log_w.double()
+    return 2 * torch.logsumexp(log_w, -1) - torch.logsumexp(2 * log_w, -1) - math.log(log_w.shape[-1])
+
+
 def ess(log_w: Float[Tensor, " n"]) -> float:
     """The effective share of n weighted samples, in (0, 1]."""
+    return math.exp(log_ess(log_w))
+
+
+def eubo(log_w: Float[Tensor, " n"]) -> Estimate:
+    """The mean of log w over paths of the optimal process: an upper bound on log Z in the mean."""
+    return log_z_bound(log_w)
+
+
+def forward_ess(log_w: Float[Tensor, " n"]) -> float:
+    """The effective share of the control's paths, in (0, 1], from paths of the optimal process."""
     log_w = log_w.double()
-    return math.exp(2 * torch.logsumexp(log_w, 0) - torch.logsumexp(2 * log_w, 0)) / len(log_w)
+    return math.exp(2 * math.log(len(log_w)) - torch.logsumexp(log_w, 0) - torch.logsumexp(-log_w, 0))
 
 
-def resampled(log_w: Float[Tensor, " n"], num: int, generator: Noise = None) -> Int[Tensor, " num"]:
-    """Indices of `num` samples drawn in proportion to the weights, systematically: one uniform number places all of them."""
-    share = (log_w.double() - log_w.max()).exp().cumsum(0)
-    places = (torch.arange(num, device=log_w.device) + rand(1, log_w, generator)) / num
-    return torch.searchsorted(share / share[-1], places).clamp(max=len(log_w) - 1)
+def effective_count(log_z: Estimate, num: int) -> float:
+    """How many independent samples of equal weights the n = `num` weighted ones behind an estimate of log Z are worth."""
+    return num / (1 + (num - 1) * log_z.se**2)
+
+
+def resampled(log_w: Float[Tensor, "*batch n"], num: int, generator: Noise = None) -> Int[Tensor, "*batch num"]:
+    """Indices of `num` samples of each row, drawn in proportion to the weights, systematically: by one uniform number."""
+    *batch, n = log_w.shape
+    share = (log_w.double() - log_w.amax(-1, keepdim=True)).exp().cumsum(-1).reshape(-1, n)
+    places = (torch.arange(num, device=log_w.device) + rand(len(share), log_w, generator)[:, None]) / num
+    return torch.searchsorted(share / share[:, -1:], places).clamp(max=n - 1).reshape(*batch, num)

@@ -164,7 +164,7 @@ class PathIntegralSampler(Trainable):
         if self.target is None:
             raise ValueError("target: none was given; training needs one")
         path = self.path(self.target)
-        begin = self._like().new_zeros(int(x), self.dim)
+        begin = self.begin(int(x))
         return (
             self._log_variance(path, begin, generator)
             if self.loss == "log-variance"
@@ -221,7 +221,7 @@ class PathIntegralSampler(Trainable):
         """
         check_count(num=num)
         path = self.path(target, num_steps)
-        x = self._like().new_zeros(num, self.dim)
+        x = self.begin(num)
         log_w = x.new_zeros(num)
         for i, (scale, rate) in enumerate(zip(path.scale, path.rate, strict=True)):
             u, eps = path.f(i, x), randn_like(x, generator)
@@ -229,10 +229,10 @@ class PathIntegralSampler(Trainable):
             x = x + scale * (eps + rate * u)
         return x, log_w - path.end(x)
 
-    def _like(self) -> Tensor:
-        """A tensor of the dtype and on the device of the control."""
+    def begin(self, num: int) -> Float[Tensor, "num d"]:
+        """The beginnings of paths, all 0, of the control's dtype and on its device."""
         tensors = (t for t in (*self.control.parameters(), *self.control.buffers()) if t.is_floating_point())
-        return next(tensors, torch.zeros(()))
+        return next(tensors, torch.zeros(())).new_zeros(num, self.dim)
 
     def evaluations(self) -> dict[str, int]:
         again = 2 if self.loss == "log-variance" or self.gradient != "autograd" else 1
