@@ -115,8 +115,11 @@ def theorem_4(num: int) -> None:
 
 
 def gradients(num: int) -> None:
+    torch.manual_seed(0)
+    control = NetworkControl(3, width=16).double()
+
     def gradient(paths: int, **options) -> tuple[float, list[Tensor]]:
-        sampler = prepared(NetworkControl(3, width=16).double(), **options)
+        sampler = prepared(control, **options)
         value = sampler(paths, generator=rng()).objective.mean()
         return float(value.detach()), list(torch.autograd.grad(value, list(sampler.control.parameters())))
 

@@ -19,6 +19,7 @@ from indm_core.pis import (
     NetworkControl,
     PathIntegralSampler,
     ResampledPaths,
+    Target,
     effective_count,
     ess,
     eubo,
@@ -43,6 +44,18 @@ class Exact(Mixture):
 
     def sample(self, num: int, generator: Noise = None) -> Tensor:
         return self.mean + randn_like(self.mean.expand(num, -1), generator) @ self.root.T
+
+
+class Recorded(torch.nn.Module):
+    """A control that keeps where it was asked."""
+
+    def __init__(self, control: torch.nn.Module) -> None:
+        super().__init__()
+        self.control, self.given = control, list[Tensor]()
+
+    def forward(self, t: Tensor, x: Tensor, *, target: Target, t_max: float, g: float) -> Tensor:
+        self.given.append(x)
+        return self.control(t, x, target=target, t_max=t_max, g=g)
 
 
 def crude(num_steps: int, dim: int = 3) -> PathIntegralSampler:
@@ -172,6 +185,21 @@ def test_optimal_paths_have_the_law_of_the_weighted_ones(num_steps):
     assert inverse.se < 0.05
     assert abs(inverse.value + target.log_z) < 5 * inverse.se
     assert eubo(log_w).value - 5 * eubo(log_w).se > target.log_z
+
+
+def test_optimal_paths_are_bridges():
+    """Of x_i the mean is t_i/T m and the covariance t_i^2/T^2 C + g^2 t_i (T - t_i)/T I, and the weights are right to 1 %."""
+    law = gaussian([1.0, -0.5], 0.25)
+    control = Recorded(MixtureControl(*law))
+    sampler = PathIntegralSampler(control, 2, t_max=2.0, g=0.8, num_steps=4)
+    _, log_w = optimal_paths(sampler, Exact(*law), 20_000, generator=rng())
+    for s, x in zip((0.75, 0.5, 0.25, 0.0), control.given, strict=True):
+        var = s**2 * 0.25 + 0.8**2 * 2.0 * s * (1 - s)
+        assert ((x.mean(0) - s * law[0][0]).abs() <= 5 * math.sqrt(var / 20_000)).all()
+        assert ((x.var(0) - var).abs() <= 5 * var * math.sqrt(2 / 20_000)).all()
+    inverse = log_z(-log_w)
+    assert inverse.se < 0.01
+    assert abs(inverse.value + math.log(3)) < 5 * inverse.se
 
 
 def test_a_target_without_exact_samples_has_no_optimal_paths():
