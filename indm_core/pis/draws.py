@@ -55,7 +55,7 @@ class Counted(Target):
     """
 
     def __init__(self, target: Target) -> None:
-        nn.Module.__init__(self)
+        super().__init__()
         self.target, self.evaluations = target, 0
         self.dim, self.log_z, self.exact, self.modes = target.dim, target.log_z, target.exact, target.modes
 
