@@ -48,13 +48,19 @@ def log_z(log_w: Float[Tensor, " n"]) -> Estimate:
     """The logarithm of the mean weight; the error is that of the mean, by the delta method: sd(w) / (mean(w) sqrt(n))."""
     log_w = log_w.double()
     value = torch.logsumexp(log_w, 0) - math.log(len(log_w))
-    return Estimate(float(value), float((log_w - value).exp().std()) / math.sqrt(len(log_w)))
+    return Estimate(float(value), _se((log_w - value).exp()))
 
 
 def log_z_bound(log_w: Float[Tensor, " n"]) -> Estimate:
     """The mean of log w: a lower bound on log Z in the mean."""
     log_w = log_w.double()
-    return Estimate(float(log_w.mean()), float(log_w.std()) / math.sqrt(len(log_w)))
+    return Estimate(float(log_w.mean()), _se(log_w))
+
+
+def _se(values: Float[Tensor, " n"]) -> float:
+    """Of their mean; nan of a single value."""
+    n = len(values)
+    return float(values.std()) / math.sqrt(n) if n > 1 else math.nan
 
 
 def log_ess(log_w: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:

@@ -1,0 +1,210 @@
+r"""Annealed flow transport (AFT): particles that a flow carries from each annealed density to the next.
+
+Particles begin at N(0, sigma^2 I) = gamma_0. For k = 1, ..., K, at b = k/K, with gamma_k for gamma_b (see `annealed`),
+
+    transport   y = h_k(x),     log w <- log w + log gamma_k(y) + log|det dh_k/dx| - log gamma_{k-1}(x),
+    resample    where the effective share of the weights is below a limit,
+    move        by Hamiltonian Monte Carlo, which leaves gamma_k invariant.
+
+h_k begins at the identity and minimises KL(h_k gamma_{k-1} | gamma_k) up to a constant on particles of its own,
+
+    - sum_i W_i (log gamma_k(h(x_i)) + log|det dh/dx (x_i)|),               W_i their normalised weights.
+
+Two sets of particles. The flows and the size of the moves are functions of the first, the training set, alone. The second,
+which is returned, finds them fixed: E[mean w] = Z, however badly the flows are trained. Resampling keeps that mean, because a
+particle then weighs what its group weighs in the mean.
+
+Groups. The returned particles are m groups that resample each within itself. Given the flows, their mean weights are
+independent and of mean Z: `log_z` is the logarithm of their mean, with its standard error, and `bound` the mean of their
+logarithms. To first order this costs no accuracy; a group should have tens of particles.
+
+References:
+    Arbel, Matthews, Doucet 2021, "Annealed flow transport Monte Carlo", Algorithms 1 and 2 (without the third set, on which the
+    best of the optimiser's steps is chosen); Neal 2011, "MCMC using Hamiltonian dynamics".
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from indm_core.flow import Flow
+from indm_core.noise import Noise, rand_like, randn_like
+from indm_core.pis.draws import Counted, Draws
+from indm_core.pis.estimates import ess, log_z, log_z_bound, resampled
+from indm_core.pis.flows.annealed import Annealed, Points, check_gradient, gaussian_log_prob, like, log_mu, points
+from indm_core.pis.flows.fitting import Build, adam, built, check_training, minimised, one_stream
+from indm_core.pis.flows.vectors import couplings
+from indm_core.pis.targets.base import Target
+from indm_core.ranges import check_count, check_positive
+from indm_core.shapes import Float
+from indm_core.training import AdamW
+
+__all__ = ["AnnealedFlowTransport"]
+
+WANTED = 0.65
+"""Share of accepted moves, that of an optimal Hamiltonian step."""
+DIVERGED = 1000.0
+"""Rise of the kinetic energy, nats, at which a trajectory is given up."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Particles:
+    """Particles at gamma_k.
+
+    Args:
+        x: (n, d).
+        log_w: Their log weights, (n,), whose mean weight is an estimate of the constant of gamma_k.
+        log_density: log gamma_k(x), (n,).
+        groups: Indices of each group.
+    """
+
+    x: Float[Tensor, "n d"]
+    log_w: Float[Tensor, " n"]
+    log_density: Float[Tensor, " n"]
+    groups: tuple[Tensor, ...]
+
+    def means(self) -> Float[Tensor, " groups"]:
+        """The log of each group's mean weight."""
+        return torch.stack([_log_mean(self.log_w[rows]) for rows in self.groups])
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class AnnealedFlowTransport:
+    """AFT, trained anew for each call; K (J n + (1 + S L) (n + num)) evaluations, n and J being the training set and its steps.
+
+    Args:
+        flow: d -> h_k; its log_det must be exact in evaluation mode (see `vectors`), and it should begin at the identity.
+        num_temperatures: K.
+        num_train: n.
+        num_steps: J, of the optimiser at each temperature; 0 makes it annealed SMC.
+        optimiser: Settings.
+        share: Groups whose effective share of weights is below it are resampled, in [0, 1].
+        num_groups: m; fewer where fewer particles are asked for.
+        num_moves, num_leapfrog: S moves of L leapfrog steps at each temperature.
+        step: Of the first leapfrog; then adapted on the training set.
+        sigma: Standard deviation of gamma_0.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    flow: Build = couplings
+    num_temperatures: int = 10
+    num_train: int = 500
+    num_steps: int = 100
+    optimiser: AdamW = field(default_factory=lambda: adam(lr=1e-2))
+    share: float = 0.3
+    num_groups: int = 16
+    num_moves: int = 1
+    num_leapfrog: int = 10
+    step: float = 0.2
+    sigma: float = 1.0
+
+    def __post_init__(self) -> None:
+        check_count(num_temperatures=self.num_temperatures, num_train=self.num_train, num_groups=self.num_groups)
+        check_count(num_moves=self.num_moves, num_leapfrog=self.num_leapfrog)
+        check_positive(step=self.step, sigma=self.sigma)
+        check_training(self.optimiser, self.num_steps)
+        if not 0 <= self.share <= 1:
+            raise ValueError(f"share={self.share} must lie in [0, 1]; 0 resamples nowhere")
+
+    def __call__(self, target: Target, num: int, *, generator: Noise = None) -> Draws:
+        """Raises: ValueError: a target without gradient or with nan; generators of single samples."""
+        check_count(num=num)
+        counted, stream, step = Counted(target), one_stream(generator), self.step
+        train = self._begin(counted, self.num_train, 1, stream)
+        test = self._begin(counted, num, min(self.num_groups, num), stream)
+        for k in range(1, self.num_temperatures + 1):
+            density = Annealed(beta=k / self.num_temperatures, sigma=self.sigma)
+            flow = self._fitted(train, counted, density, stream)
+            train, accepted = self._advanced(train, flow, counted, density, step, stream)
+            step = step * math.exp(accepted - WANTED)
+            test, _ = self._advanced(test, flow, counted, density, step, stream)
+        means = test.means()
+        return Draws(
+            x=test.x, log_w=test.log_w, log_z=log_z(means), bound=log_z_bound(means), evaluations=counted.evaluations
+        )
+
+    def _begin(self, target: Counted, num: int, num_groups: int, generator: torch.Generator | None) -> _Particles:
+        x = self.sigma * randn_like(like(target).new_empty(num, target.dim), generator)
+        groups = torch.arange(num, device=x.device).tensor_split(num_groups)
+        return _Particles(x=x, log_w=x.new_zeros(num), log_density=gaussian_log_prob(x, self.sigma), groups=groups)
+
+    def _fitted(self, train: _Particles, target: Counted, density: Annealed, generator: torch.Generator | None) -> Flow:
+        """h_k, in evaluation mode."""
+        flow, w = built(self.flow, target.dim, train.x, generator), train.log_w.softmax(0)
+
+        def kl() -> Tensor:
+            y, log_det = flow(train.x, generator)
+            log_mu_y = log_mu(target, y)
+            check_gradient(target, log_mu_y)
+            return -(w * (density.log_prob(y, log_mu_y) + log_det)).sum()
+
+        minimised(kl, [*flow.train().parameters()], self.optimiser, self.num_steps)
+        return flow.eval()
+
+    @torch.no_grad()
+    def _advanced(
+        self,
+        before: _Particles,
+        flow: Flow,
+        target: Counted,
+        density: Annealed,
+        step: float,
+        generator: torch.Generator | None,
+    ) -> tuple[_Particles, float]:
+        """The particles after transport, resampling and moves at the next density, and the share of accepted moves."""
+        y, log_det = flow(before.x, generator)
+        at, accepted = points(target, y), 0.0
+        gain = density.log_prob(at.x, at.log_mu) + log_det - before.log_density
+        log_w = torch.where(before.log_w > -math.inf, before.log_w + gain, -math.inf)
+        kept, log_w = self._resampled(log_w, before.groups, generator)
+        at = at[kept]
+        for _ in range(self.num_moves):
+            at, share = _moved(at, target, density, step, self.num_leapfrog, generator)
+            accepted += share / self.num_moves
+        log_density = density.log_prob(at.x, at.log_mu)
+        return _Particles(x=at.x, log_w=log_w, log_density=log_density, groups=before.groups), accepted
+
+    def _resampled(
+        self, log_w: Tensor, groups: tuple[Tensor, ...], generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """Which particles go on, (n,), and their log weights."""
+        kept, weights = [], []
+        for rows in groups:
+            own, again = log_w[rows], ess(log_w[rows]) < self.share  # nan, of a group without weight, is not
+            kept.append(rows[resampled(own, len(rows), generator)] if again else rows)
+            weights.append(_log_mean(own).expand_as(own) if again else own)
+        return torch.cat(kept), torch.cat(weights)
+
+
+def _log_mean(log_w: Tensor) -> Tensor:
+    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
+
+
+def _moved(
+    start: Points, target: Counted, density: Annealed, step: float, num_leapfrog: int, generator: torch.Generator | None
+) -> tuple[Points, float]:
+    """One Hamiltonian move, of `num_leapfrog` evaluations per point, and the share that was accepted.
+
+    A trajectory that has diverged goes back to its start, where the target has already answered, and is refused.
+    """
+    momentum = randn_like(start.x, generator)
+    energy = 0.5 * momentum.square().sum(1) - density.log_prob(start.x, start.log_mu)
+    limit = 0.5 * momentum.square().sum(1) + DIVERGED
+    at, lost = start, torch.zeros_like(limit, dtype=torch.bool)
+    p = momentum + 0.5 * step * density.score(at)
+    for i in range(num_leapfrog):
+        lost = lost | ~(0.5 * p.square().sum(1) < limit)
+        at = points(target, torch.where(lost[:, None], start.x, at.x + step * p))
+        p = p + (step if i < num_leapfrog - 1 else 0.5 * step) * density.score(at)
+    log_ratio = energy - 0.5 * p.square().sum(1) + density.log_prob(at.x, at.log_mu)
+    log_ratio = torch.where(lost | log_ratio.isnan(), -math.inf, log_ratio)
+    accepted = rand_like(log_ratio, generator).log() < log_ratio
+    return start.moved(at, accepted), float(accepted.double().mean())

@@ -1,0 +1,88 @@
+r"""Variational inference with a normalizing flow (VI-NF).
+
+    x = h(x_0),   x_0 ~ N(0, sigma^2 I),        log q(x) = log N(x_0; 0, sigma^2 I) - log|det dh/dx_0|,
+
+h trained to minimise the reverse Kullback-Leibler divergence up to log Z,
+
+    KL(q | mu) - log Z = E[log q(x) - log mu^(x)],                              log w = log mu^(x) - log q(x).
+
+E[w] = Z for every h whose image holds the support of mu, and E[log w] <= log Z (ELBO). Reverse KL seeks modes: a mode that no
+sample meets is not missed, and the estimates then agree with each other on a Z that lacks it.
+
+References:
+    Rezende, Mohamed 2015, "Variational inference with normalizing flows", Eq. 15.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import final
+
+import torch
+from torch import Tensor
+
+from indm_core.flow import Flow
+from indm_core.noise import Noise, randn_like
+from indm_core.pis.draws import Counted, Draws
+from indm_core.pis.estimates import log_z, log_z_bound
+from indm_core.pis.flows.annealed import check_gradient, gaussian_log_prob, like, log_mu
+from indm_core.pis.flows.fitting import Build, adam, built, check_training, minimised, one_stream
+from indm_core.pis.flows.vectors import couplings
+from indm_core.pis.targets.base import Target
+from indm_core.ranges import check_count, check_positive
+from indm_core.training import AdamW
+
+__all__ = ["VariationalFlow"]
+
+
+@final
+@dataclass(frozen=True, kw_only=True)
+class VariationalFlow:
+    """VI-NF, trained anew for each call; `num_steps` x `batch` + num evaluations.
+
+    Args:
+        flow: d -> h; its log_det must be exact in evaluation mode (see `vectors`).
+        sigma: Standard deviation of x_0.
+        num_steps: Of the optimiser; 0 leaves h as it begins.
+        batch: Samples of a step.
+        optimiser: Settings.
+
+    Raises:
+        ValueError: an argument out of range.
+    """
+
+    flow: Build = couplings
+    sigma: float = 1.0
+    num_steps: int = 2000
+    batch: int = 256
+    optimiser: AdamW = field(default_factory=lambda: adam(lr=5e-3))
+
+    def __post_init__(self) -> None:
+        check_count(batch=self.batch)
+        check_positive(sigma=self.sigma)
+        check_training(self.optimiser, self.num_steps)
+
+    def __call__(self, target: Target, num: int, *, generator: Noise = None) -> Draws:
+        """Raises: ValueError: a target without gradient or with nan; generators of single samples."""
+        check_count(num=num)
+        counted, stream = Counted(target), one_stream(generator)
+        flow = built(self.flow, target.dim, like(target), stream)
+
+        def reverse_kl() -> Tensor:
+            return -self._weighted(flow, counted, self.batch, stream)[1].mean()
+
+        minimised(reverse_kl, [*flow.train().parameters()], self.optimiser, self.num_steps)
+        with torch.no_grad():
+            x, log_w = self._weighted(flow.eval(), counted, num, stream)
+        return Draws(x=x, log_w=log_w, log_z=log_z(log_w), bound=log_z_bound(log_w), evaluations=counted.evaluations)
+
+    def _weighted(
+        self, flow: Flow, target: Counted, num: int, generator: torch.Generator | None
+    ) -> tuple[Tensor, Tensor]:
+        """x and log w of draws of q."""
+        x_0 = self.sigma * randn_like(like(target).new_empty(num, target.dim), generator)
+        x, log_det = flow(x_0, generator)
+        log_mu_x = log_mu(target, x)
+        if x.requires_grad:
+            check_gradient(target, log_mu_x)
+        return x, log_mu_x - gaussian_log_prob(x_0, self.sigma) + log_det

@@ -1,0 +1,355 @@
+"""VI-NF, SNF and AFT: path weights written out by hand, unbiased constants, exact laws reached, evaluations counted."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import partial
+
+import pytest
+import torch
+from problems import ids, randn, rng
+from torch import Tensor
+
+from indm_core.checks.flow import move
+from indm_core.errors import NonFiniteLossError
+from indm_core.flow import ActNorm, Composed, Flow, Identity
+from indm_core.flow.glow import InvertibleConv
+from indm_core.pis import Counted, Method, Target, log_z, score
+from indm_core.pis.flows import (
+    AnnealedFlowTransport,
+    StochasticNormalizingFlow,
+    VariationalFlow,
+    couplings,
+    residual,
+)
+from indm_core.pis.flows.annealed import points
+from indm_core.pis.flows.fitting import adam, minimised
+from indm_core.pis.flows.snf import Langevin, StochasticPath
+
+F64 = torch.float64
+
+
+class Mixture(Target):
+    """2 sum_k w_k N(m_k, C_k), which counts for itself how often it is asked."""
+
+    log_z = math.log(2)
+
+    def __init__(self, means: Tensor, covs: Tensor, weights: Tensor) -> None:
+        super().__init__()
+        self.dim, self.asked = means.shape[1], 0
+        for name, value in (("means", means), ("covs", covs), ("weights", weights)):
+            self.register_buffer(name, value)
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        self.asked += len(x)
+        parts = torch.distributions.MultivariateNormal(self.means, self.covs).log_prob(x[:, None])
+        return torch.logsumexp(parts + self.weights.log(), 1) + self.log_z
+
+    @property
+    def mean(self) -> Tensor:
+        return self.weights @ self.means
+
+
+class Broken(Target):
+    """Whose log_prob is what it is given."""
+
+    dim = 2
+
+    def __init__(self, log_prob: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.found = log_prob
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return self.found(x)
+
+
+def gaussian(dim: int = 2) -> Mixture:
+    root = torch.eye(dim, dtype=F64) + 0.5 * randn(dim, dim, seed=3)
+    return Mixture(randn(1, dim, seed=4), (0.3 * root @ root.mT)[None], torch.ones(1, dtype=F64))
+
+
+def two_modes(dim: int = 2) -> Mixture:
+    means = torch.tensor([[1.5], [-1.0]], dtype=F64) * torch.ones(dim, dtype=F64)
+    covs = torch.stack([0.3 * torch.eye(dim, dtype=F64), 0.15 * torch.eye(dim, dtype=F64)])
+    return Mixture(means, covs, torch.tensor([0.3, 0.7], dtype=F64))
+
+
+def affine(dim: int) -> Flow:
+    """W x, scaled and shifted: every Gaussian is the image of every other."""
+    return Composed([InvertibleConv(dim, rotation=False), ActNorm((dim,))])
+
+
+def stirred(build: Callable[[int], Flow], dim: int) -> Flow:
+    """A flow that is far from the identity, and from any law that is asked for."""
+    flow = build(dim)
+    move(flow.parameters())
+    return flow
+
+
+SMALL_COUPLINGS = partial(couplings, steps=2, hidden=8)
+SMALL_RESIDUAL = partial(residual, blocks=2, width=8)
+SHORT = (
+    VariationalFlow(flow=SMALL_COUPLINGS, num_steps=3, batch=5),
+    StochasticNormalizingFlow(flow=SMALL_COUPLINGS, num_steps=3, batch=5, num_layers=2, num_moves=4),
+    AnnealedFlowTransport(
+        flow=SMALL_COUPLINGS, num_steps=3, num_train=5, num_temperatures=2, num_moves=2, num_leapfrog=3, num_groups=3
+    ),
+)
+"""Methods that take no time."""
+EVERY = pytest.mark.parametrize("method", SHORT, ids=ids)
+
+
+def within(found: tuple[float, float], expected: float) -> bool:
+    return abs(found[0] - expected) < 5 * found[1]
+
+
+def test_an_affine_flow_reaches_the_constant_weights_of_a_gaussian():
+    target = gaussian()
+    method = VariationalFlow(flow=affine, sigma=1.5, num_steps=400, batch=64, optimiser=adam(lr=0.03))
+    draws = method(target, 500, generator=rng())
+    torch.testing.assert_close(draws.log_w, torch.full_like(draws.log_w, target.log_z), rtol=0, atol=0.02)
+    assert draws.bound.value == pytest.approx(target.log_z, abs=1e-3)
+
+
+@pytest.mark.parametrize(("build", "dim"), [(SMALL_COUPLINGS, 3), (SMALL_RESIDUAL, 6), (SMALL_COUPLINGS, 1)])
+def test_the_mean_weight_of_an_untrained_flow_is_unbiased(build, dim):
+    """In six dimensions the residual flow would train with an estimated log-det; its weights are exact."""
+    target = gaussian(dim)
+    draws = VariationalFlow(flow=partial(stirred, build), sigma=1.4, num_steps=0)(target, 20_000, generator=rng())
+    assert draws.log_z.se < 0.05
+    assert within(draws.log_z, target.log_z)
+    assert draws.bound.value < target.log_z - 5 * draws.bound.se
+    w = draws.log_w.softmax(0)
+    error = (w @ draws.x - target.mean).abs()
+    assert (error < 5 * (w[:, None] * (draws.x - target.mean)).square().sum(0).sqrt()).all()
+
+
+def test_the_path_weights_of_a_stochastic_flow_are_the_densities_written_out():
+    """Two layers of two Langevin steps, and the gradient of the loss, with the score of a Gaussian in closed form."""
+    target, sigma, generator = gaussian(), 1.3, rng(1)
+    flows = [stirred(SMALL_COUPLINGS, 2).double() for _ in range(2)]
+    path = StochasticPath(flows, [Langevin(step=0.05, num_moves=2), Langevin(step=0.02, num_moves=2)], sigma).double()
+    x_0 = sigma * randn(7, 2)
+    x, log_w = path(x_0, Counted(target), rng(1))
+    log_w.mean().backward()
+    found = [p.grad for p in path.parameters()]
+    path.zero_grad()
+    normal = torch.distributions.Normal
+    y, by_hand = x_0, -normal(torch.zeros(2, dtype=F64), sigma).log_prob(x_0).sum(1)
+    for flow, layer, beta in zip(flows, path.moves, (0.5, 1.0), strict=True):
+        h = layer.log_step.exp()
+        y, log_det = flow(y)
+        by_hand = by_hand + log_det
+        for _ in range(2):
+
+            def ahead(y: Tensor, beta: float = beta, h: Tensor = h) -> Tensor:
+                slope = -(y - target.means) @ torch.linalg.inv(target.covs[0])
+                return y + h * (beta * slope - (1 - beta) * y / sigma**2)
+
+            eps = torch.randn(7, 2, dtype=F64, generator=generator)
+            z = ahead(y) + (2 * h).sqrt() * eps
+            step = (2 * h).sqrt()
+            by_hand = by_hand + (normal(ahead(z), step).log_prob(y) - normal(ahead(y), step).log_prob(z)).sum(1)
+            y = z
+    by_hand = by_hand + target.log_prob(y)
+    torch.testing.assert_close(x, y, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(log_w, by_hand, rtol=1e-12, atol=1e-12)
+    by_hand.mean().backward()
+    for ours, p in zip(found, path.parameters(), strict=True):
+        torch.testing.assert_close(ours, p.grad, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("dim", [1, 3])
+def test_the_mean_weight_of_an_untrained_stochastic_flow_is_unbiased(dim):
+    target = two_modes(dim)
+    method = StochasticNormalizingFlow(
+        flow=partial(stirred, SMALL_COUPLINGS), num_layers=3, num_moves=2, step=0.05, sigma=1.5, num_steps=0
+    )
+    draws = method(target, 10_000, generator=rng())
+    assert draws.log_z.se < 0.1
+    assert within(draws.log_z, target.log_z)
+    assert draws.bound.value < target.log_z - 5 * draws.bound.se
+
+
+def test_training_lifts_the_bound_of_a_stochastic_flow():
+    """With flows that have nothing to learn, too: what is trained are then the Langevin steps."""
+    target, bounds = gaussian(), []
+    for build, num_steps in ((Identity, 0), (Identity, 60), (affine, 60)):
+        method = StochasticNormalizingFlow(
+            flow=(lambda dim, build=build: build() if build is Identity else build(dim)),
+            num_layers=2,
+            num_moves=2,
+            num_steps=num_steps,
+            batch=32,
+            optimiser=adam(lr=0.05),
+        )
+        bounds.append(method(target, 500, generator=rng()).bound)
+    assert bounds[0].value + 0.5 < bounds[1].value < bounds[2].value - 0.3
+    assert bounds[2].value < target.log_z + 5 * bounds[2].se
+
+
+@pytest.mark.parametrize(("dim", "num_steps"), [(1, 15), (2, 15), (2, 0)])
+def test_annealed_flow_transport_has_the_constant_and_the_weight_of_each_mode(dim, num_steps):
+    target = two_modes(dim)
+    method = AnnealedFlowTransport(
+        flow=SMALL_COUPLINGS,
+        num_temperatures=5,
+        num_train=200,
+        num_steps=num_steps,
+        num_leapfrog=5,
+        share=0.7,
+        sigma=1.5,
+    )
+    draws = method(target, 2000, generator=rng())
+    assert draws.log_z.se < 0.1
+    assert within(draws.log_z, target.log_z)
+    assert log_z(draws.log_w).value == pytest.approx(draws.log_z.value, abs=1e-9)
+    share = float(draws.log_w.softmax(0) @ (draws.x.mean(1) > 0.2).to(F64))
+    assert share == pytest.approx(0.3, abs=0.1)
+
+
+def test_annealed_flow_transport_is_unbiased_in_groups_of_few_particles_and_with_flows_of_a_few():
+    """Five particles resample and move at once where only four trained the flows; the mean of 600 such groups is Z."""
+    target = two_modes()
+    method = AnnealedFlowTransport(
+        flow=affine,
+        num_temperatures=3,
+        num_train=4,
+        num_steps=5,
+        num_leapfrog=2,
+        share=0.9,
+        sigma=1.5,
+        step=0.7,
+        num_groups=600,
+    )
+    draws = method(target, 3000, generator=rng())
+    assert draws.log_z.se < 0.07
+    assert within(draws.log_z, target.log_z)
+    assert draws.bound.value < target.log_z - 5 * draws.bound.se
+
+
+def test_the_flows_of_annealed_flow_transport_lead_from_each_density_to_the_next():
+    """From Gaussian to Gaussian affine flows do so exactly, and the weights become constant."""
+    target, spread = gaussian(), []
+    for num_steps in (0, 80):
+        method = AnnealedFlowTransport(
+            flow=affine,
+            num_temperatures=2,
+            num_train=300,
+            num_steps=num_steps,
+            num_leapfrog=3,
+            share=0.0,
+            optimiser=adam(lr=0.05),
+        )
+        spread.append(float(method(target, 300, generator=rng()).log_w.std()))
+    assert spread[1] < 0.2 * spread[0]
+
+
+def test_a_hamiltonian_step_that_is_far_too_large_is_refused_move_by_move():
+    target = two_modes()
+    method = AnnealedFlowTransport(flow=affine, num_temperatures=4, num_steps=0, step=1e3, num_train=10, sigma=1.5)
+    draws = method(target, 2000, generator=rng())
+    assert draws.x.isfinite().all()
+    assert within(draws.log_z, target.log_z)
+
+
+@EVERY
+@pytest.mark.parametrize(("dim", "num"), [(1, 1), (2, 1), (1, 7)])
+def test_one_dimension_and_one_sample(method, dim, num):
+    target = two_modes(dim)
+    draws = method(target, num, generator=rng())
+    assert draws.x.shape == (num, dim)
+    assert draws.log_w.shape == (num,)
+    assert draws.x.dtype == F64
+    assert draws.log_w.isfinite().all()
+    assert math.isnan(draws.log_z.se) == (num == 1)
+    assert draws.evaluations == target.asked
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (SHORT[0], 3 * 5 + 11),
+        (SHORT[1], 2 * (4 + 1) * (3 * 5 + 11)),
+        (SHORT[2], 2 * (3 * 5 + (1 + 2 * 3) * (5 + 11))),
+    ],
+    ids=ids,
+)
+def test_evaluations_are_counted(method: Method, expected: int):
+    target = two_modes()
+    assert method(target, 11, generator=rng()).evaluations == target.asked == expected
+
+
+@EVERY
+def test_draws_are_a_function_of_the_generator(method):
+    torch.manual_seed(1)
+    first = method(two_modes(), 6, generator=rng(5))
+    torch.manual_seed(2)
+    again = method(two_modes(), 6, generator=rng(5))
+    assert torch.equal(first.x, again.x)
+    assert torch.equal(first.log_w, again.log_w)
+    assert not torch.equal(method(two_modes(), 6, generator=rng(6)).x, first.x)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("log_prob", "said"),
+    [
+        (lambda x: torch.full_like(x[:, 0], math.nan) * x[:, 0], "target Broken: log_prob gave nan at x="),
+        (lambda x: math.inf + x[:, 0], "target Broken: log_prob gave inf at x="),
+        (lambda x: -x.square(), r"target Broken: log_prob gave the shape \(5, 2\)"),
+        (lambda x: -x.detach().square().sum(1), "target Broken: log_prob has no gradient"),
+    ],
+    ids=["nan", "inf", "shape", "no gradient"],
+)
+def test_targets_that_cannot_be_sampled_are_refused_by_name(method, log_prob, said, unchecked):
+    with pytest.raises(ValueError, match=said):
+        method(Broken(log_prob), 4, generator=rng())
+
+
+@EVERY
+def test_a_generator_for_each_sample_is_refused(method):
+    with pytest.raises(ValueError, match="generator: 4 generators"):
+        method(two_modes(), 4, generator=[rng(i) for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    ("make", "wrong"),
+    [
+        (VariationalFlow, {"sigma": 0.0}),
+        (VariationalFlow, {"num_steps": -1}),
+        (VariationalFlow, {"batch": 0}),
+        (StochasticNormalizingFlow, {"step": math.nan}),
+        (StochasticNormalizingFlow, {"num_layers": 0}),
+        (AnnealedFlowTransport, {"share": 1.5}),
+        (AnnealedFlowTransport, {"num_temperatures": 0}),
+    ],
+)
+def test_settings_out_of_range_are_refused(make, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make(**wrong)
+
+
+def test_a_density_of_zero_weighs_nothing():
+    """Half of the space is empty, and a flow that begins there is not led astray."""
+
+    def half(x: Tensor) -> Tensor:
+        return torch.where(x[:, 0] > 0, -0.5 * x.square().sum(1), -math.inf)
+
+    for method in (VariationalFlow(num_steps=0), AnnealedFlowTransport(num_steps=0, num_temperatures=3, num_train=50)):
+        draws = method(Broken(half), 4000, generator=rng())
+        assert within(draws.log_z, math.log(math.pi))
+
+
+def test_a_training_without_finite_gradients_stops():
+    p = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(NonFiniteLossError, match="10 steps in a row"):
+        minimised(lambda: (p * math.nan).sum(), [p], adam(lr=0.1), 20)
+    assert p == 1
+
+
+def test_the_score_of_a_path_is_that_of_the_target():
+    """`points` keeps the graph; its score is the one that `score` detaches."""
+    target, x = two_modes(), randn(4, 2).requires_grad_()
+    torch.testing.assert_close(points(Counted(target), x).score, score(target, x))
