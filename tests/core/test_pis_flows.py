@@ -34,6 +34,10 @@ class Mixture(Target):
     """2 sum_k w_k N(m_k, C_k), which counts for itself how often it is asked."""
 
     log_z = math.log(2)
+    means: Tensor
+    precisions: Tensor
+    weights: Tensor
+    log_norms: Tensor
 
     def __init__(self, means: Tensor, covs: Tensor, weights: Tensor) -> None:
         super().__init__()
@@ -133,7 +137,8 @@ def test_the_path_weights_of_a_stochastic_flow_are_the_densities_written_out():
     """Two layers of two Langevin steps, and the gradient of the loss, with the score of a Gaussian in closed form."""
     target, sigma, generator = gaussian(), 1.3, rng(1)
     flows = [stirred(SMALL_COUPLINGS, 2).double() for _ in range(2)]
-    path = StochasticPath(flows, [Langevin(step=0.05, num_moves=2), Langevin(step=0.02, num_moves=2)], sigma).double()
+    layers = [Langevin(step=0.05, num_moves=2), Langevin(step=0.02, num_moves=2)]
+    path = StochasticPath([*flows], layers, sigma).double()
     x_0 = sigma * randn(7, 2)
     x, log_w = path(x_0, Counted(target), rng(1))
     log_w.mean().backward()
@@ -141,7 +146,7 @@ def test_the_path_weights_of_a_stochastic_flow_are_the_densities_written_out():
     path.zero_grad()
     normal = torch.distributions.Normal
     y, by_hand = x_0, -normal(torch.zeros(2, dtype=F64), sigma).log_prob(x_0).sum(1)
-    for flow, layer, beta in zip(flows, path.moves, (0.5, 1.0), strict=True):
+    for flow, layer, beta in zip(flows, layers, (0.5, 1.0), strict=True):
         h = layer.log_step.exp()
         y, log_det = flow(y)
         by_hand = by_hand + log_det
@@ -216,7 +221,7 @@ def test_annealed_flow_transport_is_unbiased_in_groups_of_few_particles_and_with
         num_train=4,
         num_steps=5,
         num_leapfrog=2,
-        share=0.9,
+        share=1.0,
         sigma=1.5,
         step=0.7,
         num_groups=600,
@@ -224,6 +229,7 @@ def test_annealed_flow_transport_is_unbiased_in_groups_of_few_particles_and_with
     draws = method(target, 3000, generator=rng())
     assert draws.log_z.se < 0.07
     assert within(draws.log_z, target.log_z)
+    assert not draws.log_w.reshape(600, 5).std(1).any()  # all of a group that has just resampled weigh the same
     assert draws.bound.value < target.log_z - 5 * draws.bound.se
 
 
@@ -242,6 +248,20 @@ def test_the_flows_of_annealed_flow_transport_lead_from_each_density_to_the_next
         )
         spread.append(float(method(target, 300, generator=rng()).log_w.std()))
     assert spread[1] < 0.15 * spread[0]
+
+
+def test_hamiltonian_moves_leave_a_law_as_it_is(unchecked):
+    """A target that is the law of the start: the weights are exact, and large steps change no moment."""
+    sigma, num = 1.5, 6000
+    zero, cov = torch.zeros(1, 2, dtype=F64), sigma**2 * torch.eye(2, dtype=F64)[None]
+    method = AnnealedFlowTransport(
+        flow=affine, num_temperatures=2, num_steps=0, num_train=50, num_moves=10, num_leapfrog=3, step=1.0, sigma=sigma
+    )
+    draws = method(Mixture(zero, cov, torch.ones(1, dtype=F64)), num, generator=rng())
+    torch.testing.assert_close(draws.log_w, torch.full_like(draws.log_w, math.log(2)), rtol=0, atol=1e-10)
+    squares = draws.x.square() / sigma**2
+    assert ((squares.mean(0) - 1).abs() < 5 * math.sqrt(2 / num)).all()
+    assert ((squares.square().mean(0) - 3).abs() < 5 * math.sqrt(96 / num)).all()
 
 
 def test_a_hamiltonian_step_that_is_far_too_large_is_refused_move_by_move(unchecked):
