@@ -250,6 +250,21 @@ def test_the_flows_of_annealed_flow_transport_lead_from_each_density_to_the_next
     assert spread[1] < 0.15 * spread[0]
 
 
+def test_flows_that_fit_a_few_particles_too_closely_are_not_kept(unchecked):
+    target, bounds = two_modes(3), []
+    for num_steps in (0, 40):
+        method = AnnealedFlowTransport(
+            flow=couplings,
+            num_temperatures=3,
+            num_train=8,
+            num_steps=num_steps,
+            num_leapfrog=3,
+            optimiser=adam(lr=0.05),
+        )
+        bounds.append(method(target, 400, generator=rng()).bound.value)
+    assert bounds[1] > bounds[0] - 1
+
+
 def test_hamiltonian_moves_leave_a_law_as_it_is(unchecked):
     """A target that is the law of the start: the weights are exact, and large steps change no moment."""
     sigma, num = 1.5, 6000
@@ -340,6 +355,7 @@ def test_a_generator_for_each_sample_is_refused(method):
         (VariationalFlow, {"batch": 0}),
         (StochasticNormalizingFlow, {"step": math.nan}),
         (StochasticNormalizingFlow, {"num_layers": 0}),
+        (AnnealedFlowTransport, {"num_train": 1}),
         (AnnealedFlowTransport, {"share": 1.5}),
         (AnnealedFlowTransport, {"num_temperatures": 0}),
     ],
