@@ -102,7 +102,7 @@ class AnnealedFlowTransport:
     num_temperatures: int = 10
     num_train: int = 500
     num_steps: int = 100
-    optimiser: AdamW = field(default_factory=lambda: adam(lr=1e-2))
+    optimiser: AdamW = field(default_factory=lambda: adam(lr=1e-3))
     share: float = 0.3
     num_groups: int = 16
     num_moves: int = 1
