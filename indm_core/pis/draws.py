@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Protocol, final
+from typing import Protocol, final, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -40,6 +40,7 @@ class Draws:
         return effective_count(self.log_z, len(self.x)) / self.evaluations
 
 
+@runtime_checkable
 class Method(Protocol):
     """Draws samples of a target; settings are the arguments of the object's constructor."""
 
