@@ -7,7 +7,7 @@ from indm_core.pis.baselines.fitted import Fitted, GaussianMixture, fit
 from indm_core.pis.baselines.hmc import HMC, HMCMoves
 from indm_core.pis.baselines.nuts import NUTS
 from indm_core.pis.baselines.random_walk import RandomWalkMoves
-from indm_core.pis.baselines.smc import SMC, AdaptiveTemperatures, LinearTemperatures
+from indm_core.pis.baselines.smc import SMC, AdaptiveTemperatures, LinearTemperatures, Temperatures
 from indm_core.pis.baselines.svgd import SVGD
 from indm_core.pis.baselines.tempering import ParallelTempering
 
@@ -25,5 +25,6 @@ __all__ = [
     "Moves",
     "ParallelTempering",
     "RandomWalkMoves",
+    "Temperatures",
     "fit",
 ]

@@ -11,8 +11,8 @@ which the other half of the samples is likeliest. Then
 
     x ~ q,      log w = log mu^(x) - log q(x),
 
-so that E[w] = Z whatever the fit, if q is not 0 where mu is not: Z is unbiased and E[log w] <= log Z. Where q misses a mode, no
-draw tells.
+so that E[w] = Z whatever the fit, and E[log w] <= log Z. No draw tells of a mode that q misses. In d dimensions the fit
+needs many more than d^2 samples: of fewer the weights are heavy and the error of log Z comes out too small.
 
 References:
     Dempster, Laird, Rubin 1977 (EM); Fraley, Raftery 2007, "Bayesian regularization for normal mixture estimation" (V).
@@ -99,14 +99,8 @@ def fit(
     if half < num_components:
         raise ValueError(f"num_components={num_components} is more than the {half} samples that it would be fitted to")
     w, w_out = log_w[:half].softmax(0), log_w[half:].softmax(0)
-    best, likeliest = None, -math.inf
-    for _ in range(num_starts):
-        found = _em(x[:half], w, num_components, num_steps, generator)
-        likelihood = float(w_out @ found.log_prob(x[half:]))
-        if best is None or likelihood > likeliest:
-            best, likeliest = found, likelihood
-    assert best is not None
-    return best
+    found = [_em(x[:half], w, num_components, num_steps, generator) for _ in range(num_starts)]
+    return max(found, key=lambda mixture: float(w_out @ mixture.log_prob(x[half:])))
 
 
 def _em(x: Tensor, w: Tensor, num_components: int, num_steps: int, generator: Noise) -> GaussianMixture:
@@ -174,8 +168,14 @@ class Fitted:
     def __call__(self, target: Target, num: int, *, generator: Noise = None) -> Draws:
         check_count(num=num)
         given = self.method(target, self.num_given, generator=generator)
-        options = {"num_steps": self.num_steps, "num_starts": self.num_starts}
-        mixture = fit(given.x.double(), given.log_w.double(), self.num_components, **options, generator=generator)
+        mixture = fit(
+            given.x.double(),
+            given.log_w.double(),
+            self.num_components,
+            num_steps=self.num_steps,
+            num_starts=self.num_starts,
+            generator=generator,
+        )
         x = mixture.sample(num, generator).to(given.x)
         counted = Counted(target)
         log_w = evaluated(counted, x, gradient=False).log_mu.double() - mixture.log_prob(x.double())

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
@@ -85,9 +85,9 @@ def _pyro() -> Callable[[NUTS, Callable[[dict[str, Tensor]], Tensor], Tensor, in
         ) from error
 
     def run(settings: NUTS, potential: Callable[[dict[str, Tensor]], Tensor], x_0: Tensor, num: int) -> Tensor:
-        options: dict[str, Any] = {"max_tree_depth": settings.max_depth, "target_accept_prob": settings.wanted}
+        kernel = Kernel(potential_fn=potential, max_tree_depth=settings.max_depth, target_accept_prob=settings.wanted)
         chain = MCMC(
-            Kernel(potential_fn=potential, **options),
+            kernel,
             num_samples=num,
             warmup_steps=settings.num_warm_up,
             initial_params={"x": x_0},

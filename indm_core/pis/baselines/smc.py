@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import final
+from typing import Protocol, final, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,23 @@ __all__ = ["SMC", "AdaptiveTemperatures", "LinearTemperatures", "Temperatures"]
 BISECTIONS = 40
 
 
+@runtime_checkable
+class Temperatures(Protocol):
+    """A rule for the temperatures."""
+
+    def rise(
+        self, level: int, left: Float[Tensor, " r"], log_w: Float[Tensor, "r n"], gain: Float[Tensor, "r n"]
+    ) -> Float[Tensor, " r"]:
+        """beta_{level+1} - beta_level of each run.
+
+        Args:
+            level: Levels that are done.
+            left: 1 - beta_level.
+            log_w, gain: Log weights and L of the particles.
+        """
+        ...
+
+
 @final
 @dataclass(frozen=True, kw_only=True)
 class LinearTemperatures:
@@ -61,7 +78,7 @@ class LinearTemperatures:
     def __post_init__(self) -> None:
         check_count(num_levels=self.num_levels)
 
-    def step(self, level: int, left: Tensor, log_w: Tensor, gain: Tensor) -> Tensor:
+    def rise(self, level: int, left: Tensor, log_w: Tensor, gain: Tensor) -> Tensor:
         return left / (self.num_levels - level)
 
 
@@ -83,9 +100,7 @@ class AdaptiveTemperatures:
         if not 0 < self.share < 1:
             raise ValueError(f"share={self.share} must lie between 0 and 1; 0.5 to 0.9 are usual")
 
-    def step(
-        self, level: int, left: Float[Tensor, " r"], log_w: Float[Tensor, "r n"], gain: Float[Tensor, "r n"]
-    ) -> Float[Tensor, " r"]:
+    def rise(self, level: int, left: Tensor, log_w: Tensor, gain: Tensor) -> Tensor:
         if level == self.max_levels:
             raise ConvergenceError(
                 f"max_levels={level}: the inverse temperature has come to {1 - float(left.max()):.3g} of 1; "
@@ -98,9 +113,6 @@ class AdaptiveTemperatures:
             low, high = torch.where(enough, middle, low), torch.where(enough, high, middle)
         # The upper end is above 0, so that every level is a step; where all that is left keeps the share, it is taken.
         return torch.where(_conditional_share(log_w, _increment(left, gain)) >= self.share, left, high)
-
-
-Temperatures = LinearTemperatures | AdaptiveTemperatures
 
 
 @final
@@ -152,8 +164,8 @@ class SMC:
         level = 0
         while (left > 0).any():
             gain = bridge.gain(points).reshape(self.num_runs, size)
-            taken = self.temperatures.step(level, left, log_w, gain)
-            log_w, left, level = log_w + _increment(taken, gain), left - taken, level + 1
+            rise = self.temperatures.rise(level, left, log_w, gain)
+            log_w, left, level = log_w + _increment(rise, gain), left - rise, level + 1
             _check_weights(log_w, self.sigma)
             index, log_w = self._resampled(log_w, generator)
             points, log_step = self._moved(bridge, points[index], 1 - left, log_step, generator)
@@ -182,9 +194,9 @@ class SMC:
         return points, log_step
 
 
-def _increment(taken: Tensor, gain: Tensor) -> Tensor:
-    """log v; 0 where no step is taken, whatever the gain."""
-    return torch.where(taken[:, None] > 0, taken[:, None] * gain, 0)
+def _increment(rise: Tensor, gain: Tensor) -> Tensor:
+    """log v; 0 where the temperature stays, whatever the gain."""
+    return torch.where(rise[:, None] > 0, rise[:, None] * gain, 0)
 
 
 def _conditional_share(log_w: Tensor, log_v: Tensor) -> Tensor:

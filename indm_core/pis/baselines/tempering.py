@@ -60,7 +60,7 @@ def exchanged(
 def placed(beta: Float[Tensor, " k"], rejected: Float[Tensor, " k-1"]) -> Float[Tensor, " k"]:
     """The ladder whose steps all have the same share of Lambda."""
     barrier = torch.cat([beta.new_zeros(1), (rejected + 1e-3).cumsum(0).to(beta)])
-    wanted = torch.linspace(0, float(barrier[-1]), len(beta)).to(beta)
+    wanted = barrier[-1] * torch.arange(len(beta), device=beta.device) / (len(beta) - 1)
     k = torch.searchsorted(barrier, wanted).clamp(1, len(beta) - 1)
     share = (wanted - barrier[k - 1]) / (barrier[k] - barrier[k - 1])
     found = beta[k - 1] + share * (beta[k] - beta[k - 1])
