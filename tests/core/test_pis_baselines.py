@@ -11,6 +11,7 @@ from densities import Black, Mixture, Undefined, gaussian, modes
 from problems import rng
 from torch import Tensor
 
+from indm_core.errors import ConvergenceError
 from indm_core.pis import Counted, Draws, log_z
 from indm_core.pis.baselines import (
     HMC,
@@ -207,9 +208,7 @@ def test_a_target_that_is_nan_is_refused_by_name(method):
 
 
 def test_a_target_without_a_gradient_is_sampled_by_moves_that_ask_for_none():
-    with pytest.raises(
-        ValueError, match=r"target Black: log_prob has no gradient in x; give moves=RandomWalkMoves\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"target Black: log_prob has no gradient in x; .* moves=RandomWalkMoves\(\)"):
         SMC()(Black(), 50, generator=rng())
     draws = SMC(moves=RandomWalkMoves(), num_moves=4)(Black(), 1000, generator=rng())
     assert draws.x.dtype == torch.float32
@@ -226,6 +225,19 @@ def test_a_density_that_is_zero_on_half_of_the_space(unchecked):
         draws = method(target, 1000, generator=rng())
         assert (draws.x[:, 0] > -1).all()
         assert abs(draws.log_z.value - math.log(1.5)) < 5 * draws.log_z.se
+
+
+def test_smc_says_what_to_change_where_it_does_not_reach_the_target():
+    with pytest.raises(ConvergenceError, match=r"max_levels=2: .* raise max_levels or sigma, or lower share"):
+        SMC(temperatures=AdaptiveTemperatures(max_levels=2))(modes(), 50, generator=rng())
+
+    class Away(Mixture):
+        def log_prob(self, x: Tensor) -> Tensor:
+            return torch.where(x[:, 0] > 9, super().log_prob(x), -math.inf)
+
+    away = Away(modes().means, modes().variances, modes().weights)
+    with pytest.raises(ValueError, match=r"sigma=1\.0: the target's density is 0"):
+        SMC()(away, 50, generator=rng())
 
 
 @pytest.mark.parametrize(
@@ -264,6 +276,7 @@ def test_without_pyro_nuts_says_what_to_install(monkeypatch):
         (lambda: HMC(num_chains=0), "num_chains=0"),
         (lambda: HMC(mass="dense"), "mass='dense'"),  # pyright: ignore[reportArgumentType]
         (lambda: HMCMoves(jitter=1.0), "jitter=1.0"),
+        (lambda: RandomWalkMoves(wanted=0.0), r"wanted=0\.0"),
         (lambda: SMC(num_runs=1), "num_runs=1"),
         (lambda: SMC(gain=-1), "gain=-1"),
         (lambda: AdaptiveTemperatures(share=1.0), "share=1.0"),

@@ -78,6 +78,8 @@ class HMCMoves:
         check_count(num_leapfrog=self.num_leapfrog)
         if not 0 <= self.jitter < 1:
             raise ValueError(f"jitter={self.jitter} must lie in [0, 1)")
+        if not 0 < self.wanted < 1:
+            raise ValueError(f"wanted={self.wanted} must lie between 0 and 1")
 
     @property
     def gradient(self) -> bool:

@@ -9,6 +9,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -60,7 +61,10 @@ class NUTS:
         begin = Bridge(target=counted, sigma=self.sigma).begin(self.num_chains, generator).x
 
         def potential(sites: dict[str, Tensor]) -> Tensor:
-            return -counted.log_prob(sites["x"][None])[0]
+            x = sites["x"]
+            if not x.isfinite().all():  # a trajectory that has diverged: Pyro refuses nan
+                return math.nan * x.sum()
+            return -counted.log_prob(x[None])[0]
 
         each = -(-num // self.num_chains)
         # Pyro draws from torch's global generator: it is seeded for it, and put back.

@@ -103,7 +103,8 @@ def like(target: Target) -> Tensor:
 def _score(target: Counted, log_mu: Tensor, given: Tensor) -> Tensor:
     if not log_mu.requires_grad:
         raise ValueError(
-            f"target {_name(target)}: log_prob has no gradient in x; give moves=RandomWalkMoves(), which ask for none"
+            f"target {_name(target)}: log_prob has no gradient in x; SMC and ParallelTempering ask for none with "
+            "moves=RandomWalkMoves()"
         )
     return torch.autograd.grad(log_mu.sum(), given)[0]
 

@@ -27,9 +27,16 @@ class RandomWalkMoves:
 
     Args:
         wanted: See `Moves`.
+
+    Raises:
+        ValueError: an argument out of range.
     """
 
     wanted: float = 0.234
+
+    def __post_init__(self) -> None:
+        if not 0 < self.wanted < 1:
+            raise ValueError(f"wanted={self.wanted} must lie between 0 and 1")
 
     @property
     def gradient(self) -> bool:

@@ -131,7 +131,8 @@ class SMC:
         gain: After each move log step grows by gain (accepted share - wanted share), in each run for itself.
 
     Raises:
-        ValueError: an argument out of range.
+        ValueError: an argument out of range; the target's density is 0 at all particles of a run.
+        ConvergenceError: adaptive temperatures took too many levels.
     """
 
     temperatures: Temperatures = AdaptiveTemperatures()
