@@ -131,7 +131,9 @@ def test_smc_of_linear_temperatures_is_unbiased_for_few_particles(unchecked):
 def test_evaluations_of_smc_and_of_tempering_are_those_counted_by_hand(unchecked):
     moves = HMCMoves(num_leapfrog=3)
     smc = SMC(temperatures=LinearTemperatures(num_levels=7), moves=moves, num_moves=2, num_runs=4)
-    assert smc(gaussian(2), 41, generator=rng()).evaluations == 44 * (1 + 7 * 2 * 3)
+    draws = smc(gaussian(2), 41, generator=rng())
+    assert draws.evaluations == 44 * (1 + 7 * 2 * 3)
+    assert draws.x.shape == (41, 2)
     pt = ParallelTempering(moves=moves, num_levels=5, num_replicas=6, num_warm_up=5, thin=2)
     assert pt(gaussian(2), 13, generator=rng()).evaluations == 6 * (5 + (5 + 2 * 3) * (4 * 3 + 1))
     fitted = Fitted(method=pt, num_components=2, num_given=13)
@@ -165,7 +167,7 @@ def test_a_mixture_has_the_density_it_is_drawn_from_and_em_finds_it():
     torch.testing.assert_close(covs, roots @ roots.mT, rtol=0.1, atol=0.01)
 
 
-def test_em_takes_weights_as_repeated_samples():
+def test_em_takes_weights_as_repeated_samples(unchecked):
     x = torch.randn(40, 2, dtype=F64, generator=rng())
     repeats = torch.tensor([1, 3], dtype=torch.long).repeat(20)
     twice = fit(x.repeat_interleave(2, 0), torch.zeros(80, dtype=F64), 1, generator=rng())
@@ -243,7 +245,7 @@ def test_smc_says_what_to_change_where_it_does_not_reach_the_target():
 @pytest.mark.parametrize(
     "method", [HMC(num_warm_up=9), SMC(), ParallelTempering(num_warm_up=9, num_levels=3)], ids=["HMC", "SMC", "PT"]
 )
-def test_a_seed_gives_the_same_draws(method):
+def test_a_seed_gives_the_same_draws(method, unchecked):
     first, again = (method(gaussian(2), 100, generator=rng(3)) for _ in range(2))
     assert torch.equal(first.x, again.x)
     assert torch.equal(first.log_w, again.log_w)

@@ -118,7 +118,9 @@ class AdaptiveTemperatures:
 @final
 @dataclass(frozen=True, kw_only=True)
 class SMC:
-    """Weighted samples of all runs, and log Z with the error between them; run after run.
+    """Weighted samples of all runs, run after run, and log Z with the error between them.
+
+    The log weights are those of mu^ itself, so that runs weigh as much as their Z_r.
 
     Args:
         temperatures: Their rule.
@@ -171,7 +173,8 @@ class SMC:
             index, log_w = self._resampled(log_w, generator)
             points, log_step = self._moved(bridge, points[index], 1 - left, log_step, generator)
         runs = torch.logsumexp(log_w, 1) - math.log(size)
-        return Draws(x=points.x, log_w=log_w.flatten(), log_z=log_z(runs), evaluations=counted.evaluations)
+        x, log_w = points.x[:num], log_w.flatten()[:num]
+        return Draws(x=x, log_w=log_w, log_z=log_z(runs), evaluations=counted.evaluations)
 
     def _resampled(self, log_w: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
         """Which particle each one becomes, (r n,), and the weights after that."""
