@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import Protocol, final, runtime_checkable
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from indm_core.noise import Noise
 from indm_core.pis.estimates import Estimate, effective_count
