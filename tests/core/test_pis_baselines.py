@@ -212,7 +212,7 @@ def test_a_target_that_is_nan_is_refused_by_name(method):
 def test_a_target_without_a_gradient_is_sampled_by_moves_that_ask_for_none():
     with pytest.raises(ValueError, match=r"target Black: log_prob has no gradient in x; .* moves=RandomWalkMoves\(\)"):
         SMC()(Black(), 50, generator=rng())
-    draws = SMC(moves=RandomWalkMoves(), num_moves=4)(Black(), 1000, generator=rng())
+    draws = SMC(moves=RandomWalkMoves(), num_moves=4)(Black().float(), 1000, generator=rng())
     assert draws.x.dtype == torch.float32
     assert abs(draws.log_z.value - math.log(3)) < 5 * draws.log_z.se
 
