@@ -36,6 +36,15 @@ def test_a_cosine_of_torch_is_the_same():
         theirs.step()
 
 
+def test_an_exponential_rate_falls_by_the_same_factor_at_every_step():
+    """0.95 every 50 of 1500 steps, as the path integral sampler was published with, once it has warmed up."""
+    settings = AdamW(lr=5e-3, warmup=100, decay="exponential", decay_to=0.95**30)
+    assert settings.rate(99, 1600) == settings.rate(100, 1600) == 5e-3
+    for k in (0, 1, 25, 30):
+        assert settings.rate(100 + 50 * k, 1600) == pytest.approx(5e-3 * 0.95**k, rel=1e-12)
+    assert settings.rate(2000, 1600) == settings.rate(1600, 1600)
+
+
 def test_without_decay_a_rate_is_what_it_was():
     for warmup in (0, 7):
         settings = AdamW(lr=2e-4, warmup=warmup)
@@ -71,6 +80,11 @@ def test_a_resumed_training_decays_on_bit_for_bit():
 def test_a_fraction_outside_of_0_and_1_is_refused(wrong):
     with pytest.raises(ValueError, match="decay_to"):
         AdamW(decay_to=wrong)
+
+
+def test_an_exponential_rate_does_not_come_to_0():
+    with pytest.raises(ValueError, match=r"decay_to=0: .* decay cosine"):
+        AdamW(decay="exponential")
 
 
 def test_a_training_as_short_as_its_warm_up_is_refused():
