@@ -61,7 +61,8 @@ def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Fl
     Raises:
         ValueError: log_prob has no gradient; what does without one.
     """
-    with torch.enable_grad():
+    # inside an activation checkpoint its hooks would compute all steps before this one anew for this gradient
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         given = x.detach().requires_grad_()
         log_prob = target.log_prob(given)
         if not log_prob.requires_grad:
@@ -71,3 +72,7 @@ def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Fl
             )
         (found,) = torch.autograd.grad(log_prob.sum(), given)
     return found.clamp(-clip, clip)
+
+
+def _itself(saved: Tensor) -> Tensor:
+    return saved
