@@ -157,9 +157,9 @@ def how_to_import(modules: Sequence[Defined]) -> str:
     )
 
 
-def say_changed(recorded: Sequence[Defined], config: Any, where: str) -> None:
+def say_changed(recorded: Sequence[Defined], now: Sequence[Defined], where: str) -> None:
     """Says of a run's own classes, once in a process, that they are defined otherwise than when the run was written."""
-    there = {entry.sha256 for entry in defining(config)}
+    there = {entry.sha256 for entry in now}
     for entry in recorded:
         if entry.sha256 and entry.sha256 not in there:
             _say_once(

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.config.codec import from_json, to_json
-from pipelines.config.run import RunConfig, from_document, to_document
+from pipelines.config.pis import is_pis_document
+from pipelines.config.run import Configured, RunConfig, from_document, to_document
 from pipelines.config.terminal.cli import dashed, options
 from pipelines.data.card import Card
 from pipelines.data.spec import DataSpec
@@ -35,8 +36,8 @@ MAY_CHANGE = {"train.steps", "train.keep", "train.keep_by"} | {
 }
 """Options that may differ when a run goes on: how long, and how often it logs, keeps (and which), draws and is measured."""
 BACKBONE = "model.backbone"
-MADE_OF = ("config", "data", "partner")
-"""The entries of the document."""
+MADE_OF = ("config", "data", "partner", "sampler")
+"""The entries of the document; the last is that of a sampler of a density, which has no other (`pis`)."""
 Rows = Mapping[str, Mapping[str, Any]]
 """By split: how many rows, and their SHA-256 ('' where the data were prepared before rows had one)."""
 
@@ -107,10 +108,15 @@ def config_from(document: Any, where: str) -> tuple[RunConfig, DataSpec]:
         raise ValueError(f"{where}: no configuration of a run (it has no version); give the directory of a run")
     if document["version"] != VERSION or type(document["version"]) is not int:
         raise ValueError(f"{where}: written by another version of this project; this one reads version {VERSION}")
+    if is_pis_document(document):
+        raise ValueError(
+            f"{where}: a path integral sampler, which is of a density and of no data set; python pipelines/pis.py with its "
+            "target goes on with it and draws its samples"
+        )
     return from_document(document, f"{where}: "), from_json(DataSpec, document.get("spec"), f"{where}: spec")
 
 
-def difference(there: RunConfig, here: RunConfig) -> str:
+def difference(there: Configured, here: Configured) -> str:
     """The first option that differs and may not, as `path=there, not here`; '' where there is none."""
     fixed = {"train.steps"} if any(each.decay != "none" for each in there.train.optimisers.values()) else set[str]()
     may = MAY_CHANGE - fixed  # a rate that decays is one of the whole number of steps

@@ -1,25 +1,21 @@
-"""What a run is: data, model and training, as frozen dataclasses that survive a JSON round trip (`codec`).
-
-A run travels between processes as it lies in config.json, as the JSON of `to_document`: a worker builds its classes by the same
-rules as a reader of the file (see `modules`).
-"""
+"""What a run is: data, model and training, as frozen dataclasses that survive a JSON round trip (`codec`, `document`)."""
 
 from __future__ import annotations
 
 import json
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import pipelines.config.sized  # noqa: F401  (a document names its class)
 from indm_core.training import AdamW
 from pipelines.config import sized  # noqa: F401  (a reader of a run's file knows the classes that are imported)
-from pipelines.config.codec import UnknownClassError, from_json, to_json
+from pipelines.config.document import documented, rebuilt
 from pipelines.config.models import INDMConfig, ModelConfig
-from pipelines.config.modules import VARIABLE, Defined, defining, how_to_import, say_changed, used
+from pipelines.config.modules import defining
 from pipelines.data.source import Options
 from pipelines.storage.checkpoint import By
 
-__all__ = ["Data", "RunConfig", "Train", "from_document", "same_but_seed", "to_document"]
+__all__ = ["Configured", "Data", "RunConfig", "Train", "from_document", "same_but_seed", "to_document"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,6 +108,16 @@ class Train:
         return bool(self.measure_every) and (step % self.measure_every == 0 or step == self.steps)
 
 
+class Configured(Protocol):
+    """What the configuration of any run has; it is a frozen dataclass."""
+
+    @property
+    def recipe(self) -> str: ...
+
+    @property
+    def train(self) -> Train: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """One run: data, model and training.
@@ -135,8 +141,7 @@ class RunConfig:
 
 def to_document(run: RunConfig) -> dict[str, Any]:
     """{"run": its JSON} and, where extensions define classes of it, {"modules": what to import for them (`Defined`)}."""
-    modules = [entry.to_json() for entry in defining(run)]
-    return ({"modules": modules} if modules else {}) | {"run": to_json(run)}
+    return documented(run, defining(run))
 
 
 def same_but_seed(run: RunConfig) -> str:
@@ -154,15 +159,4 @@ def from_document(document: dict[str, Any], where: str = "") -> RunConfig:
     Raises:
         ValueError: a configuration that this process does not know; where a file of the user's defines it, how to name that.
     """
-    kept = document.get("modules") or []
-    modules = [Defined.from_json(entry) for entry in (kept if isinstance(kept, list) else [kept])]
-    if modules:
-        used()
-    try:
-        run = from_json(RunConfig, document.get("run"), f"{where}run")
-    except UnknownClassError as error:
-        own = f"a class of your own is found through --import FILE.py or {VARIABLE}"
-        raise ValueError(f"{error}; {how_to_import(modules) if modules else own}") from None
-    if modules and where:
-        say_changed(modules, run, where)
-    return run
+    return rebuilt(RunConfig, document, where)

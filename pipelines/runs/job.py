@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Protocol
 
 from indm_core.training import step_seed
 from pipelines.config.history import Command, History
+from pipelines.config.pis import PISRun, write_pis_run
 from pipelines.config.provenance import Provenance
-from pipelines.config.run import RunConfig, Train
+from pipelines.config.run import Configured, RunConfig, Train
 from pipelines.config.store import CONFIG, WEIGHTS, read_weights_state, write_run
 from pipelines.data.card import Card, load_card
 from pipelines.data.spec import DataSpec
@@ -16,7 +19,7 @@ from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError
 
-__all__ = ["METRICS", "Job", "Training", "finished", "read_metrics"]
+__all__ = ["METRICS", "AnyJob", "Job", "PISJob", "Training", "finished", "read_metrics"]
 
 
 METRICS = "metrics.jsonl"
@@ -39,6 +42,30 @@ class Training:
     directory: Path
     train: Train
     start_from: Path | None = None
+
+
+class AnyJob(Protocol):
+    """What a command trains in a directory, whatever that is: a model on a data set (`Job`), or a sampler that needs none."""
+
+    @property
+    def run(self) -> Configured: ...
+
+    @property
+    def directory(self) -> Path: ...
+
+    @property
+    def command(self) -> Command: ...
+
+    @property
+    def training(self) -> Training: ...
+
+    @property
+    def cards(self) -> Sequence[Card]: ...
+
+    @property
+    def places(self) -> Sequence[Path]:
+        """What every machine has to see beside the output directory."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +99,12 @@ class Job:
     @property
     def cards(self) -> list[Card]:
         """Of its data sets."""
-        return [load_card(path) for path in (self.data, self.partner) if path]
+        return [load_card(path) for path in self.places]
+
+    @property
+    def places(self) -> list[Path]:
+        """The directories of its data sets."""
+        return [path for path in (self.data, self.partner) if path]
 
     def provenance(self) -> Provenance:
         """What its weights are made of."""
@@ -87,6 +119,36 @@ class Job:
         """The same run on the second data set, in an order of its own."""
         train = replace(self.run.train, seed=step_seed(self.run.train.seed, 0, PARTNER))
         return replace(self, run=replace(self.run, train=train), data=self.partner, partner=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PISJob:
+    """The training of a path integral sampler, in its directory; it has no data.
+
+    Args:
+        run: The configuration.
+        directory: Of the run.
+        start_from: A checkpoint of another run whose control starts this one; None starts afresh.
+        command: That trains it.
+    """
+
+    run: PISRun
+    directory: Path
+    start_from: Path | None = None
+    command: Command = field(default_factory=Command)
+    cards: tuple[Card, ...] = ()
+    places: tuple[Path, ...] = ()
+
+    @property
+    def training(self) -> Training:
+        """The job without its sampler."""
+        train, recipe = self.run.train, self.run.recipe
+        return Training(recipe=recipe, directory=self.directory, train=train, start_from=self.start_from)
+
+    def write_config(self) -> None:
+        """Writes config.json, in which this command is the last of the run's history."""
+        file = self.directory / CONFIG
+        write_pis_run(file, self.run, History.read(file).with_command(self.command, ()))
 
 
 def finished(training: Training) -> bool:

@@ -153,7 +153,7 @@ def _configured(directory: Path) -> tuple[int, str]:
     """Steps and recipe in a config.json; (0, '') where it has none."""
     try:
         run = read_json(directory / "config.json")["run"]
-        labels = " (with labels)" if run["model"].get("conditional") is True else ""
+        labels = " (with labels)" if run.get("model", {}).get("conditional") is True else ""
         return int(run["train"]["steps"]), f"{run['recipe']}{labels}"
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return 0, ""

@@ -28,6 +28,7 @@ __all__ = [
     "save_image",
     "save_levels",
     "save_samples",
+    "save_weighted",
 ]
 
 
@@ -137,9 +138,9 @@ def learning_curve(
     file: Path,
     along: Mapping[str, Sequence[Measured]] = MappingProxyType({}),
 ) -> None:
-    """Training NELBO against step for one or more runs, and with markers the NELBO on held-out rows with its standard error; a
-    dotted line marks the end of the pre-training. Beside it, where checkpoints were measured, their likelihoods and their
-    Frechet distances.
+    """Training NELBO, or what else is the first term of the losses, against step for one or more runs, and with markers the
+    NELBO on held-out rows with its standard error; a dotted line marks the end of the pre-training. Beside it, where
+    checkpoints were measured, their likelihoods and their Frechet distances.
 
     Args:
         series: By run, its records.
@@ -163,9 +164,10 @@ def learning_curve(
 def _bounds(axes: Any, series: Mapping[str, Sequence[Record]], unit: str) -> None:
     """Training and held-out NELBO."""
     shown: list[float] = []
+    term = next((name for records in series.values() for record in records for name in record.terms), "nelbo")
     for name, of_run in series.items():
-        records = [r for r in of_run if "nelbo" in r.terms]
-        steps, bounds = [r.step for r in records], [r.terms["nelbo"] for r in records]
+        records = [r for r in of_run if term in r.terms]
+        steps, bounds = [r.step for r in records], [r.terms[term] for r in records]
         (line,) = axes.plot(steps, bounds, label=name, linewidth=1.2)
         points = [(r.step, r.held_out.nelbo, r.held_out.se) for r in of_run if r.held_out]
         if points:
@@ -176,7 +178,7 @@ def _bounds(axes: Any, series: Mapping[str, Sequence[Record]], unit: str) -> Non
         if joint and len(joint) < len(records):
             axes.axvline(joint[0], linestyle=":", color=line.get_color(), linewidth=1)
     axes.set_xlabel("step")
-    axes.set_ylabel(f"NELBO ({unit})")
+    axes.set_ylabel(f"{'NELBO' if term == 'nelbo' else term} ({unit})")
     if shown:
         low, high = min(shown), float(np.quantile(shown, 0.9))
         axes.set_ylim(low - 0.05 * abs(high - low), high + 0.2 * abs(high - low) + 1e-6)
@@ -196,6 +198,29 @@ def _of_checkpoints(axes: Any, along: Mapping[str, Sequence[Measured]], names: S
     axes.set_xlabel("step")
     axes.legend(fontsize="small")
     axes.grid(alpha=0.3)
+
+
+def save_weighted(x: Tensor, log_w: Tensor, exact: Tensor | None, file: Path) -> None:
+    """Samples of a density in the plane of their first two coordinates (in one dimension a histogram), exact ones behind them
+    where there are any; and a histogram of the log weights.
+
+    Args:
+        x: Samples in which all count alike, (n, d).
+        log_w: The log weights that they were resampled by, (m,).
+        exact: Exact samples, (k, d).
+    """
+    figure = figure_of(9, 4.2)
+    plane, weights = figure.subplots(1, 2)
+    layers = [(exact.numpy(), "0.75", "exact")] if exact is not None else []
+    for points, colour, label in [*layers, (x.numpy(), "C0", "resampled")]:
+        if x.shape[1] == 1:
+            plane.hist(points[:, 0], bins=60, density=True, histtype="step", color=colour, label=label)
+        else:
+            plane.scatter(points[:, 0], points[:, 1], s=4, linewidths=0, color=colour, label=label)
+    plane.legend(loc="upper right", fontsize="small")
+    weights.hist(log_w.numpy(), bins=60)
+    weights.set_xlabel("log w (nats)")
+    put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
 
 
 def lines(

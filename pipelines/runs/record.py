@@ -9,9 +9,10 @@ RUN/metrics.jsonl has one record a line, a flat JSON object:
     gradient_norm/NETWORK
     validation/nelbo, validation/se
                     the NELBO of the averaged weights of this step on the run's held-out rows in `unit`, and its standard error
-                    over rows; absent where it was not measured
+                    over rows; absent where it was not measured. Of a sampler of a density they are of its paths, and there
+                    are validation/log_z, validation/log_z_se and validation/ess too
 
-A record of the step that a run begins at has nothing but the last two.
+A record of the step that a run begins at has nothing but the last ones.
 """
 
 from __future__ import annotations
@@ -34,17 +35,37 @@ if TYPE_CHECKING:
 __all__ = ["VALIDATION", "HeldOut", "Meter", "Record", "RecordReader", "Unit"]
 
 WORDS, NUMBERS = ("step", "phase", "unit"), ("images_per_s", "data_wait", "step_s", "eta_s", "skipped")
-NORM, VALIDATION = "gradient_norm/", ("validation/nelbo", "validation/se")
+NORM, MEASURED, VALIDATION = "gradient_norm/", "validation/", ("validation/nelbo", "validation/se")
 VALIDATION_IN_MLFLOW = dict(zip(VALIDATION, ("validation/nelbo", "validation/nelbo_se"), strict=True))
 """There the errors of figures end in _se."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOut:
-    """The mean NELBO on held-out rows, and its standard error over them."""
+    """The mean NELBO on held-out rows, or on the paths of a sampler, and its standard error over them.
+
+    Args:
+        others: What was measured with it, by name.
+    """
 
     nelbo: float
     se: float
+    others: Mapping[str, float] = field(default_factory=dict)
+
+    def figures(self) -> dict[str, float]:
+        """Every number, under its name in metrics.jsonl."""
+        others = {f"{MEASURED}{name}": number for name, number in self.others.items()}
+        return {**dict(zip(VALIDATION, (self.nelbo, self.se), strict=True)), **others}
+
+    @staticmethod
+    def taken(found: dict[str, float]) -> HeldOut | None:
+        """Those of a record, which are taken out of it; None where there are none."""
+        named = {name: found.pop(name) for name in list(found) if name.startswith(MEASURED)}
+        nelbo, se = (named.pop(name, None) for name in VALIDATION)
+        if nelbo is None or se is None:
+            return None
+        others = {name.removeprefix(MEASURED): number for name, number in named.items()}
+        return HeldOut(nelbo=nelbo, se=se, others=others)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,21 +110,26 @@ class Record:
         if not self.step_s:
             numbers.pop("step_s", None)
         norms = {NORM + name: norm for name, norm in self.gradient_norms.items()}
-        held_out = dict(zip(VALIDATION, (self.held_out.nelbo, self.held_out.se), strict=True)) if self.held_out else {}
-        return {**self.terms, **numbers, **norms, **held_out}
+        return {**self.terms, **numbers, **norms, **(self.held_out.figures() if self.held_out else {})}
 
     @property
     def rows(self) -> str:
         """What a second's work is counted in: images are in bits/dim, vectors in nats/dim, draws from a density in nats."""
         return {"bits/dim": "images", "nats/dim": "rows"}.get(self.unit, "draws" if self.unit else "rows")
 
+    @property
+    def measured(self) -> str:
+        """The held-out figures as a person reads them; '' where there are none."""
+        if not self.held_out:
+            return ""
+        others = "".join(f", {name} {number:.3f}" for name, number in self.held_out.others.items())
+        what = "paths" if self.rows == "draws" else "held out"
+        return f"{what} {self.held_out.nelbo:.3f} +- {self.held_out.se:.3f} {self.unit}{others}"
+
     def metrics(self) -> dict[str, float]:
         """Every number but the step, under its name in MLflow: train/nelbo, train/rows_per_s, ..., validation/nelbo."""
         speed = {"images_per_s": f"{self.rows}_per_s"}
-        return {
-            VALIDATION_IN_MLFLOW.get(name) or f"train/{speed.get(name, name)}": number
-            for name, number in self.figures().items()
-        }
+        return {_in_mlflow(name, speed): number for name, number in self.figures().items()}
 
     def to_json(self) -> str:
         """The record as a line of metrics.jsonl, without the end of the line."""
@@ -125,9 +151,14 @@ class Record:
             if not isinstance(value, str if name in WORDS[1:] else float | int) or isinstance(value, bool):
                 raise ValueError(f"no record of a training: {name[:80]!r} is {str(value)[:80]!r}")
         norms = {name.removeprefix(NORM): found.pop(name) for name in list(found) if name.startswith(NORM)}
-        nelbo, se = (found.pop(name, None) for name in VALIDATION)
-        held_out = None if nelbo is None or se is None else HeldOut(nelbo=nelbo, se=se)
+        held_out = HeldOut.taken(found)
         return Record(**own, terms=found, gradient_norms=norms, held_out=held_out)
+
+
+def _in_mlflow(name: str, speed: Mapping[str, str]) -> str:
+    if name.startswith(MEASURED):
+        return VALIDATION_IN_MLFLOW.get(name, name)
+    return f"train/{speed.get(name, name)}"
 
 
 class RecordReader:

@@ -39,7 +39,7 @@ from pipelines.runs.catalogue import (
     run_id,
     source_tags,
 )
-from pipelines.runs.job import Job
+from pipelines.runs.job import AnyJob
 from pipelines.runs.shipping import Feed
 from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.storage.locks import is_held
@@ -65,7 +65,7 @@ CLOSE_SECONDS = 5.0
 LOST = "its command was ended before it could tell how"
 
 
-def open_run(job: Job, root: Path, start: int | None = None, parent: str = "") -> str:
+def open_run(job: AnyJob, root: Path, start: int | None = None, parent: str = "") -> str:
     """The id of the job's MLflow run, created with its configuration where there is none yet, or where it was deleted.
 
     Args:
@@ -89,7 +89,7 @@ def open_run(job: Job, root: Path, start: int | None = None, parent: str = "") -
         raise ValueError(f"{shown}: {said}; {remedy}, or train without it: --local") from error
 
 
-def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None, parent: str) -> str:
+def _open_run(job: AnyJob, root: Path, client: MlflowClient, start: int | None, parent: str) -> str:
     if known := run_id(job.directory):
         try:
             active = client.get_run(known).info.lifecycle_stage == "active"
@@ -110,7 +110,7 @@ def _open_run(job: Job, root: Path, client: MlflowClient, start: int | None, par
     return run.info.run_id
 
 
-def _go_on(job: Job, client: MlflowClient, known: str) -> None:
+def _go_on(job: AnyJob, client: MlflowClient, known: str) -> None:
     """A run that goes on is of the command that it goes on by, and has not ended."""
     client.update_run(known, status="RUNNING")
     client.log_batch(known, tags=[RunTag(name, value) for name, value in source_tags(job.command).items()])
@@ -119,7 +119,7 @@ def _go_on(job: Job, client: MlflowClient, known: str) -> None:
     replace(Kept.read(job.directory), ended=None).write(job.directory)
 
 
-def open_missed(jobs: Sequence[Job], root: Path) -> None:
+def open_missed(jobs: Sequence[AnyJob], root: Path) -> None:
     """Opens the runs of trainings that began and ended while the store was away; where it still is, that is said."""
     for job in jobs:
         if not run_id(job.directory):

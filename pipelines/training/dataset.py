@@ -32,7 +32,7 @@ from pipelines.training.session import Batch, Session, Work
 from pipelines.training.stream import Rows, RowStream
 from pipelines.training.watch.validation import held_out_rows
 
-__all__ = ["run_job"]
+__all__ = ["run_job", "work_on_rows"]
 
 
 def run_job(job: Job, rows: RowStream, session: Session) -> None:
@@ -47,7 +47,16 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         DivergedError: the training has diverged.
         ValueError: a checkpoint of another architecture, or rows that are not there.
     """
-    work = Work(
+    run(work_on_rows(job, rows, session), session)
+
+
+def work_on_rows(job: Job, rows: RowStream, session: Session) -> Work[GenerativeModel]:
+    """What the loop is given of a job.
+
+    Args:
+        job, rows, session: As of `run_job`.
+    """
+    return Work(
         training=job.training,
         build=partial(job.run.model.build, job.spec),
         batches=partial(_batches, job, rows, session),
@@ -58,7 +67,6 @@ def run_job(job: Job, rows: RowStream, session: Session) -> None:
         shared_steps=job.run.model.shared_steps,
         made_of=job.provenance().to_document(),
     )
-    run(work, session)
 
 
 def _batches(job: Job, rows: RowStream, session: Session, step: int) -> Iterator[Batch]:

@@ -24,9 +24,9 @@ from pipelines.storage import checkpoint
 from pipelines.storage.manifest import DamagedError, Manifest
 from pipelines.storage.outputs import check_name
 from pipelines.storage.paths import local_path
-from pipelines.training.launch import Launch
+from pipelines.training.launch import Launch, Workers
 
-__all__ = ["all_jobs", "jobs_for", "refuse_another_run"]
+__all__ = ["all_jobs", "check_shares", "jobs_for", "refuse_another_run", "start_of", "state_of"]
 
 
 def all_jobs(run: RunConfig, launch: Launch, root: Path) -> list[Job]:
@@ -52,7 +52,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         ValueError: data that cannot be had, a batch that the workers cannot share, or a directory of another run.
     """
     train = run.train
-    _check_shares(train, launch)
+    check_shares(train, launch)
     run.model.check_steps(train.steps)
     if not run.data.source:
         raise ValueError(f"{run.recipe} needs data: give --source PATH (any format that pipelines/prepare.py reads)")
@@ -65,7 +65,7 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
     if launch.start_from.startswith(PREFIX):
         run, start = begin_with(launch.start_from, run, spec, root)
     else:
-        start = _start(launch.start_from, root, train.steps)
+        start = start_of(launch.start_from, root, train.steps)
     name = f"{launch.name or run.recipe}{ending}"
     check_name(name)
     directory = root / name
@@ -119,7 +119,7 @@ def _shared_steps(job: Job, launch: Launch) -> int:
     return shared
 
 
-def _check_shares(train: Train, launch: Launch) -> None:
+def check_shares(train: Train, launch: Workers) -> None:
     """Refuses a batch that some number of workers cannot share."""
     for workers in range(launch.min_workers or launch.workers, launch.workers + 1):
         if train.batch_size % (workers * train.accumulate):
@@ -154,7 +154,7 @@ def _partner(run: RunConfig, card: Card, root: Path) -> Path | None:
     return partner
 
 
-def _start(given: str, root: Path, steps: int) -> Path | None:
+def start_of(given: str, root: Path, steps: int) -> Path | None:
     """The checkpoint that a run starts from: a directory of one, RUN@STEP, or RUN for its newest."""
     if not given:
         return None
@@ -206,23 +206,14 @@ def refuse_another_run(job: Job) -> None:
     Raises:
         ValueError: it holds another run; what differs.
     """
-    directory, steps = job.directory, job.run.train.steps
-    if directory.exists() and not directory.is_dir():
-        raise ValueError(f"{directory} is a file where the run's directory would be; give another --name")
+    directory = job.directory
     remedy = f"give another --name, or remove {directory}"
-    state = _state(directory)
+    state = state_of(directory, job.run.train.steps)
     if not (directory / CONFIG).is_file():
-        if state is not None:
-            raise ValueError(
-                f"{directory / CONFIG} is missing, and {state.file} says that there is a run: restore it"
-                f"{' (the same file has it under config)' if state.checked else ''}, or {remedy}"
-            )
         return
     there, spec = read_run(directory / CONFIG)
     if there.recipe != job.run.recipe:
         raise ValueError(f"{directory} holds a run of recipe {there.recipe}, not {job.run.recipe}; {remedy}")
-    if state is not None and state.content["step"] > steps:
-        raise ValueError(f"{state.file.parent} is beyond steps={steps}; give more --steps, or {remedy}")
     if changed := difference(there, job.run):
         raise ValueError(
             f"{directory} holds a run with {changed}; give the options that it was begun with, or {remedy}"
@@ -244,6 +235,26 @@ def refuse_another_run(job: Job) -> None:
         raise ValueError(
             f"{directory} was trained on other data: {changed}; put the source back as it was, or {remedy}"
         )
+
+
+def state_of(directory: Path, steps: int) -> Manifest | None:
+    """What the newest checkpoint in a run's directory, or its weights, say that they are; None where nothing is there yet.
+
+    Raises:
+        ValueError: no directory, a checkpoint without the configuration that it is of, or one beyond the last step.
+    """
+    if directory.exists() and not directory.is_dir():
+        raise ValueError(f"{directory} is a file where the run's directory would be; give another --name")
+    remedy = f"give another --name, or remove {directory}"
+    state = _state(directory)
+    if state is not None and not (directory / CONFIG).is_file():
+        raise ValueError(
+            f"{directory / CONFIG} is missing, and {state.file} says that there is a run: restore it"
+            f"{' (the same file has it under config)' if state.checked else ''}, or {remedy}"
+        )
+    if state is not None and state.content["step"] > steps:
+        raise ValueError(f"{state.file.parent} is beyond steps={steps}; give more --steps, or {remedy}")
+    return state
 
 
 def _state(run: Path) -> Manifest | None:

@@ -11,7 +11,7 @@ from pipelines.storage.messages import FailedError
 from pipelines.storage.outputs import check_name
 from pipelines.storage.remote import store_at
 
-__all__ = ["REFUSED", "Along", "Launch"]
+__all__ = ["REFUSED", "Along", "Launch", "Workers"]
 
 REFUSED = (ValueError, ConvergenceError, FailedError)
 """Errors of the input: a worker reports them and does not try again."""
@@ -35,8 +35,8 @@ class Along:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Launch:
-    """Where and how a run is carried out.
+class Workers:
+    """Where and by which workers runs are carried out, whatever is trained.
 
     Of all this only the number of workers changes a run's numbers, because each worker draws its own noise.
 
@@ -44,8 +44,6 @@ class Launch:
         name: Directory of the run, directly below the output directory; the recipe's name where it is empty.
         out: Output directory; else $INDM_RUNS, else runs/ in the clone.
         local: Train in this process, without Ray and MLflow.
-        seeds: Trainings of the recipe that differ by their seed alone: --train.seed, the next one, ...; of more than one, the
-            runs are NAME-seed0, NAME-seed1, ..., and the spread of their figures is printed.
         workers: Ray Train workers; the batch is divided among them.
         min_workers: Workers that are enough to train when machines leave, up to `workers` when they come back; 0: always all.
         cpus_per_worker: Logical CPUs of a worker.
@@ -54,12 +52,6 @@ class Launch:
         max_failures: How often the workers are started again, from the last checkpoint, after one is lost or stands still.
         stall_seconds: Without a step after which workers stand still and are ended; ten times the longest pause between two
             steps so far where that is longer. 0: they are waited for.
-        baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
-        start_from: A run, RUN@STEP, RUN@best or the directory of a checkpoint (RUN/pretrained), whose networks start the run.
-            Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
-        config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
-        evaluate: Measure the trained models briefly and print the table.
-        along: How checkpoints are measured beside the training, those of every --measure-every steps.
         mirror: A folder of an object store, s3://BUCKET/FOLDER, to which every checkpoint is copied; the same command on a
             machine without the run goes on from there.
         network_interface: GLOO_SOCKET_IFNAME of the workers, where host names do not resolve.
@@ -69,7 +61,6 @@ class Launch:
     name: str = ""
     out: str = ""
     local: bool = False
-    seeds: int = 1
     workers: int = 1
     min_workers: int = 0
     cpus_per_worker: float = 1.0
@@ -77,11 +68,6 @@ class Launch:
     device: str = "auto"
     max_failures: int = 3
     stall_seconds: float = 600.0
-    baseline: str = ""
-    start_from: str = ""
-    config: str = ""
-    evaluate: bool = True
-    along: Along = field(default_factory=Along, metadata=WHOLE)
     mirror: str = ""
     network_interface: str = ""
     traceback: bool = False
@@ -93,8 +79,6 @@ class Launch:
             raise ValueError(
                 f"workers={self.workers} must be at least 1, min_workers={self.min_workers} at most workers"
             )
-        if self.seeds < 1:
-            raise ValueError(f"seeds={self.seeds} must be at least 1")
         if self.cpus_per_worker <= 0:
             raise ValueError(f"cpus_per_worker={self.cpus_per_worker} must be positive")
         for name in ("threads", "max_failures", "stall_seconds"):
@@ -104,3 +88,31 @@ class Launch:
         check_device(self.device)
         if not self.local:
             check_device_of_workers(self.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch(Workers):
+    """Where and how the runs of a recipe are carried out.
+
+    Args:
+        seeds: Trainings of the recipe that differ by their seed alone: --train.seed, the next one, ...; of more than one, the
+            runs are NAME-seed0, NAME-seed1, ..., and the spread of their figures is printed.
+        baseline: A second recipe for comparison. It is trained after the first, by the same workers, from its pre-training.
+        start_from: A run, RUN@STEP, RUN@best or the directory of a checkpoint (RUN/pretrained), whose networks start the run.
+            Or hf:DIR, hf:OWNER/NAME: weights of diffusers' UNet2DModel in safetensors, which is then the model's backbone.
+        config: The config.json of a run, which is trained again, in place of a recipe; options replace what it says.
+        evaluate: Measure the trained models briefly and print the table.
+        along: How checkpoints are measured beside the training, those of every --measure-every steps.
+    """
+
+    seeds: int = 1
+    baseline: str = ""
+    start_from: str = ""
+    config: str = ""
+    evaluate: bool = True
+    along: Along = field(default_factory=Along, metadata=WHOLE)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds < 1:
+            raise ValueError(f"seeds={self.seeds} must be at least 1")

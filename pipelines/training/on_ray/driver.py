@@ -10,10 +10,11 @@ import re
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.train import FailureConfig, ScalingConfig, UserCallback
@@ -25,18 +26,19 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from pipelines.cluster.nodes import check_nodes
 from pipelines.cluster.session import check_resources, connect
 from pipelines.evaluation.settings import Settings
-from pipelines.runs.job import Job, finished
+from pipelines.runs.job import AnyJob, finished
 from pipelines.runs.shipping import Feed, Shipper
 from pipelines.runs.store import environment, tracking_uri
 from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.signals import Stop
-from pipelines.training.launch import Launch
+from pipelines.training.launch import Workers
 from pipelines.training.on_ray.beside import Beside
 from pipelines.training.on_ray.care import Care
 from pipelines.training.on_ray.notices import Notices
 from pipelines.training.on_ray.stream import READ_CPUS
-from pipelines.training.on_ray.worker import Assignment, Outcome, train_worker
+from pipelines.training.on_ray.worker import Assignment, Outcome, train_worker, work_on_ray_rows
+from pipelines.training.session import Session, Work
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.progress import Ticker
 from pipelines.training.watch.summary import summary
@@ -44,12 +46,22 @@ from pipelines.training.watch.summary import summary
 __all__ = ["build_trainer", "fit", "train_on_ray"]
 
 WATCH_SECONDS = 0.2
+WorkOf = Callable[[Any, Session], Work[Any]]
+"""work(job, session) -> what the loop is given of a job; a function of a module, since it goes to the workers."""
 
 
-def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None = None) -> None:
+def train_on_ray(
+    jobs: Sequence[AnyJob],
+    launch: Workers,
+    root: Path,
+    stop: Stop,
+    along: Settings | None = None,
+    work: WorkOf = work_on_ray_rows,
+) -> None:
     """Trains the jobs one after the other in one group of Ray Train workers.
 
     Args:
+        work: What the loop is given of a job.
         along: How checkpoints are measured beside the training; None: they are not.
 
     Raises:
@@ -60,7 +72,7 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, al
     for job in jobs:
         job.directory.mkdir(parents=True, exist_ok=True)
     try:
-        _train(jobs, launch, root, stop, along)
+        _train(jobs, launch, root, stop, along, work)
     except BaseException as error:
         killed = stop.requested or isinstance(error, KeyboardInterrupt)
         reason = stop.word if killed else one_line(error)
@@ -68,7 +80,9 @@ def train_on_ray(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, al
         raise
 
 
-def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None) -> None:
+def _train(
+    jobs: Sequence[AnyJob], launch: Workers, root: Path, stop: Stop, along: Settings | None, work: WorkOf
+) -> None:
     """Trains them, each with its MLflow run: that of the first is opened here, which finds out whether the store answers, those
     of the others when their training begins."""
     first = next(job for job in jobs if not finished(job.training))
@@ -82,9 +96,9 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: S
         print(
             f"{job.directory.name}: {launch.workers} worker{'s' * (launch.workers > 1)} on {where}; outputs in {job.directory}"
         )
-    check_nodes(root, dict.fromkeys(place for job in jobs for place in (job.data, job.partner) if place))
+    check_nodes(root, dict.fromkeys(place for job in jobs for place in job.places))
     check_resources(launch.min_workers or launch.workers, launch.cpus_per_worker, READ_CPUS, _uses_gpus(launch))
-    trainer, trainings = build_trainer(jobs, launch, root), [job.training for job in jobs]
+    trainer, trainings = build_trainer(jobs, launch, root, work=work), [job.training for job in jobs]
     with (
         stop.at_boundary(),
         Ticker(trainings),
@@ -103,10 +117,11 @@ def _train(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: S
 
 
 def build_trainer(
-    jobs: Sequence[Job],
-    launch: Launch,
+    jobs: Sequence[AnyJob],
+    launch: Workers,
     root: Path,
     *,
+    work: WorkOf = work_on_ray_rows,
     callbacks: Sequence[UserCallback] = (),
     name: str | None = None,
 ) -> TorchTrainer:
@@ -116,6 +131,7 @@ def build_trainer(
         jobs: Checked by `jobs_for`; the MLflow run of each is opened (`tracking.open_run`).
         launch: How many workers, and what each is given.
         root: The output directory; what Ray keeps of the group lies in root/ray.
+        work: What the loop is given of a job.
         callbacks: Of Ray Train: what is told of the group's start, its reports and its end.
         name: Of the group, used once; the first job's name and the time where it is None.
     """
@@ -124,7 +140,7 @@ def build_trainer(
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # as long as the driver
     notices = ray.remote(num_cpus=0)(Notices).options(scheduling_strategy=here).remote(launch.stall_seconds)
-    assignment = Assignment(jobs=tuple(jobs), threads=launch.threads, notices=notices)
+    assignment = Assignment(jobs=tuple(jobs), work=work, threads=launch.threads, notices=notices)
     return TorchTrainer(
         train_worker,
         train_loop_config={"assignment": assignment},
@@ -197,7 +213,7 @@ class _Fitting(threading.Thread):
         return self.heard
 
 
-def _uses_gpus(launch: Launch) -> bool:
+def _uses_gpus(launch: Workers) -> bool:
     """Whether each worker gets a GPU: as `launch` says, or, for auto, where the cluster has enough of them."""
     return launch.device == "cuda" or (
         launch.device == "auto" and ray.cluster_resources().get("GPU", 0) >= launch.workers

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,21 +21,23 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from pipelines.runs.job import Job, Training
+from indm_core.model import GenerativeModel
+from pipelines.runs.job import AnyJob, Job, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.runs.worker_log import WorkerLog
-from pipelines.training.dataset import run_job
+from pipelines.training.dataset import work_on_rows
 from pipelines.training.launch import REFUSED
+from pipelines.training.loop import run
 from pipelines.training.on_ray.gauges import Gauges
 from pipelines.training.on_ray.notices import Member, Refusal
 from pipelines.training.on_ray.stream import ray_rows
-from pipelines.training.session import Session
+from pipelines.training.session import Session, Work
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.halt import Halted
 from pipelines.training.watch.progress import show
 
-__all__ = ["Assignment", "Outcome", "average", "train_worker", "wrapped"]
+__all__ = ["Assignment", "Outcome", "average", "train_worker", "work_on_ray_rows", "wrapped"]
 
 REFUSAL_SECONDS = 10.0
 BUCKET_MB = 25
@@ -62,13 +64,20 @@ class Assignment:
 
     Args:
         jobs: Trained one after the other.
+        work: work(job, session) -> what the loop is given of a job; a function of a module.
         threads: Of a worker; 0 shares the machine's cores among its workers.
         notices: Handle of the actor `Notices`.
     """
 
-    jobs: Sequence[Job]
+    jobs: Sequence[AnyJob]
+    work: Callable[[Any, Session], Work[Any]]
     threads: int
     notices: Any
+
+
+def work_on_ray_rows(job: Job, session: Session) -> Work[GenerativeModel]:
+    """A model on its data set, whose rows Ray Data reads."""
+    return work_on_rows(job, lambda job, first_row: ray_rows(job, first_row, session.rank, session.world), session)
 
 
 def train_worker(config: dict[str, Assignment]) -> Outcome:
@@ -107,7 +116,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
                 if rank == 0:
                     ray.get(notices.turn.remote())
                 with WorkerLog(job.directory, rank, world, orderly=Halted):
-                    run_job(job, lambda job, first_row: ray_rows(job, first_row, rank, world), session)
+                    run(assignment.work(job, session), session)
         except Halted:
             return Outcome(moves=ray.get(notices.moves.remote()))
         except REFUSED as error:

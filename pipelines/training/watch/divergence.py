@@ -89,8 +89,9 @@ def risen(first: HeldOut, last: HeldOut, unit: str) -> str:
     most = first.nelbo + HELD_OUT_ERRORS * math.hypot(first.se, last.se)
     if last.nelbo <= most:
         return ""
+    of = "of the paths" if last.others else "on held-out rows"
     return (
-        f"the NELBO on held-out rows, {last.nelbo:.3f} {unit}, is above that of the first step, {first.nelbo:.3f}, by more "
+        f"the NELBO {of}, {last.nelbo:.3f} {unit}, is above that of the first step, {first.nelbo:.3f}, by more "
         f"than {HELD_OUT_ERRORS:g} standard errors"
     )
 

@@ -20,17 +20,14 @@ POLL_SECONDS = 0.5
 def line(training: Training, record: Record) -> str:
     """A record as a line: step, loss terms, held-out NELBO, speed, data wait, time left."""
     where = f"{training.directory.name}  {record.phase:<11} {record.step:>6}/{training.train.steps}"
-    held_out = (
-        f"held out {record.held_out.nelbo:.3f} +- {record.held_out.se:.3f} {record.unit}" if record.held_out else ""
-    )
     if not record.trained:
-        return f"{where}  {held_out}"
+        return f"{where}  {record.measured}"
     minutes, seconds = divmod(int(record.eta_s), 60)
     hours, minutes = divmod(minutes, 60)
     left = f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
     skipped = f"  skipped {record.skipped}" if record.skipped else ""
     speed = f"{record.images_per_s:.0f} {record.rows}/s  wait {record.data_wait:.0%}  left {left}{skipped}"
-    return "  ".join(filter(None, [where, _loss(record), held_out, speed]))
+    return "  ".join(filter(None, [where, _loss(record), record.measured, speed]))
 
 
 def measured_line(training: Training, record: Measured) -> str:

@@ -16,7 +16,7 @@ from pipelines.runs.hardware import read_hardware
 from pipelines.runs.job import Training, read_metrics
 from pipelines.runs.record import Record
 
-__all__ = ["summary"]
+__all__ = ["seconds_taken", "summary"]
 
 
 def summary(training: Training, restarts: int = 0) -> str:
@@ -51,6 +51,16 @@ def summary(training: Training, restarts: int = 0) -> str:
     if restarts:
         said.append(f"workers began again {restarts} time{'s' * (restarts > 1)}")
     return "; ".join(said)
+
+
+def seconds_taken(training: Training) -> float:
+    """The time of a whole training, over all commands that went on with it."""
+    last, whole = 0, 0.0
+    for record in read_metrics(training.directory):
+        if record.images_per_s:
+            whole += (record.step - last) * training.train.batch_size / record.images_per_s
+        last = record.step
+    return whole
 
 
 def _each(training: Training, speed: float) -> str:
