@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import final
 
 from indm_core.pis.targets import (
@@ -56,6 +57,10 @@ class TargetConfig(ABC):
         Raises:
             ValueError: data of it that cannot be had, or a target of the user's that is none.
         """
+
+    def settled(self) -> TargetConfig:
+        """It with absolute paths: workers run elsewhere than the command."""
+        return self
 
     def defined(self) -> Sequence[Defined]:
         """The files of the user's that take part in it."""
@@ -233,12 +238,15 @@ class LogisticConfig(TargetConfig):
     file: str = ""
     label: str = "label"
 
+    def settled(self) -> TargetConfig:
+        return replace(self, file=_absolute(self.file))
+
     def build(self) -> Target:
         if not self.file:
             raise ValueError(
                 "file: a logistic regression is of a table; give --target.file TABLE.csv and --label COLUMN"
             )
-        return logistic(local_path(self.file, "--target.file"), self.label)
+        return logistic(Path(self.file), self.label)
 
 
 @final
@@ -258,6 +266,13 @@ class LGCPConfig(TargetConfig):
     grid: int = 40
     whitened: bool = True
 
+    def settled(self) -> TargetConfig:
+        return replace(self, file=_absolute(self.file))
+
     def build(self) -> Target:
-        positions = points(local_path(self.file, "--target.file"), self.window) if self.file else pines()
+        positions = points(Path(self.file), self.window) if self.file else pines()
         return LGCP(positions, self.grid, whitened=self.whitened)
+
+
+def _absolute(file: str) -> str:
+    return str(local_path(file, "--target.file").resolve()) if file else ""

@@ -12,6 +12,7 @@ At every `validate_every` steps the averaged control draws `PATHS` paths, the sa
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import repeat
 from pathlib import Path
@@ -48,6 +49,7 @@ def job_for(run: PISRun, launch: Workers, root: Path, start_from: str = "") -> P
     Raises:
         ValueError: a target that cannot be trained on, particles that the workers cannot share, or a directory of another run.
     """
+    run = replace(run, target=run.target.settled())
     check_shares(run.train, launch)
     least = run.train.batch_size // (launch.workers * run.train.accumulate)
     if least < 2:

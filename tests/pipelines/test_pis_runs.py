@@ -234,6 +234,14 @@ def test_a_recipe_survives_its_document(name):
     assert rebuild(*arguments) == run
 
 
+def test_the_file_of_a_table_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "table.csv").write_text("a,label\n1.5,0\n2,1\n0.5,0\n")
+    monkeypatch.chdir(tmp_path)
+    target = override(find_density("logistic")(), {"target.file": "table.csv"}).target.settled()
+    monkeypatch.chdir("/")
+    assert target.build().dim == 2
+
+
 def test_the_volatility_is_given_or_follows_from_the_variance():
     run = find_density("nine_modes")()
     assert run.volatility**2 * run.t_max == pytest.approx(25)
