@@ -86,3 +86,8 @@ def test_what_is_no_regression_is_refused(tmp_path: Path, text: str, label: str,
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         logistic(file, label)
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path):
+    with pytest.raises(ValueError, match=r"none\.csv: no such file; mend the name"):
+        logistic(tmp_path / "none.csv", "label")

@@ -105,7 +105,7 @@ def test_commands_are_understood(page, line):
         part in word for word in (*names, *given.values()) for part in (".py", ".json")
     )  # of a file that is not there
     status, options = told(
-        script, *(words if script in ("train", "sweep") and not own else ())
+        script, *(words if script in ("train", "sweep", "pis") and not own else ())
     )  # its help depends on the options
     assert status == 0
     assert [option for option in given if meant(option, options) != 1] == []

@@ -174,6 +174,8 @@ def _opened(file: Path, form: Form) -> Iterator[_Lines]:
     try:
         with lines:
             yield lines
+    except FileNotFoundError:
+        raise ValueError(f"{file}: no such file; mend the name") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ValueError(
             f"{file}: not a readable text table after line {lines.whole} ({one_line(error)}); save it as UTF-8 CSV"
