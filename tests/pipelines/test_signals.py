@@ -344,10 +344,12 @@ def test_workers_begin_where_the_first_one_does(first_begins, monkeypatch):
     monkeypatch.setattr(worker, "broadcast_from_rank_zero", lambda value: (not first_begins, 0))
     monkeypatch.setattr(worker, "Machine", lambda uri: nullcontext())
     monkeypatch.setattr(worker, "WorkerLog", lambda directory, rank, world, orderly: nullcontext())
-    monkeypatch.setattr(worker, "run_job", lambda job, rows, session: begun.append(job))
+    monkeypatch.setattr(worker, "run", lambda work, session: begun.append(work))
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
     job: Any = SimpleNamespace(directory=Path())
-    assignment = worker.Assignment(jobs=(job,), threads=torch.get_num_threads(), notices=handle)
+    assignment = worker.Assignment(
+        jobs=(job,), work=lambda job, session: job, threads=torch.get_num_threads(), notices=handle
+    )
     worker.train_worker({"assignment": assignment})
     assert begun == ([job] if first_begins else [])
 
