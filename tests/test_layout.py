@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,7 @@ WHEN_CALLED = {"indm_core/model/base.py": {"draw", "likelihood"}}
 """A model's methods are thin over functions of a model, which stand above it."""
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Dotted names of the modules that a file imports, the names of its TYPE_CHECKING branches included."""
     names = set()
