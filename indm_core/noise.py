@@ -15,7 +15,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "branch", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
+__all__ = ["Noise", "branch", "one_stream", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
 
 Noise = torch.Generator | Sequence[torch.Generator] | None
 
@@ -55,6 +55,17 @@ def branch(generator: Noise) -> Noise:
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         return torch.Generator(generator.device).manual_seed(int(seed))
     return [g for one in generator if isinstance(g := branch(one), torch.Generator)]
+
+
+def one_stream(generator: Noise) -> torch.Generator | None:
+    """The generator of what draws for all samples together.
+
+    Raises:
+        ValueError: a generator for each sample.
+    """
+    if generator is None or isinstance(generator, torch.Generator):
+        return generator
+    raise ValueError(f"generator: {len(generator)} generators, one per sample, but the samples are mixed; give one")
 
 
 def rademacher_like(u: Tensor, generator: Noise = None) -> Tensor:

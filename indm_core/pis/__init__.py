@@ -19,6 +19,7 @@ from indm_core.pis.estimates import (
 )
 from indm_core.pis.exact import MixtureControl, MonteCarloControl
 from indm_core.pis.modes import mode_shares, modes_covered
+from indm_core.pis.paths import WeightedPaths
 from indm_core.pis.resampling import ResampledPaths
 from indm_core.pis.sampler import PathIntegralSampler
 from indm_core.pis.targets import Target, score
@@ -38,6 +39,7 @@ __all__ = [
     "PathIntegralSampler",
     "ResampledPaths",
     "Target",
+    "WeightedPaths",
     "effective_count",
     "ess",
     "eubo",

@@ -46,7 +46,7 @@ def optimal_paths(
     check_count(num=num)
     if not target.exact:
         raise ValueError(
-            f"target {type(target).__name__} has no exact samples, from which optimal paths begin; the ELBO needs none"
+            f"target {target.name} has no exact samples, from which optimal paths begin; the ELBO needs none"
         )
     path = sampler.path(target, num_steps)
     x_T = target.sample(num, generator).to(sampler.begin(1))

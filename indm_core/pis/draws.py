@@ -9,7 +9,7 @@ from typing import Protocol, final, runtime_checkable
 from torch import Tensor
 
 from indm_core.noise import Noise
-from indm_core.pis.estimates import Estimate, effective_count
+from indm_core.pis.estimates import Estimate, effective_count, log_z, log_z_bound
 from indm_core.pis.targets.base import Target
 
 __all__ = ["Counted", "Draws", "Method"]
@@ -35,6 +35,11 @@ class Draws:
     bound: Estimate = UNKNOWN
     evaluations: int
 
+    @classmethod
+    def independent(cls, x: Tensor, log_w: Tensor, evaluations: int) -> Draws:
+        """Of samples that are independent and weigh Z in the mean."""
+        return cls(x=x, log_w=log_w, log_z=log_z(log_w), bound=log_z_bound(log_w), evaluations=evaluations)
+
     def ess_per_evaluation(self) -> float:
         """Effective samples (`effective_count`) per evaluation of the target; nan where the method gives no log Z."""
         return effective_count(self.log_z, len(self.x)) / self.evaluations
@@ -58,7 +63,8 @@ class Counted(Target):
     def __init__(self, target: Target) -> None:
         super().__init__()
         self.target, self.evaluations = target, 0
-        self.dim, self.log_z, self.exact, self.modes = target.dim, target.log_z, target.exact, target.modes
+        self.name, self.dim, self.log_z = target.name, target.dim, target.log_z
+        self.exact, self.modes = target.exact, target.modes
 
     def log_prob(self, x: Tensor) -> Tensor:
         self.evaluations += len(x)

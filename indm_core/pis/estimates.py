@@ -32,9 +32,21 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, rand
-from indm_core.shapes import Float, Int
+from indm_core.shapes import Bool, Float, Int
 
-__all__ = ["Estimate", "effective_count", "ess", "eubo", "forward_ess", "log_ess", "log_z", "log_z_bound", "resampled"]
+__all__ = [
+    "Estimate",
+    "effective_count",
+    "ess",
+    "eubo",
+    "forward_ess",
+    "log_ess",
+    "log_mean",
+    "log_z",
+    "log_z_bound",
+    "renewed",
+    "resampled",
+]
 
 
 class Estimate(NamedTuple):
@@ -44,10 +56,15 @@ class Estimate(NamedTuple):
     se: float
 
 
+def log_mean(log_w: Float[Tensor, "*batch n"]) -> Float[Tensor, "*batch"]:
+    """The logarithm of the mean weight of each row."""
+    return torch.logsumexp(log_w, -1) - math.log(log_w.shape[-1])
+
+
 def log_z(log_w: Float[Tensor, " n"]) -> Estimate:
     """The logarithm of the mean weight; the error is that of the mean, by the delta method: sd(w) / (mean(w) sqrt(n))."""
     log_w = log_w.double()
-    value = torch.logsumexp(log_w, 0) - math.log(len(log_w))
+    value = log_mean(log_w)
     return Estimate(float(value), _se((log_w - value).exp()))
 
 
@@ -96,3 +113,21 @@ def resampled(log_w: Float[Tensor, "*batch n"], num: int, generator: Noise = Non
     share = (log_w.double() - log_w.amax(-1, keepdim=True)).exp().cumsum(-1).reshape(-1, n)
     places = (torch.arange(num, device=log_w.device) + rand(len(share), log_w, generator)[:, None]) / num
     return torch.searchsorted(share / share[:, -1:], places).clamp(max=n - 1).reshape(*batch, num)
+
+
+def renewed(
+    log_w: Float[Tensor, "r n"], share: float, generator: Noise = None
+) -> tuple[Int[Tensor, "r n"], Bool[Tensor, "r 1"]]:
+    """Resamples the rows whose ESS is below a share; a row of no weight has none, and stays.
+
+    What is resampled takes the mean weight of its row, so that the mean stays.
+
+    Returns:
+        Which of all r n samples, counted row by row, each becomes; and whether its row was resampled.
+    """
+    num_rows, n = log_w.shape
+    index = torch.arange(num_rows * n, device=log_w.device).reshape(num_rows, n)
+    poor = log_ess(log_w).exp() < share
+    if poor.any():
+        index[poor] = index[poor, :1] + resampled(log_w[poor], n, generator)
+    return index, poor[:, None]

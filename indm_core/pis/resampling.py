@@ -32,7 +32,6 @@ References:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import final
@@ -40,9 +39,9 @@ from typing import final
 import torch
 from torch import Tensor
 
-from indm_core.noise import Noise, randn_like
+from indm_core.noise import Noise, one_stream, randn_like
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import log_ess, log_z, log_z_bound, resampled
+from indm_core.pis.estimates import log_mean, log_z, log_z_bound, renewed
 from indm_core.pis.sampler import PathIntegralSampler
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count
@@ -102,32 +101,26 @@ class ResampledPaths:
                 f"num={num} paths for {self.num_groups} populations: give a multiple of {self.num_groups}, from "
                 f"{2 * self.num_groups}"
             )
-        if not (generator is None or isinstance(generator, torch.Generator)):
-            raise ValueError(f"generator: {len(generator)} streams, but resampling mixes the paths; give one stream")
-        counted = Counted(target)
+        counted, stream = Counted(target), one_stream(generator)
         path = self.sampler.path(counted, self.num_steps)
         x = self.sampler.begin(num)
         v, num_steps = x.new_zeros(num), len(path.scale)
         for i, (scale, rate) in enumerate(zip(path.scale, path.rate, strict=True)):
-            u, eps = path.f(i, x), randn_like(x, generator)
+            u, eps = path.f(i, x), randn_like(x, stream)
             v = v - (0.5 * path.step * u.square() + rate * u * eps).sum(1)
             x = x + scale * (eps + rate * u)
             lam = self.schedule((i + 1) / num_steps)
             if i + 1 < num_steps and lam and self.share:
-                self._resample(x, v, -lam * path.end(x), generator)
+                x, v = self._resampled(x, v, -lam * path.end(x), stream)
         log_w = v - path.end(x)
-        populations = log_w.double().reshape(self.num_groups, -1)
-        found = torch.logsumexp(populations, 1) - math.log(populations.shape[1])
+        found = log_mean(log_w.double().reshape(self.num_groups, -1))
         evaluations, bound = counted.evaluations, log_z_bound(found)
         return Draws(x=x, log_w=log_w, log_z=log_z(found), bound=bound, evaluations=evaluations)
 
-    def _resample(self, x: Tensor, v: Tensor, log_phi: Tensor, generator: Noise) -> None:
-        """Renews, in place, x and v of the populations of which too few paths count."""
+    def _resampled(self, x: Tensor, v: Tensor, log_phi: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
+        """x and v, renewed in the populations of which too few paths count."""
         log_w = (v + log_phi).reshape(self.num_groups, -1)
-        poor = (log_ess(log_w) < math.log(self.share)).nonzero()
-        if len(poor):
-            log_w, size = log_w[poor[:, 0]], log_w.shape[1]
-            own = (poor * size + torch.arange(size, device=x.device)).flatten()
-            chosen = (poor * size + resampled(log_w, size, generator)).flatten()
-            mean = torch.logsumexp(log_w, 1, keepdim=True) - math.log(size)
-            x[own], v[own] = x[chosen], mean.expand_as(log_w).flatten() - log_phi[chosen]
+        index, poor = renewed(log_w, self.share, generator)
+        index, poor = index.flatten(), poor.expand_as(log_w).flatten()
+        mean = log_mean(log_w)[:, None].expand_as(log_w).flatten()
+        return x[index], torch.where(poor, mean - log_phi[index], v)

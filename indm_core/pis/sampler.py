@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -36,7 +37,7 @@ from torch.utils.checkpoint import checkpoint
 from indm_core.adjoint import Path, mean_by_adjoint
 from indm_core.model.base import Losses, Trainable
 from indm_core.noise import Noise, randn_like
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import Target, like, log_mu
 from indm_core.ranges import check_count, check_positive
 from indm_core.shapes import Float
 
@@ -82,18 +83,9 @@ class ControlledPath(Path):
         return u, torch.stack([0.5 * self.step * u.square().sum(1), zero])
 
     def end(self, x: Tensor) -> Tensor:
-        """Psi(x) = log mu^0(x) - log mu^(x).
-
-        Raises:
-            ValueError: log mu^ of another shape.
-        """
-        log_mu = self.log_prob(x)
-        if log_mu.shape != (len(x),):
-            raise ValueError(
-                f"target: log_prob gave the shape {tuple(log_mu.shape)} for x of {tuple(x.shape)}; it gives ({len(x)},)"
-            )
+        """Psi(x) = log mu^0(x) - log mu^(x)."""
         log_mu_0 = -0.5 * (x.square() / self.var + math.log(2 * math.pi * self.var)).sum(1)
-        return log_mu_0 - log_mu
+        return log_mu_0 - self.log_prob(x)
 
     def log_ratio(self, steps: range, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         """sqrt(D) u.z - D/2 |u|^2, and D/2 |u|^2, of steps from x by increments z, stacked one step after the other."""
@@ -153,7 +145,7 @@ class PathIntegralSampler(Trainable):
             return self.control(t, x, target=target, t_max=self.t_max, g=self.g)
 
         num_steps = num_steps or self.num_steps
-        return ControlledPath(control, target.log_prob, t_max=self.t_max, g=self.g, num_steps=num_steps)
+        return ControlledPath(control, partial(log_mu, target), t_max=self.t_max, g=self.g, num_steps=num_steps)
 
     def forward(self, x: Any, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The losses of as many paths as the number x.
@@ -231,8 +223,7 @@ class PathIntegralSampler(Trainable):
 
     def begin(self, num: int) -> Float[Tensor, "num d"]:
         """The beginnings of paths, all 0, of the control's dtype and on its device."""
-        tensors = (t for t in (*self.control.parameters(), *self.control.buffers()) if t.is_floating_point())
-        return next(tensors, torch.zeros(())).new_zeros(num, self.dim)
+        return like(self.control).new_zeros(num, self.dim)
 
     def evaluations(self) -> dict[str, int]:
         again = 2 if self.loss == "log-variance" or self.gradient != "autograd" else 1

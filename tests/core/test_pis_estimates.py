@@ -132,7 +132,7 @@ def test_paths_that_do_not_fill_populations_and_streams_per_path_are_refused():
     for num in (10, 25):
         with pytest.raises(ValueError, match=f"num={num} paths"):
             method(law, num)
-    with pytest.raises(ValueError, match="20 streams"):
+    with pytest.raises(ValueError, match="20 generators, one per sample"):
         method(law, 20, generator=seeded(range(20)))
 
 

@@ -11,9 +11,9 @@ from densities import Mixture, Undefined, bridge, gaussian, modes
 from problems import rng
 from scipy import stats
 
+from indm_core.pis.annealing.dual_averaging import DualAveraging
+from indm_core.pis.annealing.hamiltonian import leapfrog
 from indm_core.pis.baselines import HMC, HMCMoves, RandomWalkMoves
-from indm_core.pis.baselines.dual_averaging import DualAveraging
-from indm_core.pis.baselines.hmc import leapfrog
 from indm_core.pis.baselines.tempering import exchanged, placed
 
 F64 = torch.float64

@@ -28,9 +28,9 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, rand, randn_like
-from indm_core.pis.baselines.points import evaluated
+from indm_core.pis.annealing import evaluated
 from indm_core.pis.draws import Counted, Draws, Method
-from indm_core.pis.estimates import log_z, log_z_bound, resampled
+from indm_core.pis.estimates import resampled
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count
 from indm_core.shapes import Float
@@ -179,10 +179,4 @@ class Fitted:
         x = mixture.sample(num, generator).to(given.x)
         counted = Counted(target)
         log_w = evaluated(counted, x, gradient=False).log_mu.double() - mixture.log_prob(x.double())
-        return Draws(
-            x=x,
-            log_w=log_w,
-            log_z=log_z(log_w),
-            bound=log_z_bound(log_w),
-            evaluations=given.evaluations + counted.evaluations,
-        )
+        return Draws.independent(x, log_w, given.evaluations + counted.evaluations)

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, rand
-from indm_core.pis.baselines.bridge import Bridge
+from indm_core.pis.annealing import Bridge
 from indm_core.pis.draws import Counted, Draws
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count, check_positive

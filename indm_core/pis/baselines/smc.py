@@ -33,11 +33,9 @@ from torch import Tensor
 
 from indm_core.errors import ConvergenceError
 from indm_core.noise import Noise
-from indm_core.pis.baselines.bridge import Bridge, Moves
-from indm_core.pis.baselines.hmc import HMCMoves
-from indm_core.pis.baselines.points import Points
+from indm_core.pis.annealing import Bridge, HMCMoves, Moves, Points
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import ess, log_z, resampled
+from indm_core.pis.estimates import log_mean, log_z, renewed
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count, check_not_negative, check_positive
 from indm_core.shapes import Float
@@ -170,22 +168,12 @@ class SMC:
             rise = self.temperatures.rise(level, left, log_w, gain)
             log_w, left, level = log_w + _increment(rise, gain), left - rise, level + 1
             _check_weights(log_w, self.sigma)
-            index, log_w = self._resampled(log_w, generator)
-            points, log_step = self._moved(bridge, points[index], 1 - left, log_step, generator)
-        runs = torch.logsumexp(log_w, 1) - math.log(size)
+            index, poor = renewed(log_w, self.resample_below, generator)
+            log_w = torch.where(poor, log_mean(log_w)[:, None], log_w)
+            points, log_step = self._moved(bridge, points[index.flatten()], 1 - left, log_step, generator)
+        runs = log_mean(log_w)
         x, log_w = points.x[:num], log_w.flatten()[:num]
         return Draws(x=x, log_w=log_w, log_z=log_z(runs), evaluations=counted.evaluations)
-
-    def _resampled(self, log_w: Tensor, generator: Noise) -> tuple[Tensor, Tensor]:
-        """Which particle each one becomes, (r n,), and the weights after that."""
-        num_runs, size = log_w.shape
-        index = torch.arange(num_runs * size, device=log_w.device).reshape(num_runs, size)
-        after = log_w.clone()
-        for r, run in enumerate(log_w):
-            if ess(run) < self.resample_below:
-                index[r] = r * size + resampled(run, size, generator)
-                after[r] = torch.logsumexp(run, 0) - math.log(size)
-        return index.flatten(), after
 
     def _moved(
         self, bridge: Bridge, points: Points, beta: Tensor, log_step: Tensor, generator: Noise

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from indm_core.errors import ConvergenceError
 from indm_core.noise import Noise
-from indm_core.pis.baselines.bridge import Bridge
+from indm_core.pis.annealing import Bridge
 from indm_core.pis.draws import Counted, Draws
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count, check_positive

@@ -31,12 +31,10 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, rand_like
-from indm_core.pis.baselines.bridge import Bridge, Moves
-from indm_core.pis.baselines.dual_averaging import DualAveraging
-from indm_core.pis.baselines.hmc import HMCMoves
-from indm_core.pis.baselines.points import Points
+from indm_core.pis.annealing import Bridge, HMCMoves, Moves, Points
+from indm_core.pis.annealing.dual_averaging import DualAveraging
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import Estimate
+from indm_core.pis.estimates import Estimate, log_mean
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count, check_positive
 from indm_core.shapes import Bool, Float
@@ -68,13 +66,12 @@ def placed(beta: Float[Tensor, " k"], rejected: Float[Tensor, " k-1"]) -> Float[
     return found
 
 
-def stepping_stones(log_mean: Float[Tensor, "k c"]) -> Estimate:
+def stepping_stones(log_v: Float[Tensor, "k c"]) -> Estimate:
     """log Z and its error from log mean_t v_{k,c,t}."""
-    log_mean = log_mean.double()
-    num_replicas = log_mean.shape[1]
-    stones = torch.logsumexp(log_mean, 1) - math.log(num_replicas)
-    spread = (log_mean - stones[:, None]).exp().sum(0).std()
-    return Estimate(float(stones.sum()), float(spread) / math.sqrt(num_replicas))
+    log_v = log_v.double()
+    stones = log_mean(log_v)
+    spread = (log_v - stones[:, None]).exp().sum(0).std()
+    return Estimate(float(stones.sum()), float(spread) / math.sqrt(log_v.shape[1]))
 
 
 @final

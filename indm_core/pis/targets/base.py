@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
-__all__ = ["Target", "score"]
+__all__ = ["Target", "like", "log_mu", "score"]
 
 
 class Target(nn.Module, ABC):
@@ -22,12 +22,14 @@ class Target(nn.Module, ABC):
     constants are not part of a saved state: it is built anew, never loaded.
 
     Attributes:
+        name: What errors call it: its class, or that of the target that it asks.
         dim: d.
         log_z: log Z in nats, where it is known in closed form or by quadrature; else nan.
         exact: Whether `sample` gives exact samples.
         modes: Centres (m, d) whose neighbourhoods are counted as modes; m = 0 where none are named.
     """
 
+    name: str
     dim: int
     log_z: float = math.nan
     exact: bool = False
@@ -35,6 +37,7 @@ class Target(nn.Module, ABC):
 
     def __init__(self) -> None:
         super().__init__()
+        self.name = type(self).__name__
         self.keep(modes=torch.empty(0, 0, dtype=torch.float64))
 
     def keep(self, **constants: Tensor) -> None:
@@ -52,7 +55,28 @@ class Target(nn.Module, ABC):
         Raises:
             ValueError: there is no way to draw them.
         """
-        raise ValueError(f"{type(self).__name__} has no exact samples; ask one whose `exact` is true")
+        raise ValueError(f"{self.name} has no exact samples; ask one whose `exact` is true")
+
+
+def log_mu(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+    """log mu^(x), nats.
+
+    Raises:
+        ValueError: of another shape.
+    """
+    found = target.log_prob(x)
+    if found.shape != (len(x),):
+        raise ValueError(
+            f"target {target.name}: log_prob gave the shape {tuple(found.shape)} for x of {tuple(x.shape)}; "
+            f"it gives ({len(x)},)"
+        )
+    return found
+
+
+def like(module: nn.Module) -> Tensor:
+    """A tensor of the dtype and on the device of a module's constants and weights; of the default ones where it has none."""
+    tensors = (t for t in (*module.buffers(), *module.parameters()) if t.is_floating_point())
+    return next(tensors, torch.zeros(()))
 
 
 def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Float[Tensor, "n d"]:
@@ -64,10 +88,10 @@ def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Fl
     # inside an activation checkpoint its hooks would compute all steps before this one anew for this gradient
     with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(_itself, _itself):
         given = x.detach().requires_grad_()
-        log_prob = target.log_prob(given)
+        log_prob = log_mu(target, given)
         if not log_prob.requires_grad:
             raise ValueError(
-                f"target {type(target).__name__}: log_prob has no gradient in x; give --control nn and --loss log-variance, "
+                f"target {target.name}: log_prob has no gradient in x; give --control nn and --loss log-variance, "
                 "which ask for none"
             )
         (found,) = torch.autograd.grad(log_prob.sum(), given)

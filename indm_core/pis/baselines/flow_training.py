@@ -9,10 +9,11 @@ from torch import Tensor, nn
 
 from indm_core.errors import NonFiniteLossError
 from indm_core.flow import Flow
-from indm_core.noise import Noise, branch
+from indm_core.noise import branch
+from indm_core.shapes import Float
 from indm_core.training import AdamW
 
-__all__ = ["Build", "adam", "built", "check_training", "minimised", "one_stream"]
+__all__ = ["Build", "adam", "built", "check_training", "finite", "minimised"]
 
 Build = Callable[[int], Flow]
 """d -> a flow of vectors (d,)."""
@@ -36,17 +37,17 @@ def check_training(optimiser: AdamW, num_steps: int) -> None:
         optimiser.check_steps(num_steps)
 
 
-def one_stream(generator: Noise) -> torch.Generator | None:
-    """The generator of a method that trains.
+def finite(x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """Points that a flow or a step of it gave.
 
     Raises:
-        ValueError: a generator for each sample.
+        NonFiniteLossError: they are not finite, which is no fault of the target.
     """
-    if generator is None or isinstance(generator, torch.Generator):
-        return generator
-    raise ValueError(
-        f"generator: {len(generator)} generators, one per sample; what is trained on many samples takes a single one"
-    )
+    if not x.isfinite().all():
+        raise NonFiniteLossError(
+            "a flow gave points that are not finite; lower lr or clip, or begin with a smaller step"
+        )
+    return x
 
 
 def built(build: Build, dim: int, like: Tensor, generator: torch.Generator | None) -> Flow:

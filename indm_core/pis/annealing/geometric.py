@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from indm_core.noise import Noise, rand_like, randn_like
-from indm_core.pis.baselines.points import Points, evaluated, like
+from indm_core.pis.annealing.points import Points, evaluated
 from indm_core.pis.draws import Counted
+from indm_core.pis.targets.base import like
 from indm_core.shapes import Bool, Float
 
 __all__ = ["Bridge", "Moves", "metropolis"]
@@ -44,10 +45,13 @@ class Bridge:
     sigma: float
     gradient: bool = True
 
+    def drawn(self, num: int, generator: Noise) -> Float[Tensor, "num d"]:
+        """Draws of pi_0, at which the target is not asked."""
+        return self.sigma * randn_like(like(self.target).new_empty(num, self.target.dim), generator)
+
     def begin(self, num: int, generator: Noise) -> Points:
         """Points drawn from pi_0."""
-        x = randn_like(like(self.target).new_empty(num, self.target.dim), generator)
-        return self.at(self.sigma * x)
+        return self.at(self.drawn(num, generator))
 
     def at(self, x: Float[Tensor, "n d"], lost: Bool[Tensor, " n"] | None = None) -> Points:
         """See `evaluated`."""
@@ -55,18 +59,19 @@ class Bridge:
 
     def gain(self, points: Points) -> Float[Tensor, " n"]:
         """L(x)."""
-        return points.log_mu - self._log_start(points.x)
+        return points.log_mu - self.log_start(points.x)
 
     def log_prob(self, points: Points, beta: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log pi_beta(x); where beta = 0, a density that is 0 has no say."""
         log_mu = torch.where(beta > 0, beta * points.log_mu, 0)
-        return (1 - beta) * self._log_start(points.x) + log_mu
+        return (1 - beta) * self.log_start(points.x) + log_mu
 
     def score(self, points: Points, beta: Float[Tensor, " n"]) -> Float[Tensor, "n d"]:
         """grad log pi_beta(x)."""
         return beta[:, None] * points.score - (1 - beta)[:, None] * points.x / self.sigma**2
 
-    def _log_start(self, x: Tensor) -> Tensor:
+    def log_start(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """log pi_0(x), nats."""
         return -0.5 * (x.square() / self.sigma**2 + math.log(2 * math.pi * self.sigma**2)).sum(1)
 
 

@@ -1,6 +1,8 @@
 r"""Points with what the target says there: log mu^(x) and its gradient, from one evaluation each.
 
-Whoever keeps the points keeps both, so that a move, a weight or a change of temperature asks the target nothing twice.
+Whoever keeps the points keeps both, so that a move, a weight or a change of temperature asks the target nothing twice. Points
+that carry a graph, as those that a flow gives in training, keep it: log mu^ and the score are then functions of x, the score by
+a second derivative. All others are detached.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ import torch
 from torch import Tensor
 
 from indm_core.pis.draws import Counted
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import log_mu
 from indm_core.shapes import Bool, Float, Int
 
-__all__ = ["Points", "evaluated", "like"]
+__all__ = ["Points", "evaluated"]
 
 
 @final
@@ -75,53 +77,33 @@ def evaluated(
     Raises:
         ValueError: log mu^ is nan or +inf elsewhere, has another shape, or has no gradient.
     """
-    finite = x.isfinite().all(1)
-    given = torch.where(finite[:, None], x, 0).detach().requires_grad_(gradient)
-    with torch.set_grad_enabled(gradient):
-        log_mu = target.log_prob(given)
-    _check_shape(target, log_mu, x)
-    score = _score(target, log_mu, given) if gradient else torch.zeros_like(x)
-    log_mu = torch.where(finite, log_mu.detach(), -math.inf)
-    wrong = log_mu.isnan() | (log_mu == math.inf) | (score.isnan().any(1) & (log_mu > -math.inf))
+    graph = torch.is_grad_enabled() and x.requires_grad
+    known = x.isfinite().all(1)
+    given = torch.where(known[:, None], x, 0)
+    given = given if graph else given.detach().requires_grad_(gradient)
+    with torch.set_grad_enabled(graph or gradient):
+        found = log_mu(target, given)
+        total = found.sum()
+    if (graph or gradient) and not found.requires_grad:
+        raise ValueError(
+            f"target {target.name}: log_prob has no gradient in x; SMC and ParallelTempering ask for none with "
+            "moves=RandomWalkMoves(), nor do path integral samplers with NetworkControl and loss='log-variance'"
+        )
+    score = torch.zeros_like(x)
+    if gradient:
+        (score,) = torch.autograd.grad(total, given, create_graph=graph)
+    found = torch.where(known, found if graph else found.detach(), -math.inf)
+    wrong = found.isnan() | (found == math.inf) | (score.isnan().any(1) & (found > -math.inf))
     refused = wrong if lost is None else wrong & ~lost
     if refused.any():
         i = int(refused.nonzero()[0])
+        slope = f" with the gradient {_few(score[i])}" if gradient else ""
         raise ValueError(
-            f"target {_name(target)}: log_prob gave {float(log_mu[i])} with the gradient {_few(score[i])} "
-            f"at x = {_few(x[i])}; give a number there, or -inf where the density is 0"
+            f"target {target.name}: log_prob gave {float(found[i])}{slope} at x = {_few(x[i])}; give a number there, or "
+            "-inf where the density is 0"
         )
-    log_mu = torch.where(wrong, -math.inf, log_mu)
-    return Points(x=x, log_mu=log_mu, score=torch.where((log_mu > -math.inf)[:, None], score, 0))
-
-
-def like(target: Target) -> Tensor:
-    """A tensor of the dtype and on the device of a target's constants; of the default ones where it has none."""
-    tensors = (t for t in (*target.buffers(), *target.parameters()) if t.is_floating_point())
-    return next(tensors, torch.zeros(()))
-
-
-def _score(target: Counted, log_mu: Tensor, given: Tensor) -> Tensor:
-    if not log_mu.requires_grad:
-        raise ValueError(
-            f"target {_name(target)}: log_prob has no gradient in x; SMC and ParallelTempering ask for none with "
-            "moves=RandomWalkMoves()"
-        )
-    return torch.autograd.grad(log_mu.sum(), given)[0]
-
-
-def _check_shape(target: Counted, log_mu: Tensor, x: Tensor) -> None:
-    if log_mu.shape != (len(x),):
-        raise ValueError(
-            f"target {_name(target)}: log_prob gave the shape {tuple(log_mu.shape)} for x of {tuple(x.shape)}; "
-            f"it gives ({len(x)},)"
-        )
-
-
-def _name(target: Counted) -> str:
-    asked: Target = target
-    while isinstance(asked, Counted):
-        asked = asked.target
-    return type(asked).__name__
+    found = torch.where(wrong, -math.inf, found)
+    return Points(x=x, log_mu=found, score=torch.where((found > -math.inf)[:, None], score, 0))
 
 
 def _few(x: Tensor) -> str:

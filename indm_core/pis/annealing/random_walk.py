@@ -14,8 +14,8 @@ from typing import final
 from torch import Tensor
 
 from indm_core.noise import Noise, randn_like
-from indm_core.pis.baselines.bridge import Bridge, metropolis
-from indm_core.pis.baselines.points import Points
+from indm_core.pis.annealing.geometric import Bridge, metropolis
+from indm_core.pis.annealing.points import Points
 
 __all__ = ["RandomWalkMoves"]
 

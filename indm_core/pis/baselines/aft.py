@@ -1,10 +1,10 @@
 r"""Annealed flow transport (AFT): particles that a flow carries from each annealed density to the next.
 
-Particles begin at N(0, sigma^2 I) = gamma_0. For k = 1, ..., K, at b = k/K, with gamma_k for gamma_b (see `annealed`),
+Particles begin at N(0, sigma^2 I) = gamma_0. For k = 1, ..., K, with gamma_k for pi_b at b = k/K (see `geometric`),
 
     transport   y = h_k(x),     log w <- log w + log gamma_k(y) + log|det dh_k/dx| - log gamma_{k-1}(x),
     resample    where the effective share of the weights is below a limit,
-    move        by Hamiltonian Monte Carlo, which leaves gamma_k invariant.
+    move        by a kernel that leaves gamma_k invariant.
 
 h_k begins at the identity and goes down KL(h_k gamma_{k-1} | gamma_k), up to a constant, on particles of its own,
 
@@ -22,8 +22,7 @@ independent and of mean Z: `log_z` is the logarithm of their mean, with its stan
 logarithms. To first order this costs no accuracy; a group should have tens of particles.
 
 References:
-    Arbel, Matthews, Doucet 2021, "Annealed flow transport Monte Carlo", Algorithms 1 and 2; Neal 2011, "MCMC using Hamiltonian
-    dynamics".
+    Arbel, Matthews, Doucet 2021, "Annealed flow transport Monte Carlo", Algorithms 1 and 2.
 """
 
 from __future__ import annotations
@@ -37,23 +36,18 @@ import torch
 from torch import Tensor
 
 from indm_core.flow import Flow
-from indm_core.noise import Noise, rand_like, randn_like
+from indm_core.noise import Noise, one_stream
+from indm_core.pis.annealing import Bridge, HMCMoves, Moves, evaluated
+from indm_core.pis.baselines.flow_training import Build, adam, built, check_training, finite, minimised
+from indm_core.pis.baselines.vectors import couplings
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import ess, log_z, log_z_bound, resampled
-from indm_core.pis.flows.annealed import Annealed, Points, check_gradient, gaussian_log_prob, like, log_mu, points
-from indm_core.pis.flows.fitting import Build, adam, built, check_training, minimised, one_stream
-from indm_core.pis.flows.vectors import couplings
+from indm_core.pis.estimates import log_mean, log_z, log_z_bound, renewed
 from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count, check_positive
 from indm_core.shapes import Float
 from indm_core.training import AdamW
 
 __all__ = ["AnnealedFlowTransport"]
-
-WANTED = 0.65
-"""Share of accepted moves, that of an optimal Hamiltonian step."""
-DIVERGED = 1000.0
-"""Rise of the kinetic energy, nats, at which a trajectory is given up."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,13 +68,14 @@ class _Particles:
 
     def means(self) -> Float[Tensor, " groups"]:
         """The log of each group's mean weight."""
-        return torch.stack([_log_mean(self.log_w[rows]) for rows in self.groups])
+        return torch.stack([log_mean(self.log_w[rows]) for rows in self.groups])
 
 
 @final
 @dataclass(frozen=True, kw_only=True)
 class AnnealedFlowTransport:
-    """AFT, trained anew for each call; K (J n + (1 + S L) (n + num)) evaluations, n and J being the training set and its steps.
+    """AFT, trained anew for each call; K (J n + (1 + S L) (n + num)) evaluations with moves of L each, n and J being the
+    training set and its steps.
 
     Args:
         flow: d -> h_k; its log_det must be exact in evaluation mode (see `vectors`), and it should begin at the identity.
@@ -90,8 +85,9 @@ class AnnealedFlowTransport:
         optimiser: Settings.
         share: Groups whose effective share of weights is below it are resampled, in [0, 1].
         num_groups: m; fewer where fewer particles are asked for.
-        num_moves, num_leapfrog: S moves of L leapfrog steps at each temperature.
-        step: Of the first leapfrog; then adapted on the training set.
+        moves: The kernel.
+        num_moves: S, of each particle at each temperature.
+        step: Of the first move; then adapted on the training set.
         sigma: Standard deviation of gamma_0.
 
     Raises:
@@ -105,14 +101,14 @@ class AnnealedFlowTransport:
     optimiser: AdamW = field(default_factory=lambda: adam(lr=1e-3))
     share: float = 0.3
     num_groups: int = 16
+    moves: Moves = field(default_factory=lambda: HMCMoves(jitter=0.0))
     num_moves: int = 1
-    num_leapfrog: int = 10
     step: float = 0.2
     sigma: float = 1.0
 
     def __post_init__(self) -> None:
         check_count(num_temperatures=self.num_temperatures, num_train=self.num_train, num_groups=self.num_groups)
-        check_count(num_moves=self.num_moves, num_leapfrog=self.num_leapfrog)
+        check_count(num_moves=self.num_moves)
         check_positive(step=self.step, sigma=self.sigma)
         check_training(self.optimiser, self.num_steps)
         if self.num_train < 2:
@@ -126,35 +122,35 @@ class AnnealedFlowTransport:
         """Raises: ValueError: a target without gradient or with nan; generators of single samples."""
         check_count(num=num)
         counted, stream, step = Counted(target), one_stream(generator), self.step
-        train = self._begin(counted, self.num_train, 2, stream)
-        test = self._begin(counted, num, min(self.num_groups, num), stream)
+        bridge = Bridge(target=counted, sigma=self.sigma, gradient=self.moves.gradient)
+        train = self._begin(bridge, self.num_train, 2, stream)
+        test = self._begin(bridge, num, min(self.num_groups, num), stream)
         for k in range(1, self.num_temperatures + 1):
-            density = Annealed(beta=k / self.num_temperatures, sigma=self.sigma)
-            flow = self._fitted(train, counted, density, stream)
-            train, accepted = self._advanced(train, flow, counted, density, step, stream)
-            step = step * math.exp(accepted - WANTED)
-            test, _ = self._advanced(test, flow, counted, density, step, stream)
+            beta = k / self.num_temperatures
+            flow = self._fitted(train, bridge, beta, stream)
+            train, accepted = self._advanced(train, flow, bridge, beta, step, stream)
+            step = step * math.exp(accepted - self.moves.wanted)
+            test, _ = self._advanced(test, flow, bridge, beta, step, stream)
         means = test.means()
         return Draws(
             x=test.x, log_w=test.log_w, log_z=log_z(means), bound=log_z_bound(means), evaluations=counted.evaluations
         )
 
-    def _begin(self, target: Counted, num: int, num_groups: int, generator: torch.Generator | None) -> _Particles:
-        x = self.sigma * randn_like(like(target).new_empty(num, target.dim), generator)
+    def _begin(self, bridge: Bridge, num: int, num_groups: int, generator: torch.Generator | None) -> _Particles:
+        x = bridge.drawn(num, generator)
         groups = torch.arange(num, device=x.device).tensor_split(num_groups)
-        return _Particles(x=x, log_w=x.new_zeros(num), log_density=gaussian_log_prob(x, self.sigma), groups=groups)
+        return _Particles(x=x, log_w=x.new_zeros(num), log_density=bridge.log_start(x), groups=groups)
 
-    def _fitted(self, train: _Particles, target: Counted, density: Annealed, generator: torch.Generator | None) -> Flow:
+    def _fitted(self, train: _Particles, bridge: Bridge, beta: float, generator: torch.Generator | None) -> Flow:
         """h_k, in evaluation mode."""
-        flow = built(self.flow, target.dim, train.x, generator)
+        flow = built(self.flow, bridge.target.dim, train.x, generator)
         best, kept = math.inf, copy.deepcopy(flow.state_dict())
 
         def kl() -> Tensor:
             nonlocal best, kept
             y, log_det = flow(train.x, generator)
-            log_mu_y = log_mu(target, y)
-            check_gradient(target, log_mu_y)
-            gain = density.log_prob(y, log_mu_y) + log_det
+            at = evaluated(bridge.target, finite(y), gradient=False)
+            gain = bridge.log_prob(at, torch.full_like(log_det, beta)) + log_det
             trained_on, held_out = (-(train.log_w[rows].softmax(0) * gain[rows]).sum() for rows in train.groups)
             if held_out < best:
                 best, kept = float(held_out.detach()), copy.deepcopy(flow.state_dict())
@@ -169,22 +165,22 @@ class AnnealedFlowTransport:
         self,
         before: _Particles,
         flow: Flow,
-        target: Counted,
-        density: Annealed,
+        bridge: Bridge,
+        beta: float,
         step: float,
         generator: torch.Generator | None,
     ) -> tuple[_Particles, float]:
         """The particles after transport, resampling and moves at the next density, and the share of accepted moves."""
         y, log_det = flow(before.x, generator)
-        at, accepted = points(target, y), 0.0
-        gain = density.log_prob(at.x, at.log_mu) + log_det - before.log_density
+        at, accepted, betas = bridge.at(finite(y)), 0.0, torch.full_like(log_det, beta)
+        gain = bridge.log_prob(at, betas) + log_det - before.log_density
         log_w = torch.where(before.log_w > -math.inf, before.log_w + gain, -math.inf)
         kept, log_w = self._resampled(log_w, before.groups, generator)
         at = at[kept]
         for _ in range(self.num_moves):
-            at, share = _moved(at, target, density, step, self.num_leapfrog, generator)
-            accepted += share / self.num_moves
-        log_density = density.log_prob(at.x, at.log_mu)
+            at, shares = self.moves(bridge, at, betas, at.x.new_full((1, 1), step), generator)
+            accepted += float(shares.mean()) / self.num_moves
+        log_density = bridge.log_prob(at, betas)
         return _Particles(x=at.x, log_w=log_w, log_density=log_density, groups=before.groups), accepted
 
     def _resampled(
@@ -192,34 +188,9 @@ class AnnealedFlowTransport:
     ) -> tuple[Tensor, Tensor]:
         """Which particles go on, (n,), and their log weights."""
         kept, weights = [], []
-        for rows in groups:
-            own, again = log_w[rows], ess(log_w[rows]) < self.share  # nan, of a group without weight, is not
-            kept.append(rows[resampled(own, len(rows), generator)] if again else rows)
-            weights.append(_log_mean(own).expand_as(own) if again else own)
+        for rows in groups:  # of sizes that differ by one
+            own = log_w[rows]
+            index, poor = renewed(own[None], self.share, generator)
+            kept.append(rows[index[0]])
+            weights.append(torch.where(poor[0], log_mean(own), own))
         return torch.cat(kept), torch.cat(weights)
-
-
-def _log_mean(log_w: Tensor) -> Tensor:
-    return torch.logsumexp(log_w, 0) - math.log(len(log_w))
-
-
-def _moved(
-    start: Points, target: Counted, density: Annealed, step: float, num_leapfrog: int, generator: torch.Generator | None
-) -> tuple[Points, float]:
-    """One Hamiltonian move, of `num_leapfrog` evaluations per point, and the share that was accepted.
-
-    A trajectory that has diverged goes back to its start, where the target has already answered, and is refused.
-    """
-    momentum = randn_like(start.x, generator)
-    energy = 0.5 * momentum.square().sum(1) - density.log_prob(start.x, start.log_mu)
-    limit = 0.5 * momentum.square().sum(1) + DIVERGED
-    at, lost = start, torch.zeros_like(limit, dtype=torch.bool)
-    p = momentum + 0.5 * step * density.score(at)
-    for i in range(num_leapfrog):
-        lost = lost | ~(0.5 * p.square().sum(1) < limit)
-        at = points(target, torch.where(lost[:, None], start.x, at.x + step * p))
-        p = p + (step if i < num_leapfrog - 1 else 0.5 * step) * density.score(at)
-    log_ratio = energy - 0.5 * p.square().sum(1) + density.log_prob(at.x, at.log_mu)
-    log_ratio = torch.where(lost | log_ratio.isnan(), -math.inf, log_ratio)
-    accepted = rand_like(log_ratio, generator).log() < log_ratio
-    return start.moved(at, accepted), float(accepted.double().mean())

@@ -1,9 +1,9 @@
 r"""Stochastic normalizing flows (SNF): layers of a flow, each followed by Langevin steps at an annealed density.
 
-From x ~ N(0, sigma^2 I) layer k = 1, ..., K takes a flow h_k and then S unadjusted Langevin steps at gamma_b, b = k/K (see
-`annealed`), of a size h that is learned with the rest,
+From x ~ N(0, sigma^2 I) layer k = 1, ..., K takes a flow h_k and then S unadjusted Langevin steps at pi_b, b = k/K (see
+`geometric`), of a size h that is learned with the rest,
 
-    y = x + h s(x) + sqrt(2 h) eps,     x = y + h s(y) + sqrt(2 h) eps',     s = grad log gamma_b,    eps ~ N(0, I):
+    y = x + h s(x) + sqrt(2 h) eps,     x = y + h s(y) + sqrt(2 h) eps',     s = grad log pi_b,    eps ~ N(0, I):
 
 eps' is the noise that leads from y back to x. A path weighs the ratio of its reverse from x_K to itself,
 
@@ -26,13 +26,12 @@ import torch
 from torch import Tensor, nn
 
 from indm_core.flow import Flow
-from indm_core.noise import Noise, randn_like
+from indm_core.noise import Noise, one_stream, randn_like
+from indm_core.pis.annealing import Bridge, Points
+from indm_core.pis.baselines.flow_training import Build, adam, built, check_training, finite, minimised
+from indm_core.pis.baselines.vectors import couplings
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import log_z, log_z_bound
-from indm_core.pis.flows.annealed import Annealed, Points, gaussian_log_prob, like, points
-from indm_core.pis.flows.fitting import Build, adam, built, check_training, minimised, one_stream
-from indm_core.pis.flows.vectors import couplings
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import Target, like
 from indm_core.ranges import check_count, check_positive
 from indm_core.shapes import Float
 from indm_core.training import AdamW
@@ -55,15 +54,15 @@ class Langevin(nn.Module):
         self.num_moves = num_moves
 
     def forward(
-        self, at: Points, target: Counted, density: Annealed, generator: torch.Generator | None
+        self, at: Points, bridge: Bridge, beta: Float[Tensor, " n"], generator: torch.Generator | None
     ) -> tuple[Points, Float[Tensor, " n"]]:
         """Where the steps lead, and sum 1/2 (|eps|^2 - |eps'|^2)."""
         h = self.log_step.exp()
-        root, log_ratio = (2 * h).sqrt(), torch.zeros_like(at.log_mu)
+        root, log_ratio = (2 * h).sqrt(), torch.zeros_like(beta)
         for _ in range(self.num_moves):
             eps = randn_like(at.x, generator)
-            after = points(target, at.x + h * density.score(at) + root * eps)
-            back = (at.x - after.x - h * density.score(after)) / root
+            after = bridge.at(finite(at.x + h * bridge.score(at, beta) + root * eps))
+            back = (at.x - after.x - h * bridge.score(after, beta)) / root
             log_ratio = log_ratio + 0.5 * (eps.square() - back.square()).sum(1)
             at = after
         return at, log_ratio
@@ -76,22 +75,21 @@ class StochasticPath(nn.Module):
     Args:
         flows: h_1, ..., h_K.
         moves: Of each layer.
-        sigma: Standard deviation of x_0.
     """
 
-    def __init__(self, flows: list[Flow], moves: list[Langevin], sigma: float) -> None:
+    def __init__(self, flows: list[Flow], moves: list[Langevin]) -> None:
         super().__init__()
-        self.flows, self.moves, self.sigma = nn.ModuleList(flows), nn.ModuleList(moves), sigma
+        self.flows, self.moves = nn.ModuleList(flows), nn.ModuleList(moves)
 
     def forward(
-        self, x_0: Float[Tensor, "n d"], target: Counted, generator: torch.Generator | None = None
+        self, x_0: Float[Tensor, "n d"], bridge: Bridge, generator: torch.Generator | None = None
     ) -> tuple[Float[Tensor, "n d"], Float[Tensor, " n"]]:
         """x_K and log w of paths from x_0."""
-        x, log_w, log_mu = x_0, -gaussian_log_prob(x_0, self.sigma), x_0.new_zeros(len(x_0))
+        x, log_w, log_mu = x_0, -bridge.log_start(x_0), x_0.new_zeros(len(x_0))
         for k, (flow, move) in enumerate(zip(self.flows, self.moves, strict=True), start=1):
             x, log_det = flow(x, generator)
-            density = Annealed(beta=k / len(self.flows), sigma=self.sigma)
-            at, log_ratio = move(points(target, x), target, density, generator)
+            beta = torch.full_like(log_mu, k / len(self.flows))
+            at, log_ratio = move(bridge.at(finite(x)), bridge, beta, generator)
             x, log_mu, log_w = at.x, at.log_mu, log_w + log_det + log_ratio
         return x, log_w + log_mu
 
@@ -133,16 +131,18 @@ class StochasticNormalizingFlow:
         """Raises: ValueError: a target without gradient or with nan; generators of single samples."""
         check_count(num=num)
         counted, stream, wanted = Counted(target), one_stream(generator), like(target)
+        bridge = Bridge(target=counted, sigma=self.sigma)
         flows = [built(self.flow, target.dim, wanted, stream) for _ in range(self.num_layers)]
         moves = [Langevin(step=self.step, num_moves=self.num_moves) for _ in range(self.num_layers)]
-        path = StochasticPath(flows, moves, self.sigma).to(wanted)
+        path = StochasticPath(flows, moves).to(wanted)
 
-        def paths(num: int) -> tuple[Tensor, Tensor]:
-            return path(self.sigma * randn_like(wanted.new_empty(num, target.dim), stream), counted, stream)
+        def weighted(num: int) -> tuple[Tensor, Tensor]:
+            """x_K and log w of paths."""
+            return path(bridge.drawn(num, stream), bridge, stream)
 
         path.train()
-        minimised(lambda: -paths(self.batch)[1].mean(), [*path.parameters()], self.optimiser, self.num_steps)
+        minimised(lambda: -weighted(self.batch)[1].mean(), [*path.parameters()], self.optimiser, self.num_steps)
         path.eval()
         with torch.no_grad():
-            x, log_w = paths(num)
-        return Draws(x=x, log_w=log_w, log_z=log_z(log_w), bound=log_z_bound(log_w), evaluations=counted.evaluations)
+            x, log_w = weighted(num)
+        return Draws.independent(x, log_w, counted.evaluations)

@@ -21,14 +21,12 @@ from typing import final
 import torch
 from torch import Tensor
 
-from indm_core.flow import Flow
-from indm_core.noise import Noise, randn_like
+from indm_core.noise import Noise, one_stream
+from indm_core.pis.annealing import Bridge
+from indm_core.pis.baselines.flow_training import Build, adam, built, check_training, finite, minimised
+from indm_core.pis.baselines.vectors import couplings
 from indm_core.pis.draws import Counted, Draws
-from indm_core.pis.estimates import log_z, log_z_bound
-from indm_core.pis.flows.annealed import check_gradient, gaussian_log_prob, like, log_mu
-from indm_core.pis.flows.fitting import Build, adam, built, check_training, minimised, one_stream
-from indm_core.pis.flows.vectors import couplings
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import Target, like
 from indm_core.ranges import check_count, check_positive
 from indm_core.training import AdamW
 
@@ -66,23 +64,18 @@ class VariationalFlow:
         """Raises: ValueError: a target without gradient or with nan; generators of single samples."""
         check_count(num=num)
         counted, stream = Counted(target), one_stream(generator)
+        bridge = Bridge(target=counted, sigma=self.sigma, gradient=False)
         flow = built(self.flow, target.dim, like(target), stream)
 
-        def reverse_kl() -> Tensor:
-            return -self._weighted(flow, counted, self.batch, stream)[1].mean()
+        def weighted(num: int) -> tuple[Tensor, Tensor]:
+            """x and log w of draws of q."""
+            x_0 = bridge.drawn(num, stream)
+            x, log_det = flow(x_0, stream)
+            return x, bridge.at(finite(x)).log_mu - bridge.log_start(x_0) + log_det
 
-        minimised(reverse_kl, [*flow.train().parameters()], self.optimiser, self.num_steps)
+        flow.train()
+        minimised(lambda: -weighted(self.batch)[1].mean(), [*flow.parameters()], self.optimiser, self.num_steps)
+        flow.eval()
         with torch.no_grad():
-            x, log_w = self._weighted(flow.eval(), counted, num, stream)
-        return Draws(x=x, log_w=log_w, log_z=log_z(log_w), bound=log_z_bound(log_w), evaluations=counted.evaluations)
-
-    def _weighted(
-        self, flow: Flow, target: Counted, num: int, generator: torch.Generator | None
-    ) -> tuple[Tensor, Tensor]:
-        """x and log w of draws of q."""
-        x_0 = self.sigma * randn_like(like(target).new_empty(num, target.dim), generator)
-        x, log_det = flow(x_0, generator)
-        log_mu_x = log_mu(target, x)
-        if x.requires_grad:
-            check_gradient(target, log_mu_x)
-        return x, log_mu_x - gaussian_log_prob(x_0, self.sigma) + log_det
+            x, log_w = weighted(num)
+        return Draws.independent(x, log_w, counted.evaluations)
