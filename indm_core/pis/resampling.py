@@ -57,7 +57,7 @@ def in_step_with_time(s: float) -> float:
 @final
 @dataclass(frozen=True, kw_only=True)
 class ResampledPaths:
-    """The method "PIS + resampling": a control's paths, resampled where few of them count.
+    """The method "PIS + resampling": a control's paths, resampled where few of them count (`WeightedPaths`: nowhere).
 
     Its `log_z` is unbiased for Z before the logarithm; its `bound` is the mean over populations of the log of their estimates
     of Z: at most log Z in the mean, and tighter than the ELBO, which is that of populations of one path.

@@ -15,11 +15,13 @@ from indm_core.noise import Noise, randn_like, seeded
 from indm_core.pis import (
     Draws,
     Estimate,
+    GradControl,
     MixtureControl,
     NetworkControl,
     PathIntegralSampler,
     ResampledPaths,
     Target,
+    WeightedPaths,
     effective_count,
     ess,
     eubo,
@@ -29,6 +31,7 @@ from indm_core.pis import (
     optimal_paths,
     resampled,
 )
+from indm_core.pis.estimates import renewed
 
 pytestmark = pytest.mark.usefixtures("unchecked")
 
@@ -134,6 +137,27 @@ def test_paths_that_do_not_fill_populations_and_streams_per_path_are_refused():
             method(law, num)
     with pytest.raises(ValueError, match="20 generators, one per sample"):
         method(law, 20, generator=seeded(range(20)))
+
+
+def test_plain_paths_are_a_method_that_counts_the_gradients_its_control_asks_for():
+    law, num_steps = Mixture(*two()), 6
+    sampler = PathIntegralSampler(GradControl(3, begin=0.3).double(), 3, t_max=1.0, g=1.5, num_steps=num_steps)
+    x, log_w = sampler.sample(law, 20, generator=seeded(range(20)))
+    found = WeightedPaths(sampler=sampler)(law, 20, generator=seeded(range(20)))
+    assert torch.equal(found.x, x)
+    assert torch.equal(found.log_w, log_w)
+    assert (found.log_z, found.bound) == (log_z(log_w), log_z_bound(log_w))
+    assert found.evaluations == 20 * (num_steps + 1)
+    assert WeightedPaths(sampler=sampler, num_steps=3)(law, 20).evaluations == 20 * (3 + 1)
+
+
+def test_only_rows_of_a_small_share_are_resampled_and_one_without_weight_stays():
+    none = torch.full((1, 40), -math.inf, dtype=F64)
+    log_w = torch.cat([torch.zeros(1, 40, dtype=F64), 3 * torch.randn(1, 40, dtype=F64, generator=rng()), none])
+    index, poor = renewed(log_w, 0.5, rng())
+    assert poor.flatten().tolist() == [False, True, False]
+    assert torch.equal(index[1] - 40, resampled(log_w[1], 40, rng()))
+    assert torch.equal(index[[0, 2]], torch.arange(120).reshape(3, 40)[[0, 2]])
 
 
 def test_each_row_is_resampled_by_its_own_weights():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -392,6 +393,17 @@ def test_a_density_of_zero_weighs_nothing():
     for method in (VariationalFlow(num_steps=0), AnnealedFlowTransport(num_steps=0, num_temperatures=3, num_train=50)):
         draws = method(Broken(half), 4000, generator=rng())
         assert within(draws.log_z, math.log(math.pi))
+
+
+@EVERY
+def test_a_flow_whose_points_are_not_finite_is_told_from_a_target_that_is_nan(method, unchecked):
+    def thrown(dim: int) -> Flow:
+        flow = ActNorm((dim,))
+        torch.nn.init.constant_(next(flow.parameters()), math.nan)
+        return flow
+
+    with pytest.raises(NonFiniteLossError, match="a flow gave points that are not finite"):
+        replace(method, flow=thrown)(two_modes(), 4, generator=rng())
 
 
 def test_a_training_without_finite_gradients_stops():

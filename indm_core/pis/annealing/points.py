@@ -94,16 +94,19 @@ def evaluated(
         (score,) = torch.autograd.grad(total, given, create_graph=graph)
     found = torch.where(known, found if graph else found.detach(), -math.inf)
     wrong = found.isnan() | (found == math.inf) | (score.isnan().any(1) & (found > -math.inf))
-    refused = wrong if lost is None else wrong & ~lost
-    if refused.any():
-        i = int(refused.nonzero()[0])
-        slope = f" with the gradient {_few(score[i])}" if gradient else ""
+    _refuse(target, x, found, score, wrong if lost is None else wrong & ~lost)
+    found = torch.where(wrong, -math.inf, found)
+    return Points(x=x, log_mu=found, score=torch.where((found > -math.inf)[:, None], score, 0))
+
+
+def _refuse(target: Counted, x: Tensor, found: Tensor, score: Tensor, where: Tensor) -> None:
+    if where.any():
+        i = int(where.nonzero()[0])
+        slope = f" with the gradient {_few(score[i])}" if score[i].isnan().any() else ""
         raise ValueError(
             f"target {target.name}: log_prob gave {float(found[i])}{slope} at x = {_few(x[i])}; give a number there, or "
             "-inf where the density is 0"
         )
-    found = torch.where(wrong, -math.inf, found)
-    return Points(x=x, log_mu=found, score=torch.where((found > -math.inf)[:, None], score, 0))
 
 
 def _few(x: Tensor) -> str:

@@ -74,8 +74,7 @@ class _Particles:
 @final
 @dataclass(frozen=True, kw_only=True)
 class AnnealedFlowTransport:
-    """AFT, trained anew for each call; K (J n + (1 + S L) (n + num)) evaluations with moves of L each, n and J being the
-    training set and its steps.
+    """AFT, trained anew for each call; K (J n + (1 + S L) (n + num)) evaluations, with moves of L each.
 
     Args:
         flow: d -> h_k; its log_det must be exact in evaluation mode (see `vectors`), and it should begin at the identity.
