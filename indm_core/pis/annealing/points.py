@@ -104,7 +104,7 @@ def _refuse(target: Counted, x: Tensor, found: Tensor, score: Tensor, where: Ten
         i = int(where.nonzero()[0])
         slope = f" with the gradient {_few(score[i])}" if score[i].isnan().any() else ""
         raise ValueError(
-            f"target {target.name}: log_prob gave {float(found[i])}{slope} at x = {_few(x[i])}; give a number there, or "
+            f"target {target.name}: log_prob gave {found[i].item()}{slope} at x = {_few(x[i])}; give a number there, or "
             "-inf where the density is 0"
         )
 
