@@ -5,6 +5,7 @@ DiNof          a diffusion that starts from a flow at T_m (`dinof`)
 Objective      what the networks of these are trained on (`objective`), and the labels of their scores (`labels`)
 DiffFlow       a learned drift and its score (`diffflow`, `retraced`)
 FFJORD         a learned drift without noise (`ffjord`)
+VAE            a variational autoencoder of binary pictures (`vae`)
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from indm_core.model.ffjord import FFJORD
 from indm_core.model.indm import INDM, Bridge
 from indm_core.model.objective import Objective
 from indm_core.model.score import ScoreModel
+from indm_core.model.vae import VAE, dense_vae
 
 __all__ = [
     "FFJORD",
     "INDM",
+    "VAE",
     "Bridge",
     "DiNof",
     "DiffFlow",
@@ -30,4 +33,5 @@ __all__ = [
     "Objective",
     "ScoreModel",
     "Trainable",
+    "dense_vae",
 ]
