@@ -1,6 +1,6 @@
 """log p(x) of a variational autoencoder by samplers of its posterior (Table 5.3 of the thesis, at a small scale).
 
-    python benchmarks/pis_vae.py MNIST [--pictures 6] [--dim 16] [--steps 3000]
+    python benchmarks/pis_vae.py MNIST [--pictures 4] [--dim 16] [--steps 1200]
 
 MNIST is the directory of the IDX files. A VAE of their pictures, pooled to 14 x 14 and made binary at 0.5, is trained for so
 many steps of 128. The target is then p(z) p(x | z) of a test picture. Of each method and picture there are REPEATS estimates of
@@ -44,10 +44,10 @@ from pipelines.data.readers.idx import read_idx
 from pipelines.data.source import Options
 
 PARTICLES, REPEATS = 500, 5
-TRAINING, BATCH, STEPS = 250, 64, 20
+TRAINING, BATCH, STEPS = 150, 64, 10
 """Optimiser steps on a picture, paths of each, and steps of a path."""
-LONG = SMC(temperatures=AdaptiveTemperatures(share=0.95), moves=HMCMoves(num_leapfrog=5), num_moves=2, num_runs=10)
-LONG_PARTICLES = 640
+LONG = SMC(temperatures=AdaptiveTemperatures(share=0.98), moves=HMCMoves(num_leapfrog=5), num_moves=2, num_runs=10)
+LONG_PARTICLES = 2560
 
 
 def rng(seed: int) -> torch.Generator:
@@ -95,7 +95,7 @@ class Trained:
         sampler = PathIntegralSampler(
             self.control(target.dim), target.dim, target=counted, t_max=1.0, g=1.0, num_steps=STEPS, gradient="autograd"
         )
-        settings = AdamW(lr=5e-3, clip=10.0, weight_decay=0.0, decay="cosine")
+        settings = AdamW(lr=1e-2, clip=10.0, weight_decay=0.0, decay="cosine")
         trainer = Trainer(sampler, {"control": settings}, steps=TRAINING, ema_decay=0.0)
         for _ in range(TRAINING):
             trainer.step([(BATCH, None)], stream)  # pyright: ignore[reportArgumentType]
@@ -156,9 +156,9 @@ def main() -> int:
     """Prints the truths, then the table."""
     parser = argparse.ArgumentParser(usage=__doc__)
     parser.add_argument("mnist")
-    parser.add_argument("--pictures", type=int, default=6)
+    parser.add_argument("--pictures", type=int, default=4)
     parser.add_argument("--dim", type=int, default=16)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1200)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     began = time.process_time()
