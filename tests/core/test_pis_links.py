@@ -18,11 +18,12 @@ from indm_core.times import power_times
 
 F64 = torch.float64
 MEAN, COV = torch.tensor([0.3, -0.5], dtype=F64), torch.tensor([[0.5, 0.2], [0.2, 0.4]], dtype=F64)
+LAW = Gaussian(sde=VP(), mean=MEAN, cov=COV)
 
 
 def model() -> ExactModel:
     """A linear diffusion of a Gaussian with its exact score and law at the start."""
-    found = ExactModel(Gaussian(sde=VP(), mean=MEAN, cov=COV))
+    found = ExactModel(LAW)
     found.dtype = nn.Parameter(torch.zeros((), dtype=F64), requires_grad=False)  # samples have that of the parameters
     return found
 
@@ -54,7 +55,7 @@ def test_a_models_samples_are_weighted_by_its_own_density():
     exact, num = model(), 100
     drawn = model_proposal(exact)(target(), num, generator=rng())
     t_min = torch.tensor(exact.sde.t_min, dtype=F64)
-    known = target().log_prob(drawn.x) - exact.law.log_prob(exact.sde.embed(drawn.x), t_min)
+    known = target().log_prob(drawn.x) - LAW.log_prob(exact.sde.embed(drawn.x), t_min)
     torch.testing.assert_close(drawn.log_w, known.to(drawn.log_w), rtol=0, atol=2e-3)
     wider = model_proposal(exact)(target(0.6), num, generator=rng())
     assert abs(wider.log_z.value) < 5 * wider.log_z.se < 0.3
@@ -66,8 +67,9 @@ def grid(exact: ExactModel, num: int) -> Tensor:
 
 def test_ddim_comes_to_the_affine_map_of_a_gaussians_ode():
     """Of a scalar Gaussian the ODE keeps a point's place in units of the standard deviation."""
-    exact = ExactModel(Gaussian(sde=VP(), mean=torch.tensor([0.7], dtype=F64), cov=torch.tensor([[0.3]], dtype=F64)))
-    ends = [exact.law.moments(torch.tensor(t, dtype=F64)) for t in (exact.t_start, exact.sde.t_min)]
+    law = Gaussian(sde=VP(), mean=torch.tensor([0.7], dtype=F64), cov=torch.tensor([[0.3]], dtype=F64))
+    exact = ExactModel(law)
+    ends = [law.moments(torch.tensor(t, dtype=F64)) for t in (exact.t_start, exact.sde.t_min)]
     (m_1, c_1), (m_0, c_0) = ends
     z = randn(5, 1)
     known = m_0 + (c_0 / c_1).sqrt() * (z - m_1)
@@ -91,7 +93,7 @@ def test_the_posterior_of_the_start_is_that_of_the_map():
     law = latent_posterior(exact, y, known, sigma=sigma, ts=ts)
     at_0 = decoded(exact, torch.zeros(1, 2, dtype=F64), ts)[0]
     A = decoded(exact, torch.eye(2, dtype=F64), ts) - at_0  # rows: images of the axes
-    m, c = exact.law.moments(torch.tensor(exact.t_start, dtype=F64))
+    m, c = LAW.moments(torch.tensor(exact.t_start, dtype=F64))
     mean, var = (at_0 + m @ A)[0], (A.mT @ c @ A)[0, 0] + sigma**2
     exact_log_z = float(torch.distributions.Normal(mean, var.sqrt()).log_prob(y[0]))
     line = torch.linspace(-7, 7, 281, dtype=F64)
