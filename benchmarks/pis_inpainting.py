@@ -1,6 +1,6 @@
 """The lower half of digits given the upper one: the path integral sampler of the diffusion's start against led scores.
 
-    python benchmarks/pis_inpainting.py [--pictures 4] [--steps 4000]
+    python benchmarks/pis_inpainting.py [--pictures 2] [--steps 1200]
 
 A linear diffusion of scikit-learn's digits, as vectors of 64 numbers in [-1, 1], is trained on 1,500 of them for so many steps.
 Of test digits the upper half is observed with noise of standard deviation 0.1. Every way takes the same model:
@@ -57,7 +57,7 @@ from pipelines.config.networks import MLPConfig
 
 KNOWN = torch.arange(64) < 32
 SIGMA, SAMPLES, DDIM_STEPS = 0.1, 64, 10
-TRAINING, BATCH, PIS_STEPS = 100, 64, 10
+TRAINING, BATCH, PIS_STEPS = 80, 32, 10
 TRAIN = 1500
 """Digits that the model is trained on."""
 
@@ -76,7 +76,7 @@ def trained(x: Tensor, steps: int) -> INDM:
     """The diffusion, averaged and frozen."""
     torch.manual_seed(0)
     sde = VP()
-    model = INDM(Identity(), MLPConfig(width=128, depth=3).build((64,), sde), sde, shape=(64,))
+    model = INDM(Identity(), MLPConfig(width=96, depth=2).build((64,), sde), sde, shape=(64,))
     settings = AdamW(lr=2e-3, clip=100.0, decay="cosine")
     trainer = Trainer(model, {"score": settings}, steps=steps, ema_decay=0.999)
     for step in range(steps):
@@ -161,8 +161,8 @@ WAYS: dict[str, Callable[[INDM, Tensor, int], Filled]] = {
 def main() -> int:
     """Prints a row for each way, averaged over the pictures."""
     parser = argparse.ArgumentParser(usage=__doc__)
-    parser.add_argument("--pictures", type=int, default=4)
-    parser.add_argument("--steps", type=int, default=4000)
+    parser.add_argument("--pictures", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=1200)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     began, x = time.process_time(), digits()
