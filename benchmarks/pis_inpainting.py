@@ -36,7 +36,6 @@ if __package__ in (None, ""):
     sys.path[0] = str(Path(__file__).resolve().parents[1])
 
 import torch
-from indm_core.pis.baselines import SMC, HMCMoves
 from sklearn.datasets import load_digits
 from torch import Tensor
 
@@ -47,6 +46,7 @@ from indm_core.likelihood import dequantise
 from indm_core.model import INDM
 from indm_core.noise import Noise
 from indm_core.pis import Counted, GradControl, PathIntegralSampler, ess, resampled
+from indm_core.pis.baselines import SMC, HMCMoves
 from indm_core.pis.latents import decoded, latent_posterior
 from indm_core.sample import Score
 from indm_core.sampling import Sampling, sampler_of
