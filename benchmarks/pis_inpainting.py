@@ -43,7 +43,7 @@ from indm_core.collage import Pixels, reconstruction, replacement
 from indm_core.draw import draw, times_of
 from indm_core.flow import Identity
 from indm_core.likelihood import dequantise
-from indm_core.model import INDM
+from indm_core.model import INDM, Objective
 from indm_core.noise import Noise
 from indm_core.pis import Counted, GradControl, PathIntegralSampler, ess, resampled
 from indm_core.pis.baselines import SMC, HMCMoves
@@ -76,7 +76,8 @@ def trained(x: Tensor, steps: int) -> INDM:
     """The diffusion, averaged and frozen."""
     torch.manual_seed(0)
     sde = VP()
-    model = INDM(Identity(), MLPConfig(width=96, depth=2).build((64,), sde), sde, shape=(64,))
+    objective = Objective(mode="fid", data_var=float(x.var()))
+    model = INDM(Identity(), MLPConfig(width=96, depth=2).build((64,), sde), sde, shape=(64,), objective=objective)
     settings = AdamW(lr=2e-3, clip=100.0, decay="cosine")
     trainer = Trainer(model, {"score": settings}, steps=steps, ema_decay=0.999)
     for step in range(steps):
@@ -153,8 +154,8 @@ WAYS: dict[str, Callable[[INDM, Tensor, int], Filled]] = {
     "reconstruction, 10": partial(led, lead=reconstruction, sampling=ddim(10)),
     "reconstruction, 50": partial(led, lead=reconstruction, sampling=ddim(50)),
     "replacement": partial(led, lead=replacement, sampling=Sampling(sampler="collage", steps=25, denoise=False)),
-    "PIS-Grad": by_pis,
     "SMC": by_smc,
+    "PIS-Grad": by_pis,
 }
 
 
@@ -164,6 +165,8 @@ def main() -> int:
     parser.add_argument("--pictures", type=int, default=2)
     parser.add_argument("--steps", type=int, default=1200)
     asked = parser.parse_args()
+    if asked.pictures < 2:
+        parser.error(f"--pictures {asked.pictures}: the error is that between pictures; give at least 2")
     torch.set_num_threads(1)
     began, x = time.process_time(), digits()
     model = trained(x[:TRAIN], asked.steps)
