@@ -34,9 +34,8 @@ from torch import Tensor, nn
 from indm_core.model import VAE, dense_vae
 from indm_core.noise import Noise, branch
 from indm_core.pis import Counted, Draws, Method, PathIntegralSampler, Target, ess, log_z, log_z_bound
-from indm_core.pis.baselines import SMC, AdaptiveTemperatures, HMCMoves, LinearTemperatures
+from indm_core.pis.baselines import SMC, AdaptiveTemperatures, HMCMoves, LinearTemperatures, VariationalFlow
 from indm_core.pis.control import GradControl, NetworkControl
-from indm_core.pis.flows import VariationalFlow
 from indm_core.pis.reweighted import gaussian_proposal
 from indm_core.pis.targets import Posterior
 from indm_core.training import AdamW, Trainer
