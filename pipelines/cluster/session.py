@@ -4,6 +4,10 @@ A cluster is joined where RAY_ADDRESS names one, or where the user (or root) has
 asked for a few seconds whether it answers: the address of a cluster that has died is refused, or passed over, at once.
 
 A session of this machine's own listens on the loopback, so that nobody else reaches it.
+
+The session's processes are told its address (RAY_ADDRESS). What Ray Train leaves to give back the CPUs of workers whose
+controller has ended, as that of a trial that a scheduler stops, asks for it, and where several sessions are on a machine would
+not find its own.
 """
 
 from __future__ import annotations
@@ -66,7 +70,7 @@ def connect(workers: int, cpus_per_worker: float) -> str:
             raise ValueError(f"the Ray cluster at {address} cannot be joined: {why}; {ALONE}")
         _check_way(address)
         try:
-            _begin(variables, address=address)
+            _begin(variables | ({} if "://" in address else {"RAY_ADDRESS": address}), address=address)
         except ConnectionError:
             pass
         except Exception as error:  # of another version of Ray or Python, say; nothing more special is raised
@@ -81,10 +85,11 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     if address:
         print(f"{record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
     cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
-    own = _loopback()
-    with _within(own):
+    own, port = _loopback(), _free_port()
+    with _within(own | {ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port)}):
         try:
-            _begin(variables | own, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)
+            told = variables | own | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+            _begin(told, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)
         except Exception as error:  # Ray raises nothing more special where a process of its own does not start
             raise ValueError(f"Ray did not start on this machine ({error}); {REMEDY}") from error
     atexit.register(_end)
@@ -178,6 +183,13 @@ def _loopback() -> dict[str, str]:
     """What makes the processes of Ray, by the first variable, and of PyTorch, by the second, listen on the loopback alone."""
     names = [name for _, name in socket.if_nameindex() if name.startswith("lo")]
     return {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} | ({"GLOO_SOCKET_IFNAME": names[0]} if names else {})
+
+
+def _free_port() -> int:
+    """A port of the loopback that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 @contextmanager

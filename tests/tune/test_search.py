@@ -68,6 +68,14 @@ def begun(plan: Plan) -> list[int]:
     return found
 
 
+def test_what_gives_back_the_workers_of_a_trial_that_is_stopped_finds_its_session(session):
+    """Ray Train's cleaner asks the state of its session, by RAY_ADDRESS where several are on a machine."""
+    import ray
+
+    told = ray.remote(lambda: os.environ.get("RAY_ADDRESS"))
+    assert ray.get(told.remote()) == ray.get_runtime_context().gcs_address
+
+
 def test_a_search_keeps_what_trials_gave_and_goes_on(session, tmp_path, monkeypatch, capsys):
     """One after the other: the first is stopped by nobody, later ones are worse and end at the first rung."""
     from tune import search
