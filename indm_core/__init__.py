@@ -7,6 +7,7 @@ A module stands for one concept, and is imported when it is first used:
     sample  exponential          samplers as functions of an SDE and a score;  sampling  a sampler by its name
     draw  likelihood             what is done with a model, which `model.sample`, `model.nll` and `model.nelbo` call
     collage                      large content from models of its pieces
+    pis                          samples of a density that is known up to a constant
     metrics  frechet  diagnostics  checks
 
 The names that are used most are here too: `from indm_core import INDM, VP, Sampling`.
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
         model,
         nn,
         noise,
+        pis,
         sample,
         sampling,
         sde,
@@ -74,6 +76,7 @@ _MODULES = (
     "model",
     "nn",
     "noise",
+    "pis",
     "sample",
     "sampling",
     "sde",
@@ -128,6 +131,7 @@ __all__ = [
     "nll",
     "nn",
     "noise",
+    "pis",
     "quantise",
     "sample",
     "sampling",

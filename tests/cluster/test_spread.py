@@ -86,6 +86,7 @@ def test_an_actor_that_dies_is_replaced(spread):
     assert len(before - set(spread.pool.actors)) == 1
 
 
+@pytest.mark.slow
 def test_canvases_by_actors_are_those_of_one_process(spread, tmp_path):
     options = ("--nf", "8", "--ch-mult", "1", "--steps", "4", "--checkpoint-every", "4", "--sample-every", "0")
     train(

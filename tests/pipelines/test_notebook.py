@@ -10,6 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_notebook_runs(monkeypatch, capsys):
     """It is JSON: the cells of code are executed in one namespace, without a kernel."""
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

@@ -263,6 +263,7 @@ def test_a_distance_says_what_it_takes_to_have_it_again(measured):
     assert len({figures.of(DistancesResult).reference for figures in measured.runs.values()}) == 1
 
 
+@pytest.mark.slow
 def test_a_killed_actor_changes_nothing_and_neither_do_the_others(measured, out, tmp_path):
     """One run alone, with one actor and other chunks of work: the same figures; equal models differ by nothing."""
     run = out / "digits_vp_nll"

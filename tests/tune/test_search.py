@@ -76,6 +76,7 @@ def test_what_gives_back_the_workers_of_a_trial_that_is_stopped_finds_its_sessio
     assert ray.get(told.remote()) == ray.get_runtime_context().gcs_address
 
 
+@pytest.mark.slow
 def test_a_search_keeps_what_trials_gave_and_goes_on(session, tmp_path, monkeypatch, capsys):
     """One after the other: the first is stopped by nobody, later ones are worse and end at the first rung."""
     from tune import search
