@@ -22,11 +22,12 @@ from indm_core.pis.modes import mode_shares, modes_covered
 from indm_core.pis.paths import WeightedPaths
 from indm_core.pis.resampling import ResampledPaths
 from indm_core.pis.sampler import PathIntegralSampler
-from indm_core.pis.targets import Target, score
+from indm_core.pis.targets import Density, Target, score
 
 __all__ = [
     "Control",
     "Counted",
+    "Density",
     "Discrepancy",
     "Divergence",
     "Draws",

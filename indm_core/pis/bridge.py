@@ -54,6 +54,6 @@ def optimal_paths(
     for i in reversed(range(len(path.scale))):
         kept = i / (i + 1)
         x_i = kept * x + path.scale[i] * kept**0.5 * randn_like(x, generator)
-        log_ratio, _ = path.log_ratio(range(i, i + 1), x_i, (x - x_i) / path.scale[i])
+        log_ratio, _ = path.log_ratio(path.f(i, x_i), (x - x_i) / path.scale[i])
         x, log_w = x_i, log_w - log_ratio
     return x_T, log_w

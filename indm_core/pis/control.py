@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm_core.nn.embedding import FourierEmbedding, initialised
-from indm_core.pis.targets.base import Target, score
+from indm_core.pis.targets.base import Density, score
 from indm_core.shapes import Float
 
 __all__ = ["Control", "GradControl", "NetworkControl"]
@@ -31,7 +31,7 @@ class Control(Protocol):
     """u_t(x), in the units of dx = g u dt + g dw."""
 
     def __call__(
-        self, t: Float[Tensor, " n"], x: Float[Tensor, "n d"], *, target: Target, t_max: float, g: float
+        self, t: Float[Tensor, " n"], x: Float[Tensor, "n d"], *, target: Density, t_max: float, g: float
     ) -> Float[Tensor, "n d"]: ...
 
 
@@ -69,7 +69,7 @@ class NetworkControl(nn.Module):
         self.layers = nn.ModuleList(initialised(nn.Linear(width, width)) for _ in range(depth))
         self.dense_out = _zero(nn.Linear(width, dim))
 
-    def forward(self, t: Tensor, x: Tensor, *, target: Target, t_max: float, g: float) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *, target: Density, t_max: float, g: float) -> Tensor:
         h = self.dense_in(x / (math.sqrt(t_max) * g)) + self.time(t / t_max, x.dtype)
         for layer in self.layers:
             h = layer(F.gelu(h))
@@ -97,7 +97,7 @@ class GradControl(nn.Module):
         nn.init.constant_(self.scale.dense_out.bias, begin)
         self.clip = clip
 
-    def forward(self, t: Tensor, x: Tensor, *, target: Target, t_max: float, g: float) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *, target: Density, t_max: float, g: float) -> Tensor:
         u = self.network(t, x, target=target, t_max=t_max, g=g)
         return u + self.scale(t / t_max, x.dtype) * score(target, x, self.clip)
 

@@ -27,7 +27,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import Density
 from indm_core.ranges import check_count
 from indm_core.shapes import Float
 
@@ -63,7 +63,7 @@ class MixtureControl(nn.Module):
         self.register_buffer("values", values)
         self.register_buffer("log_weights", weights.log())
 
-    def forward(self, t: Tensor, x: Tensor, *, target: Target, t_max: float, g: float) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *, target: Density, t_max: float, g: float) -> Tensor:
         left = (t_max - t).to(x.dtype)[:, None]
         told = (t / (t_max * (t_max - t) * g**2)).to(x.dtype)[:, None, None]
         along = torch.einsum("kij,ni->nkj", self.vectors, x) / (left * g**2)[:, None]
@@ -96,7 +96,7 @@ class MonteCarloControl(nn.Module):
         xi = torch.randn(num_draws // 2, dim, generator=torch.Generator().manual_seed(seed))
         self.register_buffer("xi", torch.cat([xi, -xi]))
 
-    def forward(self, t: Tensor, x: Tensor, *, target: Target, t_max: float, g: float) -> Tensor:
+    def forward(self, t: Tensor, x: Tensor, *, target: Density, t_max: float, g: float) -> Tensor:
         root = (t_max - t).sqrt().to(x.dtype)[:, None]
         ends = x[:, None] + g * root[..., None] * self.xi  # (n, draws, d)
         with torch.no_grad():

@@ -15,8 +15,8 @@ sqrt(N) steps, whose activations are computed anew), 'adjoint' (a sweep that kee
 
     S = sum_i (sqrt(D) u_i . z_i - D/2 |u_i|^2) + Psi(x_N),    z_i = (x_{i+1} - x_i) / (g sqrt(D)),
 
-on states that are detached: neither the path nor the target is differentiated. It holds for paths of any process; `exploration`
-is a factor of their noise. Its mean is that of the paths of all ranks.
+on states that are detached: neither the path nor the target is differentiated, and 'adjoint' is 'checkpoint'. It holds for
+paths of any process; `exploration` is a factor of their noise. Its mean is that of the paths of all ranks.
 
 References:
     Zhang, Chen 2022, "Path integral sampler", Algorithms 3 and 4, Eqs. 5.15, 5.18-5.20 of the thesis; Richter, Berner 2024,
@@ -37,16 +37,16 @@ from torch.utils.checkpoint import checkpoint
 from indm_core.adjoint import Path, mean_by_adjoint
 from indm_core.model.base import Losses, Trainable
 from indm_core.noise import Noise, randn_like
-from indm_core.pis.targets.base import Target, like, log_mu
+from indm_core.pis.targets.base import Density, like, log_mu
 from indm_core.ranges import check_count, check_positive
 from indm_core.shapes import Float
 
-__all__ = ["ControlledPath", "PathIntegralSampler", "Samples"]
+__all__ = ["ControlledPath", "PathIntegralSampler"]
 
 Gradient = Literal["checkpoint", "adjoint", "autograd"]
 Loss = Literal["kl", "log-variance"]
-Samples = tuple[Tensor, Tensor]
-"""x (n, d) and log w (n,)."""
+Observed = tuple[Tensor, Tensor, Tensor]
+"""x (n, d), and two sums over the steps before it, (n,)."""
 
 
 @final
@@ -87,12 +87,27 @@ class ControlledPath(Path):
         log_mu_0 = -0.5 * (x.square() / self.var + math.log(2 * math.pi * self.var)).sum(1)
         return log_mu_0 - self.log_prob(x)
 
-    def log_ratio(self, steps: range, x: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
-        """sqrt(D) u.z - D/2 |u|^2, and D/2 |u|^2, of steps from x by increments z, stacked one step after the other."""
-        times = torch.tensor([i * self.step for i in steps], dtype=torch.float64, device=x.device)
-        u = self.control(times.repeat_interleave(len(x) // len(steps)), x)
+    def log_ratio(self, u: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """sqrt(D) u.z - D/2 |u|^2, and D/2 |u|^2, of a step by the increment z."""
         cost = 0.5 * self.step * u.square().sum(1)
         return math.sqrt(self.step) * (u * z).sum(1) - cost, cost
+
+    def observed(self, first: int, x: Tensor, log_ratio: Tensor, cost: Tensor, *noise: Tensor) -> Observed:
+        """Steps from point `first` on, whose states no gradient goes through: x, log_ratio and cost after them.
+
+        Args:
+            x: The state there.
+            log_ratio: sum sqrt(D) u.z - D/2 |u|^2 so far, (n,); the gradient is that of u at given states.
+            cost: sum D/2 |u|^2 so far, (n,), detached.
+            noise: Of the steps, of any variance.
+        """
+        for i, e in enumerate(noise, first):
+            u = self.f(i, x)
+            z = e + self.rate[i] * u.detach()
+            ratio, paid = self.log_ratio(u, z)
+            log_ratio, cost = log_ratio + ratio, cost + paid.detach()
+            x = x + self.scale[i] * z
+        return x, log_ratio, cost
 
     def constants(self, x: Tensor, eps: Sequence[Tensor]) -> Tensor:
         return x.new_zeros(2, len(x))
@@ -119,7 +134,7 @@ class PathIntegralSampler(Trainable):
         control: nn.Module,
         dim: int,
         *,
-        target: Target | None = None,
+        target: Density | None = None,
         t_max: float = 5.0,
         g: float = 0.2**0.5,
         num_steps: int = 100,
@@ -138,7 +153,7 @@ class PathIntegralSampler(Trainable):
         self.t_max, self.g, self.num_steps = t_max, g, num_steps
         self.loss, self.gradient, self.exploration = loss, gradient, exploration
 
-    def path(self, target: Target, num_steps: int = 0) -> ControlledPath:
+    def path(self, target: Density, num_steps: int = 0) -> ControlledPath:
         """The path to a target, of `num_steps` steps (0: N)."""
 
         def control(t: Tensor, x: Tensor) -> Tensor:
@@ -169,40 +184,33 @@ class PathIntegralSampler(Trainable):
             parameters = [p for p in self.control.parameters() if p.requires_grad]
             objective, terms = mean_by_adjoint(path, parameters, eps, x)
         else:
-            segments = math.isqrt(self.num_steps) if self.gradient == "checkpoint" and torch.is_grad_enabled() else 1
+            segments = (
+                max(2, math.isqrt(self.num_steps)) if self.gradient == "checkpoint" and torch.is_grad_enabled() else 1
+            )
             terms = path.costs(x, eps, segments)
             objective = terms.sum(0)
         control, end = terms.detach()
         return Losses(objective, {"cost": control + end, "control": control, "end": end})
 
     def _log_variance(self, path: ControlledPath, x: Tensor, generator: Noise) -> Losses:
+        noise = [self.exploration * eps for eps in path.noise(x, generator)]
+        walk = path.observed if self.gradient == "autograd" else partial(checkpoint, path.observed, use_reentrant=False)
+        log_ratio = control = x.new_zeros(len(x))
+        size = max(1, math.isqrt(self.num_steps))
+        for first in range(0, self.num_steps, size):
+            x, log_ratio, control = walk(first, x, log_ratio, control, *noise[first : first + size])
         with torch.no_grad():
-            xs, increments = [x], list[Tensor]()
-            for i in range(self.num_steps):
-                eps = self.exploration * randn_like(x, generator)
-                increments.append(eps + path.rate[i] * path.f(i, xs[i]))
-                xs.append(xs[i] + path.scale[i] * increments[i])
-            end = path.end(xs[-1])
-        again = path.log_ratio if self.gradient == "autograd" else _checkpointed(path.log_ratio)
-        log_ratio, control = x.new_zeros(len(x)), x.new_zeros(len(x))
-        for first in range(0, self.num_steps, size := max(1, math.isqrt(self.num_steps))):
-            steps = range(first, min(first + size, self.num_steps))
-            ratio, cost = again(steps, torch.cat([xs[i] for i in steps]), torch.cat([increments[i] for i in steps]))
-            log_ratio, control = (
-                log_ratio + ratio.reshape(len(steps), -1).sum(0),
-                control + cost.reshape(len(steps), -1).sum(0),
-            )
+            end = path.end(x)
         s = log_ratio + end
         mean, num = _mean_over_ranks(s.detach())
         objective = (s - mean).square() * (num / max(1, num - 1))
-        control = control.detach()
         return Losses(
             objective, {"cost": control + end, "control": control, "end": end, "log_variance": objective.detach()}
         )
 
     @torch.no_grad()
     def sample(
-        self, target: Target, num: int, *, generator: Noise = None, num_steps: int = 0
+        self, target: Density, num: int, *, generator: Noise = None, num_steps: int = 0
     ) -> tuple[Float[Tensor, "num d"], Float[Tensor, " num"]]:
         """x and log w of paths to a target (Algorithm 4).
 
@@ -226,8 +234,9 @@ class PathIntegralSampler(Trainable):
         return like(self.control).new_zeros(num, self.dim)
 
     def evaluations(self) -> dict[str, int]:
-        again = 2 if self.loss == "log-variance" or self.gradient != "autograd" else 1
-        return dict.fromkeys(self.networks(), again * self.num_steps)
+        anew = self.gradient != "autograd"
+        begin = self.loss == "kl" and self.gradient == "checkpoint"  # the first point is not computed anew
+        return dict.fromkeys(self.networks(), (1 + anew) * self.num_steps - begin)
 
     def networks(self) -> dict[str, nn.Module]:
         """`control`."""
@@ -238,10 +247,6 @@ class PathIntegralSampler(Trainable):
 
     def begin_phase(self, phase: str) -> None:
         self.control.requires_grad_(True)
-
-
-def _checkpointed(function: Callable[..., Any]) -> Callable[..., Any]:
-    return lambda *given: checkpoint(function, *given, use_reentrant=False)
 
 
 def _mean_over_ranks(s: Tensor) -> tuple[Tensor, int]:

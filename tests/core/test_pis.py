@@ -177,3 +177,36 @@ def test_systematic_resampling_takes_each_as_often_as_its_weight_to_within_one()
     log_w = torch.randn(50, dtype=F64, generator=rng())
     counts = torch.bincount(resampled(log_w, 400, rng()), minlength=50)
     assert ((counts - 400 * log_w.softmax(0)).abs() < 1 + 1e-9).all()
+
+
+class Bare:
+    """What a script of the user's own may hand over: a density and its dimension, no more."""
+
+    dim = 3
+
+    def __init__(self, shape: tuple[int, ...] = (-1,)) -> None:
+        self.shape = shape
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return -0.5 * x.square().sum(1).reshape(self.shape)
+
+
+def test_an_object_with_a_density_is_a_target_and_is_named():
+    sampler = PathIntegralSampler(GradControl(3), 3, target=Bare(), num_steps=4)
+    sampler(5, generator=rng()).objective.mean().backward()
+    with pytest.raises(ValueError, match=r"target Bare: log_prob gave the shape \(5, 1\)"):
+        sampler.sample(Bare((-1, 1)), 5, generator=rng())
+
+
+@pytest.mark.parametrize("loss", ["kl", "log-variance"])
+@pytest.mark.parametrize("gradient", ["autograd", "checkpoint", "adjoint"])
+def test_a_training_step_takes_the_evaluations_that_it_says(loss, gradient):
+    control, seen = NetworkControl(3), list[int]()
+    control.dense_in.register_forward_hook(lambda layer, given, out: seen.append(len(out)))
+    target = Mixture(*two()).float()
+    for num_steps in (1, 9):
+        sampler = PathIntegralSampler(control, 3, target=target, num_steps=num_steps, loss=loss, gradient=gradient)
+        seen.clear()
+        sampler(5, generator=rng()).objective.mean().backward()
+        assert sum(seen) / 5 == sampler.evaluations()["control"] <= 2 * num_steps
+    assert gradient != "autograd" or len(seen) == 9

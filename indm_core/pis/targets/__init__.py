@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from indm_core.pis.targets.base import Target, score
+from indm_core.pis.targets.base import Density, Target, score
 from indm_core.pis.targets.brownian import Brownian, brownian
 from indm_core.pis.targets.funnel import Funnel
 from indm_core.pis.targets.lgcp import LGCP
@@ -15,6 +15,7 @@ from indm_core.pis.targets.rings import Rings
 __all__ = [
     "LGCP",
     "Brownian",
+    "Density",
     "Funnel",
     "GaussianMixture",
     "LogisticRegression",

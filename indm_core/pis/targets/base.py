@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,16 @@ from torch import Tensor, nn
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
-__all__ = ["Target", "like", "log_mu", "score"]
+__all__ = ["Density", "Target", "like", "log_mu", "score"]
+
+
+@runtime_checkable
+class Density(Protocol):
+    """What a sampler asks of a target: d, and log mu^(x) of x (n, d), nats (n,)."""
+
+    @property
+    def dim(self) -> int: ...
+    def log_prob(self, x: Tensor) -> Tensor: ...
 
 
 class Target(nn.Module, ABC):
@@ -58,7 +68,7 @@ class Target(nn.Module, ABC):
         raise ValueError(f"{self.name} has no exact samples; ask one whose `exact` is true")
 
 
-def log_mu(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+def log_mu(target: Density, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     """log mu^(x), nats.
 
     Raises:
@@ -67,7 +77,7 @@ def log_mu(target: Target, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
     found = target.log_prob(x)
     if found.shape != (len(x),):
         raise ValueError(
-            f"target {target.name}: log_prob gave the shape {tuple(found.shape)} for x of {tuple(x.shape)}; "
+            f"target {_name(target)}: log_prob gave the shape {tuple(found.shape)} for x of {tuple(x.shape)}; "
             f"it gives ({len(x)},)"
         )
     return found
@@ -79,7 +89,7 @@ def like(module: nn.Module) -> Tensor:
     return next(tensors, torch.zeros(()))
 
 
-def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Float[Tensor, "n d"]:
+def score(target: Density, x: Float[Tensor, "n d"], clip: float = math.inf) -> Float[Tensor, "n d"]:
     """grad log mu^(x), detached, each component clipped to [-clip, clip].
 
     Raises:
@@ -91,11 +101,16 @@ def score(target: Target, x: Float[Tensor, "n d"], clip: float = math.inf) -> Fl
         log_prob = log_mu(target, given)
         if not log_prob.requires_grad:
             raise ValueError(
-                f"target {target.name}: log_prob has no gradient in x; give --control nn and --loss log-variance, "
+                f"target {_name(target)}: log_prob has no gradient in x; give --control nn and --loss log-variance, "
                 "which ask for none"
             )
         (found,) = torch.autograd.grad(log_prob.sum(), given)
     return found.clamp(-clip, clip)
+
+
+def _name(target: Density) -> str:
+    """What errors call a density; one that is no `Target` by its class."""
+    return target.name if isinstance(target, Target) else type(target).__name__
 
 
 def _itself(saved: Tensor) -> Tensor:
