@@ -114,29 +114,27 @@ def work_on_density(job: PISJob, session: Session) -> Work[PathIntegralSampler]:
         batches=batches,
         unit=Unit("nats", lambda term, nats: float(nats)),
         write_config=job.write_config,
-        draw=partial(_draw, session.device),
-        validate=partial(_measured, session.device) if train.validate_every and session.rank == 0 else None,
+        draw=partial(_draw, target, session.device),
+        validate=partial(_measured, target, session.device) if train.validate_every and session.rank == 0 else None,
         made_of={"sampler": to_json(job.run)},
     )
 
 
-def _paths(sampler: PathIntegralSampler, device: torch.device) -> tuple[Target, Tensor, Tensor]:
-    """The target, and PATHS paths to it: x and log w."""
-    if (target := sampler.target) is None:
-        raise ValueError("target: none was given; training needs one")
-    return target, *sampler.sample(target, PATHS, generator=torch.Generator(device).manual_seed(SEED))
+def _paths(target: Target, device: torch.device, sampler: PathIntegralSampler) -> tuple[Tensor, Tensor]:
+    """PATHS paths to the target: x and log w."""
+    return sampler.sample(target, PATHS, generator=torch.Generator(device).manual_seed(SEED))
 
 
-def _measured(device: torch.device, sampler: PathIntegralSampler) -> HeldOut:
-    _, _, log_w = _paths(sampler, device)
+def _measured(target: Target, device: torch.device, sampler: PathIntegralSampler) -> HeldOut:
+    _, log_w = _paths(target, device, sampler)
     bound, (value, se) = log_z_bound(log_w), log_z(log_w)
     return HeldOut(nelbo=-bound.value, se=bound.se, others={"log_z": value, "log_z_se": se, "ess": ess(log_w)})
 
 
-def _draw(device: torch.device, sampler: PathIntegralSampler, file: Path) -> None:
+def _draw(target: Target, device: torch.device, sampler: PathIntegralSampler, file: Path) -> None:
     from pipelines.runs.pictures import save_weighted  # what draws may not be installed
 
-    target, x, log_w = _paths(sampler, device)
+    x, log_w = _paths(target, device, sampler)
     generator = torch.Generator(device).manual_seed(SEED + 1)
     exact = target.sample(PATHS, generator).cpu() if target.exact else None
     save_weighted(x[resampled(log_w, len(x), generator)].cpu(), log_w.cpu(), exact, file)

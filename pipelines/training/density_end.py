@@ -65,9 +65,8 @@ def _drawn(job: PISJob, drawing: Drawing, device: str) -> Figures:
     weights = sha256_of(file)
     if there := kept_figures(job.directory, drawing, weights):
         return there
-    sampler = load_control(job.run.build(), file).to(device_of(device))
-    if (target := sampler.target) is None:
-        raise ValueError("target: none was given; samples are of one")
+    target = job.run.target.build()
+    sampler = load_control(job.run.build(target), file).to(device_of(device))  # with its target
     return draw_weighted(sampler, target, job.directory, drawing, weights)
 
 
