@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from indm_core.nn.embedding import FourierEmbedding, initialised
-from indm_core.pis.targets.base import Density, score
+from indm_core.pis.targets.base import Density, observed, score
 from indm_core.shapes import Float
 
 __all__ = ["Control", "GradControl", "NetworkControl"]
@@ -60,17 +60,21 @@ class NetworkControl(nn.Module):
     Args:
         dim: d.
         width, depth: Of the hidden layers and their number; published: 64 and 2.
+        dim_y: Numbers of the observation that targets are given (`amortised`), which it sees as well; 0: none.
     """
 
-    def __init__(self, dim: int, *, width: int = 64, depth: int = 2) -> None:
+    def __init__(self, dim: int, *, width: int = 64, depth: int = 2, dim_y: int = 0) -> None:
         super().__init__()
         self.time = TimeMLP(width, width)
         self.dense_in = initialised(nn.Linear(dim, width))
+        self.dense_y = initialised(nn.Linear(dim_y, width)) if dim_y else None
         self.layers = nn.ModuleList(initialised(nn.Linear(width, width)) for _ in range(depth))
         self.dense_out = _zero(nn.Linear(width, dim))
 
     def forward(self, t: Tensor, x: Tensor, *, target: Density, t_max: float, g: float) -> Tensor:
         h = self.dense_in(x / (math.sqrt(t_max) * g)) + self.time(t / t_max, x.dtype)
+        if self.dense_y is not None:
+            h = h + self.dense_y(observed(target).to(x.dtype))
         for layer in self.layers:
             h = layer(F.gelu(h))
         return self.dense_out(F.gelu(h))
@@ -85,13 +89,21 @@ class GradControl(nn.Module):
         width, depth: As of `NetworkControl`.
         clip: Largest component of the target's gradient; infinity leaves it as it is.
         begin: NN_2 before training.
+        dim_y: As of `NetworkControl`.
     """
 
     def __init__(
-        self, dim: int, *, width: int = 64, depth: int = 2, clip: float = math.inf, begin: float = 0.0
+        self,
+        dim: int,
+        *,
+        width: int = 64,
+        depth: int = 2,
+        clip: float = math.inf,
+        begin: float = 0.0,
+        dim_y: int = 0,
     ) -> None:
         super().__init__()
-        self.network = NetworkControl(dim, width=width, depth=depth)
+        self.network = NetworkControl(dim, width=width, depth=depth, dim_y=dim_y)
         self.scale = TimeMLP(width, 1)
         _zero(self.scale.dense_out)
         nn.init.constant_(self.scale.dense_out.bias, begin)

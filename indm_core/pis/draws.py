@@ -66,6 +66,10 @@ class Counted(Target):
         self.name, self.dim, self.log_z = target.name, target.dim, target.log_z
         self.exact, self.modes = target.exact, target.modes
 
+    @property
+    def y(self) -> Tensor | None:
+        return self.target.y
+
     def log_prob(self, x: Tensor) -> Tensor:
         self.evaluations += len(x)
         return self.target.log_prob(x)

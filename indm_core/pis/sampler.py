@@ -170,13 +170,14 @@ class PathIntegralSampler(Trainable):
         """
         if self.target is None:
             raise ValueError("target: none was given; training needs one")
-        path = self.path(self.target)
-        begin = self.begin(int(x))
-        return (
-            self._log_variance(path, begin, generator)
-            if self.loss == "log-variance"
-            else self._kl(path, begin, generator)
-        )
+        return self.losses(self.target, int(x), generator)
+
+    def losses(self, target: Density, num: int, generator: Noise = None) -> Losses:
+        """The losses of `num` paths to a target."""
+        path, begin = self.path(target), self.begin(num)
+        if self.loss == "log-variance":
+            return self._log_variance(path, begin, generator)
+        return self._kl(path, begin, generator)
 
     def _kl(self, path: ControlledPath, x: Tensor, generator: Noise) -> Losses:
         eps = path.noise(x, generator)

@@ -156,6 +156,27 @@ def test_both_machines_train_and_measure(hosts, out):
     assert hardware[-1]["processes"] == 2
 
 
+def test_both_machines_train_a_path_integral_sampler(hosts, out):
+    words = ("nine_modes", "--steps", "30", "--batch-size", "64", "--num-steps", "10", "--log-every", "10")
+    words = (
+        *words,
+        "--checkpoint-every",
+        "10",
+        "--sample-every",
+        "0",
+        "--validate-every",
+        "30",
+        "--num-samples",
+        "200",
+    )
+    done = submit_watched(hosts, TRAINER, "pipelines/pis.py", *words, *BOTH, "--out", str(out))
+    assert done.status == 0, done.said
+    assert done.workers == {"host0", "host1"}
+    assert re.search(r"nine_modes +2 +PIS-Grad \(kl, N = 10\) .*\+- .*\+- ", done.said), "the row"
+    assert (out / "nine_modes" / "samples.parquet").is_file()
+    assert json.loads((out / "nine_modes" / "hardware.json").read_text())[-1]["processes"] == 2
+
+
 def test_both_machines_train_the_trials_of_a_sweep(hosts, out):
     words = ("--space", "model.objective.pretrain_steps=0,6", "--name", "swept", *TRIALS, *BOTH, "--out", str(out))
     done = submit_watched(hosts, TRAINER, "tune/sweep.py", *words)

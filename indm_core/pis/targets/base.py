@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from indm_core.noise import Noise
 from indm_core.shapes import Float
 
-__all__ = ["Density", "Target", "like", "log_mu", "score"]
+__all__ = ["Density", "Target", "like", "log_mu", "observed", "score"]
 
 
 @runtime_checkable
@@ -55,6 +55,11 @@ class Target(nn.Module, ABC):
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
 
+    @property
+    def y(self) -> Tensor | None:
+        """The observation that the density is given (`amortised`): (m,), or (n, m) where each of n rows has its own."""
+        return None
+
     @abstractmethod
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """log mu^(x), nats."""
@@ -81,6 +86,21 @@ def log_mu(target: Density, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
             f"it gives ({len(x)},)"
         )
     return found
+
+
+def observed(target: Density) -> Tensor:
+    """The observation y that a target is given.
+
+    Raises:
+        ValueError: it is given none.
+    """
+    y = target.y if isinstance(target, Target) else None
+    if y is None:
+        raise ValueError(
+            f"target {_name(target)}: the control sees an observation y, and the target is given none; "
+            "give it by indm_core.pis.amortised.Given, or a control of dim_y=0"
+        )
+    return y
 
 
 def like(module: nn.Module) -> Tensor:
