@@ -27,7 +27,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
-from indm_core.pis.targets.base import Density
+from indm_core.pis.targets.base import Density, log_mu
 from indm_core.ranges import check_count
 from indm_core.shapes import Float
 
@@ -100,6 +100,6 @@ class MonteCarloControl(nn.Module):
         root = (t_max - t).sqrt().to(x.dtype)[:, None]
         ends = x[:, None] + g * root[..., None] * self.xi  # (n, draws, d)
         with torch.no_grad():
-            log_mu = target.log_prob(ends.flatten(0, 1)).reshape(len(x), -1)
-        log_w = log_mu + 0.5 * ends.square().sum(-1) / (t_max * g**2)
+            end = log_mu(target, ends.flatten(0, 1)).reshape(len(x), -1)
+        log_w = end + 0.5 * ends.square().sum(-1) / (t_max * g**2)
         return log_w.softmax(1) @ self.xi / root

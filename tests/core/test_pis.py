@@ -196,6 +196,9 @@ def test_an_object_with_a_density_is_a_target_and_is_named():
     sampler(5, generator=rng()).objective.mean().backward()
     with pytest.raises(ValueError, match=r"target Bare: log_prob gave the shape \(5, 1\)"):
         sampler.sample(Bare((-1, 1)), 5, generator=rng())
+    control = MonteCarloControl(3, num_draws=4)
+    with pytest.raises(ValueError, match=r"target Bare: log_prob gave the shape \(8, 1\)"):
+        control(torch.zeros(2), torch.zeros(2, 3), target=Bare((-1, 1)), t_max=1.0, g=1.0)
 
 
 @pytest.mark.parametrize("loss", ["kl", "log-variance"])
