@@ -22,6 +22,7 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
@@ -80,6 +81,8 @@ class MixtureControl(nn.Module):
 class MonteCarloControl(nn.Module):
     """The optimal control by averages over uncontrolled ends. The same ends serve every x: the control is a function of (t, x).
 
+    It is 0 where the target has no density at any of them.
+
     Args:
         dim: d.
         num_draws: Ends, in pairs of opposite signs; even.
@@ -102,4 +105,5 @@ class MonteCarloControl(nn.Module):
         with torch.no_grad():
             end = log_mu(target, ends.flatten(0, 1)).reshape(len(x), -1)
         log_w = end + 0.5 * ends.square().sum(-1) / (t_max * g**2)
-        return log_w.softmax(1) @ self.xi / root
+        lost = (log_w == -math.inf).all(1, keepdim=True)
+        return torch.where(lost, 0, log_w.softmax(1) @ self.xi / root)
