@@ -67,16 +67,18 @@ def end_moments(
         num_steps: 0 takes N.
 
     Raises:
-        ValueError: the control is not affine.
+        ValueError: the control is not affine, to 1e-4 of its largest value within two standard deviations of N(0, T g^2 I).
     """
     path, d, like = sampler.path(target, num_steps), sampler.dim, sampler.begin(1)
     eye = torch.eye(d, dtype=torch.float64, device=like.device)
-    points = torch.cat([0 * eye[:1], eye, -eye])
+    unit = math.sqrt(path.var)
+    # -2 e_j tells an odd function from a line, the last point a product x_j x_k, which is 0 on the axes
+    points = unit * torch.cat([0 * eye[:1], eye, -2 * eye, torch.linspace(1, 2, d).to(eye)[None]])
     mean, cov = points[0], 0 * eye
     for i, scale in enumerate(path.scale):
         u = path.f(i, points.to(like)).double()
-        b, A = u[0], (u[1 : d + 1] - u[0]).T
-        if not torch.allclose(u[d + 1 :], b - A.T, rtol=1e-4, atol=1e-4):
+        b, A = u[0], (u[1 : d + 1] - u[0]).T / unit
+        if not (u - b - points @ A.T).abs().max() <= 1e-4 * u.abs().max():
             raise ValueError("control: it is not affine in x, so that x_N is not Gaussian; sample it instead")
         step = path.step * sampler.g
         kept = eye + step * A
@@ -98,7 +100,8 @@ def w2_to_gaussian(
 
 def theorem_3_scale(sampler: PathIntegralSampler, epsilon: float, *, num_steps: int = 0) -> float:
     """g sqrt(T d (D + epsilon)), to which W_2 is proportional at most."""
-    step = sampler.t_max / (num_steps or sampler.num_steps)
+    check_not_negative(epsilon=epsilon)
+    step = sampler.t_max / sampler.steps(num_steps)
     return sampler.g * math.sqrt(sampler.t_max * sampler.dim * (step + epsilon))
 
 

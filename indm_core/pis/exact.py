@@ -22,12 +22,13 @@ References:
 
 from __future__ import annotations
 
+import math
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from indm_core.pis.targets.base import Density
+from indm_core.pis.targets.base import Density, log_mu
 from indm_core.ranges import check_count
 from indm_core.shapes import Float
 
@@ -80,6 +81,8 @@ class MixtureControl(nn.Module):
 class MonteCarloControl(nn.Module):
     """The optimal control by averages over uncontrolled ends. The same ends serve every x: the control is a function of (t, x).
 
+    It is 0 where the target has no density at any of them.
+
     Args:
         dim: d.
         num_draws: Ends, in pairs of opposite signs; even.
@@ -100,6 +103,7 @@ class MonteCarloControl(nn.Module):
         root = (t_max - t).sqrt().to(x.dtype)[:, None]
         ends = x[:, None] + g * root[..., None] * self.xi  # (n, draws, d)
         with torch.no_grad():
-            log_mu = target.log_prob(ends.flatten(0, 1)).reshape(len(x), -1)
-        log_w = log_mu + 0.5 * ends.square().sum(-1) / (t_max * g**2)
-        return log_w.softmax(1) @ self.xi / root
+            end = log_mu(target, ends.flatten(0, 1)).reshape(len(x), -1)
+        log_w = end + 0.5 * ends.square().sum(-1) / (t_max * g**2)
+        lost = (log_w == -math.inf).all(1, keepdim=True)
+        return torch.where(lost, 0, log_w.softmax(1) @ self.xi / root)

@@ -17,6 +17,8 @@ and with p for the controlled step the weight grows at step i by gamma_{i+1}/(ga
 lambda goes from 0 to 1, hence gamma_N is mu^ with its bridges, whose integral is Z, and sum_i G_i is the log w of Eq. 5.18 for
 every lambda: without resampling nothing changes. The best phi_t is E[mu^/mu^0(x_T) | x_t = x] of the uncontrolled process; for
 lambda_t = t/T, pi_t is, up to a constant, mu^^(t/T) exp(-(1/t - t/T^2) |x|^2 / (2 g^2)): it has an integral if mu^ is bounded.
+Of N(m, T g^2 I) with its exact control all paths weigh the same; by this guess, at t = s T, the logarithms of their weights
+have the variance s (1 - s)^2 |m|^2 / (T g^2): where that makes the ESS small, resampling is a loss.
 
 Where the ESS of a population of m paths falls below a share, m are drawn in proportion to the weights, systematically, and each
 takes the mean weight. So the mean of the last weights of a population is an unbiased estimate of Z for every control, every N
@@ -60,7 +62,9 @@ class ResampledPaths:
     """The method "PIS + resampling": a control's paths, resampled where few of them count (`WeightedPaths`: nowhere).
 
     Its `log_z` is unbiased for Z before the logarithm; its `bound` is the mean over populations of the log of their estimates
-    of Z: at most log Z in the mean, and tighter than the ELBO, which is that of populations of one path.
+    of Z: at most log Z in the mean. Where nothing is resampled it is tighter than the ELBO, which is that of populations of one
+    path. Where the guess pi_i is worse than the control, resampling undoes what the control has done, and the bound may lie
+    below the ELBO: compare with `WeightedPaths`.
 
     Args:
         sampler: The control with its T, g and N; it is trained already, and its training is not counted.

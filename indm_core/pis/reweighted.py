@@ -28,7 +28,7 @@ from indm_core.model import GenerativeModel
 from indm_core.noise import Noise, rand, randn_like
 from indm_core.pis.draws import Draws
 from indm_core.pis.estimates import log_z, log_z_bound
-from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.base import Target, log_mu
 from indm_core.ranges import check_count, check_positive
 from indm_core.sampling import Sampling
 
@@ -54,10 +54,8 @@ class Reweighted:
         check_count(num=num)
         x = self.sample(num, generator)
         if x.shape != (num, target.dim):
-            raise ValueError(
-                f"sample gave the shape {tuple(x.shape)}; {type(target).__name__} takes {(num, target.dim)}"
-            )
-        log_w = target.log_prob(x) - self.log_prob(x)
+            raise ValueError(f"sample gave the shape {tuple(x.shape)}; {target.name} takes {(num, target.dim)}")
+        log_w = log_mu(target, x) - self.log_prob(x)
         return Draws(x=x, log_w=log_w, log_z=log_z(log_w), bound=log_z_bound(log_w), evaluations=num)
 
 

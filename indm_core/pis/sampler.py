@@ -153,14 +153,25 @@ class PathIntegralSampler(Trainable):
         self.t_max, self.g, self.num_steps = t_max, g, num_steps
         self.loss, self.gradient, self.exploration = loss, gradient, exploration
 
+    def steps(self, num_steps: int) -> int:
+        """The number of steps that is asked for; 0 asks for N.
+
+        Raises:
+            ValueError: no integer of at least 0.
+        """
+        num_steps = num_steps or self.num_steps
+        check_count(num_steps=num_steps)
+        return num_steps
+
     def path(self, target: Density, num_steps: int = 0) -> ControlledPath:
         """The path to a target, of `num_steps` steps (0: N)."""
 
         def control(t: Tensor, x: Tensor) -> Tensor:
             return self.control(t, x, target=target, t_max=self.t_max, g=self.g)
 
-        num_steps = num_steps or self.num_steps
-        return ControlledPath(control, partial(log_mu, target), t_max=self.t_max, g=self.g, num_steps=num_steps)
+        return ControlledPath(
+            control, partial(log_mu, target), t_max=self.t_max, g=self.g, num_steps=self.steps(num_steps)
+        )
 
     def forward(self, x: Any, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The losses of as many paths as the number x.

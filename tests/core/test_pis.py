@@ -179,6 +179,26 @@ def test_systematic_resampling_takes_each_as_often_as_its_weight_to_within_one()
     assert ((counts - 400 * log_w.softmax(0)).abs() < 1 + 1e-9).all()
 
 
+class Box:
+    """The uniform density on [-1/2, 1/2]^2; Z = 1."""
+
+    dim = 2
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        return torch.where((x.abs() < 0.5).all(1), 0.0, -math.inf).to(x)
+
+
+def test_a_monte_carlo_control_whose_ends_all_miss_the_target_leaves_the_path_alone():
+    sampler = PathIntegralSampler(MonteCarloControl(2, num_draws=20).double(), 2, t_max=0.5, g=1.0, num_steps=4)
+    x, log_w = sampler.sample(Box(), 4000, generator=rng())
+    missed = torch.full((1, 2), 20.0, dtype=F64)
+    u = sampler.control(missed[0, :1] * 0, missed, target=Box(), t_max=0.5, g=1.0)
+    assert not u.any()
+    assert x.isfinite().all()
+    found = log_z(log_w)
+    assert abs(math.exp(found.value) - 1) < 5 * found.se < 0.5
+
+
 class Bare:
     """What a script of the user's own may hand over: a density and its dimension, no more."""
 
@@ -196,6 +216,9 @@ def test_an_object_with_a_density_is_a_target_and_is_named():
     sampler(5, generator=rng()).objective.mean().backward()
     with pytest.raises(ValueError, match=r"target Bare: log_prob gave the shape \(5, 1\)"):
         sampler.sample(Bare((-1, 1)), 5, generator=rng())
+    control = MonteCarloControl(3, num_draws=4)
+    with pytest.raises(ValueError, match=r"target Bare: log_prob gave the shape \(8, 1\)"):
+        control(torch.zeros(2), torch.zeros(2, 3), target=Bare((-1, 1)), t_max=1.0, g=1.0)
 
 
 @pytest.mark.parametrize("loss", ["kl", "log-variance"])

@@ -115,6 +115,17 @@ def test_resampling_helps_where_the_guess_is_good_and_the_control_is_not():
     assert found.log_z.se < 0.5 * plain.se
 
 
+def test_resampling_by_a_guess_spreads_the_equal_weights_of_an_exact_control():
+    """At t = s T the logarithms of the weights vary by s (1 - s)^2 |m|^2 / (T g^2), here up to 16 * 4/27."""
+    law = gaussian([4.0, 0.0], 1.0)
+    sampler, target = PathIntegralSampler(MixtureControl(*law), 2, t_max=1.0, g=1.0, num_steps=6), Mixture(*law)
+    equal = ResampledPaths(sampler=sampler, share=0.0)(target, 20, generator=rng())
+    assert equal.bound.value == pytest.approx(target.log_z, abs=1e-10)
+    found = ResampledPaths(sampler=sampler, num_groups=1000)(target, 4000, generator=rng())
+    assert abs(math.exp(found.log_z.value - target.log_z) - 1) < 5 * found.log_z.se
+    assert found.bound.value < target.log_z - 5 * found.bound.se
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [

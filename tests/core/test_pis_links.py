@@ -120,3 +120,11 @@ def test_what_is_refused():
     proposal = Reweighted(sample=lambda num, _: torch.zeros(num, 3), log_prob=lambda x: x.sum(1))
     with pytest.raises(ValueError, match=r"sample gave the shape \(5, 3\)"):
         proposal(target(), 5)
+
+
+def test_a_density_of_another_shape_is_refused_and_named():
+    proposal = gaussian_proposal(torch.zeros(2), torch.zeros(2))
+    law = target()
+    law.log_prob = lambda x: -x.square().sum(1, keepdim=True)
+    with pytest.raises(ValueError, match=r"target GaussianMixture: log_prob gave the shape \(5, 1\)"):
+        proposal(law, 5)

@@ -8,6 +8,7 @@ import pytest
 import torch
 from problems import rng
 from test_pis import F64, Mixture, gaussian, two
+from torch import nn
 
 from indm_core.diagnostics.pis import Moved, end_moments, log_slope, theorem_3_scale, w2_to_gaussian
 from indm_core.pis import MixtureControl, NetworkControl, PathIntegralSampler, ess
@@ -67,6 +68,41 @@ def test_a_control_that_is_not_affine_is_refused():
     torch.nn.init.normal_(control.dense_out.weight, generator=rng())
     with pytest.raises(ValueError, match="not affine"):
         end_moments(PathIntegralSampler(control, 2, num_steps=2), Mixture(*gaussian([0.0, 0.0], 1.0)))
+
+
+class Product(nn.Module):
+    """u = x_1 x_2, which is 0 on both axes."""
+
+    def forward(self, t, x, **given):
+        return x.prod(1, keepdim=True).expand_as(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64])
+def test_odd_controls_and_products_are_not_affine(dtype):
+    """On each axis an odd function agrees with a line at 0 and +-1, and x_1 x_2 with 0 everywhere."""
+    apart = torch.tensor([[-3.0, 0.0], [3.0, 0.0]], dtype=F64)
+    law = apart, 0.25 * torch.eye(2, dtype=F64).repeat(2, 1, 1), torch.ones(2, dtype=F64)
+    for control in (MixtureControl(*law), Product()):
+        sampler = PathIntegralSampler(control.to(dtype), 2, t_max=9.0, g=1.0, num_steps=2)
+        with pytest.raises(ValueError, match="not affine"):
+            end_moments(sampler, Mixture(*law))
+
+
+def test_an_affine_control_is_taken_in_float32_close_to_the_end():
+    law = correlated()
+    sampler, in_64 = (PathIntegralSampler(MixtureControl(*law).to(dtype), 3) for dtype in (torch.float32, F64))
+    found, known = (end_moments(s, Mixture(*law), num_steps=200) for s in (sampler, in_64))
+    torch.testing.assert_close(found, known, rtol=0, atol=1e-4)
+
+
+def test_numbers_out_of_range_are_named():
+    sampler = PathIntegralSampler(NetworkControl(2), 2)
+    with pytest.raises(ValueError, match="num_steps=-3 must be an integer"):
+        sampler.sample(Mixture(*two()), 5, num_steps=-3)
+    with pytest.raises(ValueError, match="num_steps=-3 must"):
+        theorem_3_scale(sampler, 0.1, num_steps=-3)
+    with pytest.raises(ValueError, match="epsilon=-1"):
+        theorem_3_scale(sampler, -1.0)
 
 
 def test_the_slope_of_a_power_law_is_its_order():
