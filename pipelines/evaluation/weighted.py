@@ -137,7 +137,7 @@ def draw_weighted(
         drawing: How many, and by which noise.
         weights: SHA-256 of the sampler's weights.
     """
-    counted, began = Counted(target), time.monotonic()
+    counted, began, truth = Counted(target), time.monotonic(), float(target.log_z)
     log_ws, shown = list[Tensor](), torch.empty(0)
     with replaced(directory / SAMPLES) as file, pq.ParquetWriter(file, _schema(target.dim)) as writer:
         for repetition in range(drawing.repetitions):
@@ -149,9 +149,9 @@ def draw_weighted(
     figures = Figures(
         weights=weights,
         drawing=drawing,
-        truth=float(target.log_z),
-        log_z=Spread.of(list(map(log_z, log_ws)), target.log_z),
-        bound=Spread.of(list(map(log_z_bound, log_ws)), target.log_z),
+        truth=truth,
+        log_z=Spread.of(list(map(log_z, log_ws)), truth),
+        bound=Spread.of(list(map(log_z_bound, log_ws)), truth),
         ess=sum(map(ess, log_ws)) / len(log_ws),
         evaluations=counted.evaluations,
         seconds=time.monotonic() - began,
@@ -232,6 +232,11 @@ def table(
     lines.append(f"{of}; evaluations of the target and seconds: training + sampling")
     if math.isfinite(figures.truth):
         lines.append(f"errors against log Z = {figures.truth:.4f}: {_errors(figures)}")
+    if math.isnan(figures.ess):
+        lines.append(
+            "warning: log Z is no number, since log weights are nan, or +inf, or -inf on all paths: log_prob has to give "
+            "a number, or -inf, wherever paths end"
+        )
     if figures.ess < FEW:
         lines.append(
             f"warning: {figures.ess:.2%} of the paths count (ESS), so that log Z is not to be trusted: the control does not "
