@@ -129,7 +129,7 @@ class Figures:
 def draw_weighted(
     sampler: PathIntegralSampler, target: Target, directory: Path, drawing: Drawing, weights: str
 ) -> Figures:
-    """Draws the repetitions, and writes samples, figures and a picture into a directory.
+    """Draws the repetitions, and writes samples, a picture and, last, the figures into a directory.
 
     Args:
         sampler: In evaluation mode.
@@ -139,6 +139,7 @@ def draw_weighted(
     """
     counted, began, truth = Counted(target), time.monotonic(), float(target.log_z)
     log_ws, shown = list[Tensor](), torch.empty(0)
+    (directory / FIGURES).unlink(missing_ok=True)  # what is there belongs together wherever this ends
     with replaced(directory / SAMPLES) as file, pq.ParquetWriter(file, _schema(target.dim)) as writer:
         for repetition in range(drawing.repetitions):
             pieces = list(_pieces(sampler, counted, drawing, repetition))
@@ -156,10 +157,10 @@ def draw_weighted(
         evaluations=counted.evaluations,
         seconds=time.monotonic() - began,
     )
-    write_text(directory / FIGURES, json.dumps(to_json(figures), indent=1) + "\n")
     exact = target.sample(len(shown), _generator(sampler, drawing.seed)).cpu() if target.exact else None
     chosen = resampled(log_ws[0], len(shown), torch.Generator().manual_seed(drawing.seed))
     save_weighted(shown[chosen], log_ws[0], exact, directory / PICTURE)
+    write_text(directory / FIGURES, json.dumps(to_json(figures), indent=1) + "\n")
     return figures
 
 
@@ -170,7 +171,8 @@ def kept_figures(directory: Path, drawing: Drawing, weights: str) -> Figures | N
     except (OSError, ValueError):
         return None
     same = (figures.drawing, figures.weights) == (drawing, weights)
-    return figures if same and (directory / SAMPLES).is_file() else None
+    whole = all((directory / file).is_file() for file in (SAMPLES, PICTURE))
+    return figures if same and whole else None
 
 
 def _pieces(

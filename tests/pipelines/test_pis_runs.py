@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,6 +16,7 @@ from indm_core.pis import Estimate, ess, log_z, log_z_bound
 from pipelines.config import load
 from pipelines.config.pis import PISRun, from_document, read_pis_run, to_document
 from pipelines.config.terminal.cli import override
+from pipelines.evaluation import weighted
 from pipelines.evaluation.weighted import Drawing, Figures, Spread, table
 from pipelines.recipes.densities import DENSITIES, find_density
 from pipelines.runs.job import Training, read_metrics
@@ -166,6 +168,23 @@ def test_a_complete_run_prints_its_row_again(whole, mine, capsys):
     assert "Gauss: complete, 6 steps" in said
     assert "errors against log Z = 1.0986" in said
     assert (whole / "samples.parquet").stat().st_mtime_ns == before
+
+
+def test_a_drawing_that_ended_anywhere_is_drawn_again(whole, mine, tmp_path, monkeypatch):
+    run = shutil.copytree(whole, tmp_path / "Gauss")
+    words = [f"{mine}:Gauss", *TINY, "--repetitions"]
+
+    def stopped(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(weighted, "save_weighted", stopped)
+    with pytest.raises(Stop):
+        sample(*words, "1", out=tmp_path)
+    monkeypatch.undo()
+    assert (run / "samples.parquet").read_bytes() != (whole / "samples.parquet").read_bytes()
+    sample(*words, "2", out=tmp_path)
+    for file in ("samples.parquet", "samples.png"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
 
 
 REFUSALS = {
