@@ -25,6 +25,7 @@ from indm_core.pis.targets import (
     students,
 )
 from pipelines.config.modules import Defined, Extension, defining, split_word, used
+from pipelines.data.readers.text_form import Written
 from pipelines.densities.points import Window, pines, points
 from pipelines.densities.tables import breast_cancer, logistic
 from pipelines.storage.messages import nearest
@@ -231,12 +232,14 @@ class LogisticConfig(TargetConfig):
     """The logistic regression of a table of your own.
 
     Args:
-        file: A .csv file of numbers with a header.
+        file: A .csv or .tsv file of numbers with a header.
         label: Its column of labels, 0 or 1; all others are features.
+        written: How it is written.
     """
 
     file: str = ""
     label: str = "label"
+    written: Written = field(default_factory=Written)
 
     def settled(self) -> TargetConfig:
         return replace(self, file=_absolute(self.file))
@@ -246,7 +249,7 @@ class LogisticConfig(TargetConfig):
             raise ValueError(
                 "file: a logistic regression is of a table; give --target.file TABLE.csv and --label COLUMN"
             )
-        return logistic(Path(self.file), self.label)
+        return logistic(Path(self.file), self.label, self.written)
 
 
 @final
@@ -255,13 +258,15 @@ class LGCPConfig(TargetConfig):
     """A log-Gaussian Cox process of points in a window.
 
     Args:
-        file: A .csv file of their two columns; the 126 pines where it is empty.
+        file: A .csv or .tsv file of their two columns; the 126 pines where it is empty.
+        written: How it is written.
         window: Where they were looked for, which becomes the unit square.
         grid: Cells along a side; d is its square.
         whitened: Whether coordinates are those in which the prior is N(0, I).
     """
 
     file: str = ""
+    written: Written = field(default_factory=Written)
     window: Window = field(default_factory=Window)
     grid: int = 40
     whitened: bool = True
@@ -270,7 +275,7 @@ class LGCPConfig(TargetConfig):
         return replace(self, file=_absolute(self.file))
 
     def build(self) -> Target:
-        positions = points(Path(self.file), self.window) if self.file else pines()
+        positions = points(Path(self.file), self.window, self.written) if self.file else pines()
         return LGCP(positions, self.grid, whitened=self.whitened)
 
 

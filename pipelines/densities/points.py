@@ -14,6 +14,7 @@ from torch import Tensor
 
 from indm_core.ranges import check_positive
 from pipelines.data.readers.csv_table import read_rows
+from pipelines.data.readers.text_form import Written
 
 __all__ = ["UNIT", "Window", "pines", "points"]
 
@@ -25,8 +26,8 @@ class Window:
     It is not guessed from the points: that there are none near an edge is an observation, too.
 
     Args:
-        left, bottom: Its corner.
-        width, height: Its sides.
+        left, bottom: The corner of the rectangle in which points were looked for.
+        width, height: The sides of that rectangle.
 
     Raises:
         ValueError: a side that is not positive.
@@ -49,17 +50,18 @@ def pines() -> Tensor:
     return points(Path(__file__).with_name("pines.csv"))
 
 
-def points(file: Path, window: Window = UNIT) -> Tensor:
+def points(file: Path, window: Window = UNIT, written: Written | None = None) -> Tensor:
     """The positions that a .csv file of two columns holds, scaled from their window to the unit square; (n, 2), float64.
 
     Args:
         file: Columns x and y, with or without a header.
         window: Where the points were looked for.
+        written: How the table is written; None: with commas, 1.5.
 
     Raises:
         ValueError: a file that cannot be read, other than two columns, or a point outside the window.
     """
-    names, rows = read_rows(Path(file))
+    names, rows = read_rows(Path(file), written)
     if len(names) != 2:
         raise ValueError(
             f"{file}: {len(names)} columns ({', '.join(names[:6])}); points have two, x and y; remove the rest"
@@ -74,7 +76,8 @@ def points(file: Path, window: Window = UNIT) -> Tensor:
     if outside.any():
         raise ValueError(
             f"{file}: the point {found[outside][0].tolist()} is outside the window {_rectangle(low, low + sides)}; the points "
-            f"lie in {_rectangle(found.amin(0), found.amax(0))}: give the window in which they were looked for"
+            f"lie in {_rectangle(found.amin(0), found.amax(0))}: give the window in which they were looked for, "
+            "by --window.left, --window.bottom, --window.width and --window.height"
         )
     return scaled
 

@@ -13,6 +13,7 @@ import torch
 
 from indm_core.pis.targets import LogisticRegression
 from pipelines.data.readers.csv_table import read_rows
+from pipelines.data.readers.text_form import Written
 from pipelines.storage.messages import nearest
 
 __all__ = ["breast_cancer", "logistic"]
@@ -26,17 +27,18 @@ def breast_cancer() -> LogisticRegression:
     return _regression("breast_cancer", [str(index) for index in range(x.shape[1])], x, y)
 
 
-def logistic(file: Path, label: str) -> LogisticRegression:
+def logistic(file: Path, label: str, written: Written | None = None) -> LogisticRegression:
     """The logistic regression of a .csv file.
 
     Args:
         file: A table of numbers, with a header that names the columns; without one they are called 0, 1, ...
         label: The column of labels, 0 or 1; all others are features.
+        written: How the table is written; None: with commas, 1.5.
 
     Raises:
         ValueError: a file that cannot be read, no such column, no feature, other labels, or a feature that is constant.
     """
-    names, rows = read_rows(Path(file))
+    names, rows = read_rows(Path(file), written)
     if label not in names:
         raise ValueError(f"label={label!r}: {file} has no such column; {nearest(label, names)}")
     if len(names) < 2:
@@ -53,5 +55,11 @@ def _regression(source: str, names: Sequence[str], x: np.ndarray, y: np.ndarray)
     if constant.any():
         name = names[int(constant.argmax())]
         raise ValueError(f"{source}: the column {name} is constant; remove it, since the intercept is one")
-    x = (x - x.mean(axis=0)) / x.std(axis=0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = (x - x.mean(axis=0)) / x.std(axis=0)
+    if not (np.isfinite(x).all() and x.any(axis=0).all()):
+        name = names[int((~np.isfinite(x).all(axis=0) | ~x.any(axis=0)).argmax())]
+        raise ValueError(
+            f"{source}: the column {name} has no standard deviation in float64; scale its numbers, or remove it"
+        )
     return LogisticRegression(torch.from_numpy(x), torch.from_numpy(np.asarray(y, np.int64)))

@@ -129,7 +129,7 @@ class Figures:
 def draw_weighted(
     sampler: PathIntegralSampler, target: Target, directory: Path, drawing: Drawing, weights: str
 ) -> Figures:
-    """Draws the repetitions, and writes samples, figures and a picture into a directory.
+    """Draws the repetitions, and writes samples, a picture and, last, the figures into a directory.
 
     Args:
         sampler: In evaluation mode.
@@ -137,8 +137,9 @@ def draw_weighted(
         drawing: How many, and by which noise.
         weights: SHA-256 of the sampler's weights.
     """
-    counted, began = Counted(target), time.monotonic()
+    counted, began, truth = Counted(target), time.monotonic(), float(target.log_z)
     log_ws, shown = list[Tensor](), torch.empty(0)
+    (directory / FIGURES).unlink(missing_ok=True)  # what is there belongs together wherever this ends
     with replaced(directory / SAMPLES) as file, pq.ParquetWriter(file, _schema(target.dim)) as writer:
         for repetition in range(drawing.repetitions):
             pieces = list(_pieces(sampler, counted, drawing, repetition))
@@ -149,17 +150,17 @@ def draw_weighted(
     figures = Figures(
         weights=weights,
         drawing=drawing,
-        truth=float(target.log_z),
-        log_z=Spread.of(list(map(log_z, log_ws)), target.log_z),
-        bound=Spread.of(list(map(log_z_bound, log_ws)), target.log_z),
+        truth=truth,
+        log_z=Spread.of(list(map(log_z, log_ws)), truth),
+        bound=Spread.of(list(map(log_z_bound, log_ws)), truth),
         ess=sum(map(ess, log_ws)) / len(log_ws),
         evaluations=counted.evaluations,
         seconds=time.monotonic() - began,
     )
-    write_text(directory / FIGURES, json.dumps(to_json(figures), indent=1) + "\n")
     exact = target.sample(len(shown), _generator(sampler, drawing.seed)).cpu() if target.exact else None
     chosen = resampled(log_ws[0], len(shown), torch.Generator().manual_seed(drawing.seed))
     save_weighted(shown[chosen], log_ws[0], exact, directory / PICTURE)
+    write_text(directory / FIGURES, json.dumps(to_json(figures), indent=1) + "\n")
     return figures
 
 
@@ -170,7 +171,8 @@ def kept_figures(directory: Path, drawing: Drawing, weights: str) -> Figures | N
     except (OSError, ValueError):
         return None
     same = (figures.drawing, figures.weights) == (drawing, weights)
-    return figures if same and (directory / SAMPLES).is_file() else None
+    whole = all((directory / file).is_file() for file in (SAMPLES, PICTURE))
+    return figures if same and whole else None
 
 
 def _pieces(
@@ -232,6 +234,11 @@ def table(
     lines.append(f"{of}; evaluations of the target and seconds: training + sampling")
     if math.isfinite(figures.truth):
         lines.append(f"errors against log Z = {figures.truth:.4f}: {_errors(figures)}")
+    if math.isnan(figures.ess):
+        lines.append(
+            "warning: log Z is no number, since log weights are nan, or +inf, or -inf on all paths: log_prob has to give "
+            "a number, or -inf, wherever paths end"
+        )
     if figures.ess < FEW:
         lines.append(
             f"warning: {figures.ess:.2%} of the paths count (ESS), so that log Z is not to be trusted: the control does not "

@@ -206,7 +206,7 @@ def save_weighted(x: Tensor, log_w: Tensor, exact: Tensor | None, file: Path) ->
 
     Args:
         x: Samples in which all count alike, (n, d).
-        log_w: The log weights that they were resampled by, (m,).
+        log_w: The log weights that they were resampled by, (m,); those that are not finite are counted below the histogram.
         exact: Exact samples, (k, d).
     """
     figure = figure_of(9, 4.2)
@@ -214,13 +214,24 @@ def save_weighted(x: Tensor, log_w: Tensor, exact: Tensor | None, file: Path) ->
     layers = [(exact.numpy(), "0.75", "exact")] if exact is not None else []
     for points, colour, label in [*layers, (x.numpy(), "C0", "resampled")]:
         if x.shape[1] == 1:
-            plane.hist(points[:, 0], bins=60, density=True, histtype="step", color=colour, label=label)
+            density = bool(np.isfinite(points).any())
+            _histogram(plane, points[:, 0], density=density, histtype="step", color=colour, label=label)
         else:
             plane.scatter(points[:, 0], points[:, 1], s=4, linewidths=0, color=colour, label=label)
     plane.legend(loc="upper right", fontsize="small")
-    weights.hist(log_w.numpy(), bins=60)
-    weights.set_xlabel("log w (nats)")
+    left_out = _histogram(weights, log_w.numpy())
+    weights.set_xlabel("log w (nats)" + (f"; {left_out:,} of {len(log_w):,} are not finite" if left_out else ""))
     put(file, partial(figure.savefig, dpi=110, bbox_inches="tight"))
+
+
+def _histogram(axes: Any, numbers: np.ndarray, **look: Any) -> int:
+    """Draws the finite ones of some numbers, which may be all the same; returns how many others there are."""
+    finite = numbers[np.isfinite(numbers)].astype(np.float64)
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 0.0)
+    least = 1e-6 * max(1.0, abs(low), abs(high))  # bins that are far narrower are not told apart by their numbers
+    margin = max(0.0, least - (high - low) / 2)
+    axes.hist(finite, bins=60, range=(low - margin, high + margin), **look)
+    return len(numbers) - len(finite)
 
 
 def lines(

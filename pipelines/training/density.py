@@ -33,11 +33,13 @@ from pipelines.storage.outputs import check_name
 from pipelines.training.jobs import check_shares, start_of, state_of
 from pipelines.training.launch import Workers
 from pipelines.training.session import Batch, Session, Work
+from pipelines.training.target_check import check_target
 
 __all__ = ["job_for", "work_on_density"]
 
 PATHS, SEED = 1000, 0
 """That the control is measured and drawn by."""
+SUSPECT = "give --clip (of the target's gradient), or a smaller --variance, or look where log_prob is nan or infinite"
 
 
 def job_for(run: PISRun, launch: Workers, root: Path, start_from: str = "") -> PISJob:
@@ -67,37 +69,6 @@ def job_for(run: PISRun, launch: Workers, root: Path, start_from: str = "") -> P
     return job
 
 
-def check_target(run: PISRun) -> None:
-    """Asks the target at draws of the uncontrolled process what training will ask it.
-
-    Raises:
-        ValueError: its log_prob has another shape, is nan, or has no gradient where that is needed.
-    """
-    target, generator = run.target.build(), torch.Generator().manual_seed(SEED)
-    x = run.volatility * run.t_max**0.5 * torch.randn(64, target.dim, generator=generator)
-    given = x.requires_grad_(run.differentiates)
-    log_mu = target.log_prob(given)
-    if log_mu.shape != (len(x),):
-        raise ValueError(
-            f"{run.recipe}: log_prob gave the shape {tuple(log_mu.shape)} for x of {tuple(x.shape)}; it gives ({len(x)},)"
-        )
-    if log_mu.isnan().any():
-        at = x.detach()[log_mu.isnan()][0][:4].tolist()
-        raise ValueError(f"{run.recipe}: log_prob is nan at x={at}...; it gives a number, or -inf, everywhere")
-    if not log_mu.isfinite().any():
-        raise ValueError(
-            f"{run.recipe}: log_prob is infinite at all of {len(x)} draws of N(0, {run.variance:g} I); give another --variance"
-        )
-    if not run.differentiates:
-        return
-    remedy = "give --control nn --loss log-variance, which ask for none"
-    if not log_mu.requires_grad:
-        raise ValueError(f"{run.recipe}: log_prob has no gradient in x; {remedy}")
-    (gradient,) = torch.autograd.grad(log_mu[log_mu.isfinite()].sum(), given)
-    if not gradient.isfinite().all():
-        raise ValueError(f"{run.recipe}: the gradient of log_prob is not finite at some x; mend it, or {remedy}")
-
-
 def work_on_density(job: PISJob, session: Session) -> Work[PathIntegralSampler]:
     """What the loop is given of a job."""
     train = job.run.train
@@ -117,6 +88,7 @@ def work_on_density(job: PISJob, session: Session) -> Work[PathIntegralSampler]:
         draw=partial(_draw, target, session.device),
         validate=partial(_measured, target, session.device) if train.validate_every and session.rank == 0 else None,
         made_of={"sampler": to_json(job.run)},
+        suspect=SUSPECT,
     )
 
 

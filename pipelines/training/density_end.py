@@ -42,7 +42,7 @@ def conclude(job: PISJob, drawing: Drawing, root: Path, device: str) -> None:
     draw_curves([directory])
     method = f"PIS-{run.control.upper() if run.control == 'nn' else 'Grad'} ({run.loss}, N = {run.num_steps})"
     lines = table(
-        directory.name,
+        run.recipe,
         target.dim,
         method,
         figures,

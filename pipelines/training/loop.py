@@ -140,7 +140,7 @@ def _diverged(work: Work[Any], session: Session, watch: Watch, step: int, reason
     said, training = "", work.training
     if session.rank == 0:
         first = work.unit.of("nelbo", torch.tensor(watch.first)) if math.isfinite(watch.first) else math.nan
-        said = left_behind(training.directory, training.train, step, reason, first)
+        said = left_behind(training.directory, training.train, step, reason, first, work.suspect)
     return DivergedError(session.agree(said))
 
 
@@ -234,7 +234,7 @@ def _draw(work: Work[Any], session: Session, trainer: Trainer[Any]) -> None:
     try:
         file.parent.mkdir(exist_ok=True)
         work.draw(trainer.averaged.eval(), file)
-    except (ConvergenceError, OSError) as error:
+    except (ConvergenceError, OSError, ValueError) as error:
         session.say(f"no picture of step {trainer.step_count}: {error}")
 
 

@@ -36,6 +36,7 @@ class Work(Generic[T]):
         validate: validate(averaged model) -> its NELBO on rows that are not trained on; None where there are none.
         shared_steps: Steps at the start after which the networks are kept in RUN/pretrained; 0 for none.
         made_of: What the weights are made of, as JSON that is kept in every checkpoint; empty where that is not recorded.
+        suspect: What to change or to look at, besides the optimiser, where the training has diverged.
     """
 
     training: Training
@@ -47,6 +48,7 @@ class Work(Generic[T]):
     validate: Callable[[T], HeldOut] | None = None
     shared_steps: int = 0
     made_of: Mapping[str, Any] = field(default_factory=dict)
+    suspect: str = "look at the data"
 
 
 @dataclass(frozen=True, kw_only=True)

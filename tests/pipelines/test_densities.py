@@ -9,8 +9,10 @@ import torch
 from problems import randn, rng
 
 from indm_core.pis.targets import LGCP, score
+from pipelines.config.terminal.cli import override
 from pipelines.densities.points import Window, pines, points
 from pipelines.densities.tables import breast_cancer, logistic
+from pipelines.recipes.densities import find_density
 
 
 def test_the_pines_fill_a_grid():
@@ -86,6 +88,23 @@ def test_what_is_no_regression_is_refused(tmp_path: Path, text: str, label: str,
     file.write_text(text)
     with pytest.raises(ValueError, match=said):
         logistic(file, label)
+
+
+def test_a_table_is_read_as_its_options_say(tmp_path: Path) -> None:
+    (tmp_path / "plain.csv").write_text("a,label\n1.5,0\n2,1\n0.5,0\n")
+    (tmp_path / "other.csv").write_text("a;label\n1,5;0\n2;1\n0,5;0\n")
+    (tmp_path / "tabs.tsv").write_text("a\tlabel\n1.5\t0\n2\t1\n0.5\t0\n")
+    run = override(find_density("logistic")(), {"target.file": str(tmp_path / "plain.csv")})
+    given = {"target.file": str(tmp_path / "other.csv"), "separator": "semicolon", "decimal": "comma"}
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+    for other in (override(run, given), override(run, {"target.file": str(tmp_path / "tabs.tsv")})):
+        assert torch.equal(other.target.build().log_prob(x), run.target.build().log_prob(x))
+
+
+def test_a_column_whose_deviation_overflows_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("a,label\n1e308,0\n-1e308,1\n0.5,0\n")
+    with pytest.raises(ValueError, match="the column a has no standard deviation"):
+        logistic(tmp_path / "table.csv", "label")
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):

@@ -115,7 +115,9 @@ def test_held_out_rows_say_it_by_their_errors(last: HeldOut, diverged: bool) -> 
     said = risen(HeldOut(nelbo=2.0, se=0.3), last, "nats/dim")
     assert bool(said) == diverged
     if diverged:
-        one_line(said, "held-out rows", "above that of the first step, 2.000", "5 standard errors")
+        nan = ("held-out rows is nan",)
+        above = ("held-out rows", "above that of the first step, 2.000", "5 standard errors")
+        one_line(said, *(nan if math.isnan(last.nelbo) else above))
 
 
 def saved(run: Path, place: str, at: int, nelbo: float) -> None:
@@ -136,7 +138,7 @@ def test_what_a_diverged_training_leaves(tmp_path: Path, first: float, good: str
         saved(tmp_path, place, at, nelbo)
     good = list(places)[-1] if good == "last" else good
     train = Train(optimisers={"score": AdamW(lr=100.0), "flow": AdamW(lr=0.5)}, frozen=("flow",))
-    said = left_behind(tmp_path, train, 55, "why", first)
+    said = left_behind(tmp_path, train, 55, "why", first, "look at the data")
     kept = f"the last good checkpoint is {tmp_path / good}" if good else "no good checkpoint"
     one_line(said, "has diverged at step 55: why", "lower --score.lr (100) or the clip", "another --name", kept)
     assert "flow" not in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -15,9 +16,11 @@ from indm_core.pis import Estimate, ess, log_z, log_z_bound
 from pipelines.config import load
 from pipelines.config.pis import PISRun, from_document, read_pis_run, to_document
 from pipelines.config.terminal.cli import override
+from pipelines.evaluation import weighted
 from pipelines.evaluation.weighted import Drawing, Figures, Spread, table
 from pipelines.recipes.densities import DENSITIES, find_density
 from pipelines.runs.job import Training, read_metrics
+from pipelines.runs.pictures import save_weighted
 from pipelines.runs.record import HeldOut, Record
 from pipelines.storage import checkpoint
 from pipelines.training import local
@@ -57,6 +60,15 @@ class Box(Gauss):
 
     def log_prob(self, x):
         return super().log_prob(x.detach())
+
+
+class Reached(Gauss):
+    """N(0, I), which uncontrolled paths of variance 1 reach: all weights are the same."""
+
+    log_z, exact = math.log(2 * math.pi), False
+
+    def log_prob(self, x):
+        return -0.5 * x.square().sum(1)
 
 
 class Needy(Gauss):
@@ -158,6 +170,23 @@ def test_a_complete_run_prints_its_row_again(whole, mine, capsys):
     assert (whole / "samples.parquet").stat().st_mtime_ns == before
 
 
+def test_a_drawing_that_ended_anywhere_is_drawn_again(whole, mine, tmp_path, monkeypatch):
+    run = shutil.copytree(whole, tmp_path / "Gauss")
+    words = [f"{mine}:Gauss", *TINY, "--repetitions"]
+
+    def stopped(*_: object) -> None:
+        raise Stop
+
+    monkeypatch.setattr(weighted, "save_weighted", stopped)
+    with pytest.raises(Stop):
+        sample(*words, "1", out=tmp_path)
+    monkeypatch.undo()
+    assert (run / "samples.parquet").read_bytes() != (whole / "samples.parquet").read_bytes()
+    sample(*words, "2", out=tmp_path)
+    for file in ("samples.parquet", "samples.png"):
+        assert (run / file).read_bytes() == (whole / file).read_bytes()
+
+
 REFUSALS = {
     "nan": (["Nan"], ["Nan: log_prob is nan at x="]),
     "a wrong shape": (["Shape"], ["Shape: log_prob gave the shape (64, 1)", "it gives (64,)"]),
@@ -195,6 +224,22 @@ def test_a_black_box_is_sampled_without_its_gradient(mine, tmp_path):
     sample(f"{mine}:Box", *TINY, "--control", "nn", "--loss", "log-variance", out=tmp_path)
     assert "log_variance" in read_metrics(tmp_path / "Box")[-1].terms
     assert json.loads((tmp_path / "Box" / "log_z.json").read_text())["evaluations"] == 20
+
+
+def test_a_density_that_is_reached_exactly_has_its_row(mine, tmp_path, capsys):
+    sample(f"{mine}:Reached", *TINY, out=tmp_path)
+    assert "bound bias" in capsys.readouterr().out
+    assert (tmp_path / "Reached" / "samples.png").is_file()
+    assert (tmp_path / "Reached" / "samples" / "step-00000003.png").is_file()
+
+
+@pytest.mark.parametrize("log_w", [0.0, -math.inf, math.inf, math.nan, 1e9])
+@pytest.mark.parametrize("dim", [1, 2])
+def test_any_log_weights_are_drawn(log_w, dim, tmp_path):
+    weights = torch.tensor([log_w, log_w, 0.0]).double()
+    for file, these in (("same.png", weights[:2]), ("one.png", weights)):
+        save_weighted(torch.full((3, dim), log_w), these, None, tmp_path / file)
+        assert (tmp_path / file).is_file()
 
 
 def test_a_directory_of_another_run_is_refused(whole, mine, capsys):
@@ -274,7 +319,7 @@ def test_a_spread_is_over_repetitions_and_one_has_the_error_of_its_paths():
     assert math.isnan(alone.bias)
 
 
-@pytest.mark.parametrize("share", [0.005, 0.5])
+@pytest.mark.parametrize("share", [0.005, 0.5, math.nan])
 def test_few_paths_that_count_are_warned_of(share):
     spread = Spread.of([Estimate(0.5, 0.1)], truth=math.nan)
     drawing = Drawing(num_samples=2000, repetitions=1, seed=0)
@@ -282,6 +327,7 @@ def test_few_paths_that_count_are_warned_of(share):
     figures = Figures(weights="", drawing=drawing, **given, ess=share, evaluations=1)
     lines = table("mog40", 2, "PIS-NN", figures, evaluations=1e6, steps=10, seconds=1.0)
     assert any("warning" in line and "--variance (T g^2)" in line for line in lines) == (share < 0.01)
+    assert any("warning" in line and "log_prob" in line for line in lines) == math.isnan(share)
     assert not any("errors against" in line for line in lines)
     assert "bias" not in figures.metrics()
 

@@ -28,7 +28,7 @@ import pyarrow as pa
 from pyarrow.csv import ConvertOptions, ParseOptions, ReadOptions
 from pyarrow.csv import read_csv as parse
 
-from pipelines.data.readers.text_form import PLAIN, Form, brief, names_columns, written_otherwise
+from pipelines.data.readers.text_form import PLAIN, Form, Written, brief, names_columns, written_otherwise
 from pipelines.data.source import Chunk, Options, Source, SourceSplit, chunk_rows
 from pipelines.storage.messages import one_line
 from pipelines.storage.reading import open_regular
@@ -68,10 +68,10 @@ def read_csv(source: str, options: Options) -> Source | None:
     return Source(kind="vector", shape=(len(names),), levels=0, splits={"train": part}, columns=tuple(names))
 
 
-def read_rows(file: Path, *, spare: bool = False) -> tuple[list[str], np.ndarray]:
-    """Column names and all numbers of a .csv file, float64 (n, d); `spare`: rows may have one cell more than the header."""
+def read_rows(file: Path, written: Written | None = None, *, spare: bool = False) -> tuple[list[str], np.ndarray]:
+    """Column names and all numbers of a text table, float64 (n, d); `spare`: rows may have one cell more than the header."""
     names, blocks = [], []
-    for header, _, block in _blocks(file, np.float64, spare=spare):
+    for header, _, block in _blocks(file, np.float64, Form.of(file, written or Written()), spare=spare):
         names = header
         blocks.append(block)
     if not blocks:

@@ -16,9 +16,24 @@ import numpy as np
 
 from pipelines.data.source import Options
 
-__all__ = ["PLAIN", "SEPARATORS", "Form", "brief", "names_columns", "written_otherwise"]
+__all__ = ["PLAIN", "SEPARATORS", "Form", "Written", "brief", "names_columns", "written_otherwise"]
 
 SEPARATORS = {"comma": ",", "semicolon": ";", "tab": "\t"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """How a table is written, in the words of the command line.
+
+    Args:
+        separator: What divides the columns; those of a .tsv file are divided by tabs.
+        decimal: How its numbers are written, 1.5 or 1,5.
+        header: Whether its first line names the columns; auto sees by itself, and asks where it cannot tell.
+    """
+
+    separator: Literal["comma", "semicolon", "tab"] = "comma"
+    decimal: Literal["point", "comma"] = "point"
+    header: Literal["auto", "yes", "no"] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +45,7 @@ class Form:
     header: Literal["auto", "yes", "no"] = "auto"
 
     @staticmethod
-    def of(file: Path, options: Options) -> Form:
+    def of(file: Path, options: Options | Written) -> Form:
         """As the options say; the columns of a .tsv file are divided by tabs."""
         separator = "\t" if file.suffix.lower() == ".tsv" else SEPARATORS[options.separator]
         return Form(separator=separator, decimal="," if options.decimal == "comma" else ".", header=options.header)

@@ -90,19 +90,22 @@ def risen(first: HeldOut, last: HeldOut, unit: str) -> str:
     if last.nelbo <= most:
         return ""
     of = "of the paths" if last.others else "on held-out rows"
+    if math.isnan(last.nelbo):
+        return f"the NELBO {of} is nan"
     return (
         f"the NELBO {of}, {last.nelbo:.3f} {unit}, is above that of the first step, {first.nelbo:.3f}, by more "
         f"than {HELD_OUT_ERRORS:g} standard errors"
     )
 
 
-def left_behind(run: Path, train: Train, step: int, reason: str, first: float) -> str:
+def left_behind(run: Path, train: Train, step: int, reason: str, first: float, suspect: str) -> str:
     """Removes what a diverged training has left after its last good checkpoint, and says what is left and what to change.
 
     Args:
         step: That it had come to.
         reason: Why it has diverged.
         first: NELBO at the first step, in the unit of the checkpoints' figures; nan where it is not known.
+        suspect: What else to change or to look at.
     """
     good = checkpoint.newest_below(run, first)
     checkpoint.discard_after(run, checkpoint.read_state(good).content["step"] if good else 0)
@@ -110,6 +113,6 @@ def left_behind(run: Path, train: Train, step: int, reason: str, first: float) -
     rates = " or ".join(f"--{name}.lr ({settings.lr:g})" for name, settings in trained.items())
     kept = f"the last good checkpoint is {good}, for --start-from" if good else "there is no good checkpoint"
     return (
-        f"{run.name} has diverged at step {step:,}: {reason}; lower {rates} or the clip, or look at the data, under another "
+        f"{run.name} has diverged at step {step:,}: {reason}; lower {rates} or the clip, or {suspect}, under another "
         f"--name; {kept}"
     )
