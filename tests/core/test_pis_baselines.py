@@ -282,6 +282,7 @@ def test_without_pyro_nuts_says_what_to_install(monkeypatch):
         (lambda: HMC(mass="dense"), "mass='dense'"),  # pyright: ignore[reportArgumentType]
         (lambda: HMCMoves(jitter=1.0), "jitter=1.0"),
         (lambda: HMCMoves(spread=-1.0), "spread=-1.0"),
+        (lambda: fit(torch.ones(8, 2), torch.zeros(8), 1), "all equal"),
         (lambda: RandomWalkMoves(wanted=0.0), r"wanted=0\.0"),
         (lambda: SMC(num_runs=1), "num_runs=1"),
         (lambda: SMC(gain=-1), "gain=-1"),
