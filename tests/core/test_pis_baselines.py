@@ -227,9 +227,11 @@ def test_a_density_that_is_zero_on_half_of_the_space(unchecked):
         draws = method(target, 1000, generator=rng())
         assert (draws.x[:, 0] > -1).all()
         assert abs(draws.log_z.value - math.log(1.5)) < 5 * draws.log_z.se
+    # half of the starts are where the density is 0
+    assert (HMC(num_warm_up=5)(target, 100, generator=rng()).x[:, 0] > -1).all()
 
 
-def test_smc_says_what_to_change_where_it_does_not_reach_the_target():
+def test_methods_say_what_to_change_where_they_do_not_reach_the_target():
     with pytest.raises(ConvergenceError, match=r"max_levels=2: .* raise max_levels or sigma, or lower share"):
         SMC(temperatures=AdaptiveTemperatures(max_levels=2))(modes(), 50, generator=rng())
 
@@ -238,8 +240,9 @@ def test_smc_says_what_to_change_where_it_does_not_reach_the_target():
             return torch.where(x[:, 0] > 9, super().log_prob(x), -math.inf)
 
     away = Away(modes().means, modes().variances, modes().weights)
-    with pytest.raises(ValueError, match=r"sigma=1\.0: the target's density is 0"):
-        SMC()(away, 50, generator=rng())
+    for method in (SMC(), HMC()):
+        with pytest.raises(ValueError, match=r"sigma=1\.0: the target's density is 0"):
+            method(away, 50, generator=rng())
 
 
 @pytest.mark.parametrize(
@@ -278,6 +281,8 @@ def test_without_pyro_nuts_says_what_to_install(monkeypatch):
         (lambda: HMC(num_chains=0), "num_chains=0"),
         (lambda: HMC(mass="dense"), "mass='dense'"),  # pyright: ignore[reportArgumentType]
         (lambda: HMCMoves(jitter=1.0), "jitter=1.0"),
+        (lambda: HMCMoves(spread=-1.0), "spread=-1.0"),
+        (lambda: fit(torch.ones(8, 2), torch.zeros(8), 1), "all equal"),
         (lambda: RandomWalkMoves(wanted=0.0), r"wanted=0\.0"),
         (lambda: SMC(num_runs=1), "num_runs=1"),
         (lambda: SMC(gain=-1), "gain=-1"),

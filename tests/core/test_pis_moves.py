@@ -42,7 +42,11 @@ def test_the_error_of_the_energy_falls_as_the_step_squared():
     assert [math.log2(a / b) for a, b in pairwise(errors)] == pytest.approx([2, 2], abs=0.05)
 
 
-@pytest.mark.parametrize("moves", [HMCMoves(num_leapfrog=3), RandomWalkMoves()], ids=["HMC", "walk"])
+@pytest.mark.parametrize(
+    "moves",
+    [HMCMoves(num_leapfrog=3), HMCMoves(num_leapfrog=3, spread=1.5), RandomWalkMoves()],
+    ids=["HMC", "HMC of all steps", "walk"],
+)
 def test_moves_leave_every_tempered_law_as_it_is(moves):
     """Exact samples of Gaussian pi_beta, a beta for each, stay exact; so do those of two modes at beta = 1."""
     num, mean, var, sigma = 20_000, 1.0, 0.25, 2.0

@@ -385,6 +385,8 @@ BAD: list[tuple[Callable[[], object], str]] = [
     (lambda: ManyWell(126).wells(torch.zeros(1, 126)), "at most 124"),
     (lambda: Brownian(torch.full((3,), math.nan)), "at least one"),
     (lambda: Brownian(torch.tensor([math.inf])), "finite"),
+    (lambda: Brownian(torch.zeros(20)), "y between 0 and 0"),
+    (lambda: Brownian(torch.tensor([1e8])), r"y between 1e\+08"),
     (lambda: LogisticRegression(TWO, torch.tensor([0, 2])), "y=2"),
     (lambda: LogisticRegression(TWO, torch.tensor([0])), "2 labels"),
     (lambda: LogisticRegression(TWO / 0, torch.tensor([0, 1])), "finite"),

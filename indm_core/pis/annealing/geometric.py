@@ -53,6 +53,23 @@ class Bridge:
         """Points drawn from pi_0."""
         return self.at(self.drawn(num, generator))
 
+    def begin_inside(self, num: int, generator: Noise) -> Points:
+        """Points drawn from pi_0 for chains, which may begin anywhere: where the density is 0, another of them takes the place.
+
+        Raises:
+            ValueError: the density is 0 at all of them.
+        """
+        points = self.begin(num, generator)
+        inside = (points.log_mu > -math.inf).nonzero()[:, 0]
+        if not len(inside):
+            raise ValueError(
+                f"sigma={self.sigma}: the target's density is 0 at every start; give a sigma that reaches the target, or "
+                "more chains"
+            )
+        index = torch.arange(num, device=inside.device)
+        index = torch.where(points.log_mu > -math.inf, index, inside[index % len(inside)])
+        return points[index]
+
     def at(self, x: Float[Tensor, "n d"], lost: Bool[Tensor, " n"] | None = None) -> Points:
         """See `evaluated`."""
         return evaluated(self.target, x, gradient=self.gradient, lost=lost)

@@ -93,11 +93,13 @@ def fit(
         num_starts: Starts.
 
     Raises:
-        ValueError: fewer samples in half than components.
+        ValueError: fewer samples in half than components, or samples that are all equal in a coordinate.
     """
     half = len(x) // 2
     if half < num_components:
         raise ValueError(f"num_components={num_components} is more than the {half} samples that it would be fitted to")
+    if (x[:half] == x[0]).all(0).any():
+        raise ValueError(f"x: {half} samples, all equal in a coordinate, have no variance to fit; give more, or others")
     w, w_out = log_w[:half].softmax(0), log_w[half:].softmax(0)
     found = [_em(x[:half], w, num_components, num_steps, generator) for _ in range(num_starts)]
     return max(found, key=lambda mixture: float(w_out @ mixture.log_prob(x[half:])))

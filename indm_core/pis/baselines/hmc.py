@@ -57,7 +57,7 @@ class HMC:
         check_count(num=num)
         counted = Counted(target)
         bridge = Bridge(target=counted, sigma=self.sigma)
-        points = bridge.begin(self.num_chains, generator)
+        points = bridge.begin_inside(self.num_chains, generator)
         beta = torch.ones_like(points.log_mu)
         points, step = self._warm(bridge, points, beta, generator)
         kept = list[Tensor]()

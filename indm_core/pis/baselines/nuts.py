@@ -58,7 +58,7 @@ class NUTS:
         check_count(num=num)
         run = _pyro()
         counted = Counted(target)
-        begin = Bridge(target=counted, sigma=self.sigma).begin(self.num_chains, generator).x
+        begin = Bridge(target=counted, sigma=self.sigma).begin_inside(self.num_chains, generator).x
 
         def potential(sites: dict[str, Tensor]) -> Tensor:
             x = sites["x"]

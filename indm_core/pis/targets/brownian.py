@@ -47,6 +47,8 @@ LEVELS = torch.linspace(-16, 16, 321, dtype=torch.float64)
 """Of b, where its integral is a sum over equal steps, which converges exponentially."""
 LEVEL = Panels(low=-16.0, high=16.0, num=3200, order=1)
 """Of b given u, where draws are quantiles."""
+OUTSIDE = 20.0
+"""Nats by which the joint law of u and b has fallen at the ends of their intervals, at least."""
 ROWS = 500
 """Draws of b whose distribution functions are in memory together."""
 
@@ -59,7 +61,7 @@ class Brownian(Target):
         y: Observations of consecutive positions, (l,), nan where one is hidden; d = l + 2.
 
     Raises:
-        ValueError: no observation, or one that is infinite.
+        ValueError: no observation, or one that is infinite; scales that are not within the intervals that are integrated over.
     """
 
     y: Tensor
@@ -78,8 +80,9 @@ class Brownian(Target):
         at = (seen + 1).double()
         lam, Q = torch.linalg.eigh(torch.minimum(at[:, None], at))
         self.keep(y=y.double()[seen], seen=seen, lam=lam, Q=Q)
-        log_p = self._log_joint(RATIO.nodes(), LEVELS).logsumexp(1) + math.log(float(LEVELS[1] - LEVELS[0]))
-        log_z, cdf = RATIO.integrated(log_p)
+        log_joint = self._log_joint(RATIO.nodes(), LEVELS)
+        _check_inside(log_joint, self.y)
+        log_z, cdf = RATIO.integrated(log_joint.logsumexp(1) + math.log(float(LEVELS[1] - LEVELS[0])))
         self.log_z = float(log_z)
         self.keep(cdf=cdf.to(self.y))
 
@@ -123,6 +126,15 @@ class Brownian(Target):
         log_prior = -0.5 * ((u[:, None] + b).square() + b.square()) / SCALE**2 - math.log(2 * math.pi * SCALE**2)
         constant = 0.5 * len(self.y) * math.log(2 * math.pi)
         return log_prior - 0.5 * (squares[:, None] * (-2 * b).exp() + log_det[:, None]) - len(self.y) * b - constant
+
+
+def _check_inside(log_joint: Tensor, y: Tensor) -> None:
+    ends = torch.cat([log_joint[[0, -1]].flatten(), log_joint[:, [0, -1]].flatten()])
+    if ends.max() > log_joint.max() - OUTSIDE:
+        raise ValueError(
+            f"y between {float(y.min()):g} and {float(y.max()):g}: the scales that explain it lie beyond e^-16 or e^16, where "
+            "log Z is not integrated; give observations in a unit in which they differ by about 1"
+        )
 
 
 def brownian(seed: int = 0) -> Brownian:
