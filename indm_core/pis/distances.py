@@ -155,15 +155,22 @@ def _transport(c: Tensor, log_a: Tensor, log_b: Tensor, h: float, tolerance: flo
     g = torch.zeros_like(log_b)
     for now in _descent(c, h):
         g = _potential(c.T, log_a, _potential(c, log_b, g, now), now)
-    f = _potential(c, log_b, g, h)
+    f, relaxation = _potential(c, log_b, g, h), _RELAXATION
+    least, kept = math.inf, (f, g)
     for _ in range(max_iterations):
         g_new = _potential(c.T, log_a, f, h)
         f_new = _potential(c, log_b, g_new, h)
         # Of the coupling of f and g_new the columns sum to b, the rows to a exp((f - f_new)/h).
-        if _error(f - f_new, log_a, h) < tolerance:
+        error = _error(f - f_new, log_a, h)
+        if error < tolerance:
             return float(log_a.exp() @ f_new + log_b.exp() @ g_new)
-        g = g + _RELAXATION * (g_new - g)
-        f = f + _RELAXATION * (_potential(c, log_b, g, h) - f)
+        if error < least:
+            least, kept = error, (f_new, g_new)
+        elif error > 2 * least:  # relaxed steps run away, as with costs far above h; Sinkhorn's own do not
+            relaxation, least, (f, g) = 1.0, math.inf, kept
+            continue
+        g = g + relaxation * (g_new - g)
+        f = f + relaxation * (_potential(c, log_b, g, h) - f)
     raise _unsolved(h, tolerance, max_iterations)
 
 
