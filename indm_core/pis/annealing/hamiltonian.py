@@ -8,9 +8,8 @@ a map that keeps volume, is undone by itself after p <- -p, and changes H by O(h
 min(1, exp(H_before - H_after)). A step h_j per coordinate is the same as a diagonal mass 1/h_j^2. The step is drawn anew
 for each move, h e^{s v} (1 + j v) with v uniform in (-1, 1), so that no trajectory returns to its start move after move.
 Its law does not depend on x, so that every s and j leave pi as it is; a scale of pi that differs from place to place, as in
-a funnel, asks for steps of all sizes, s = 1 or 2. Where nan is met
-after the kinetic energy has risen by 1000, the trajectory has diverged and the density counts as 0 there; nan met at an
-ordinary energy is an error of the target.
+a funnel, asks for steps of all sizes, s = 1 or 2. Where nan is met after the kinetic energy has risen by 1000, the trajectory
+has diverged and the density counts as 0 there; nan met at an ordinary energy is an error of the target.
 
 References:
     Neal 2011, "MCMC using Hamiltonian dynamics"; Beskos et al. 2013, "Optimal tuning of the hybrid Monte Carlo
