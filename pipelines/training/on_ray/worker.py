@@ -174,7 +174,7 @@ def wrapped(model: torch.nn.Module, device: torch.device, world: int) -> torch.n
     return torch.nn.parallel.DistributedDataParallel(
         model,
         device_ids=[device] if device.type == "cuda" else None,
-        broadcast_buffers=False,
+        forward_sync_buffers=False,
         bucket_cap_mb=BUCKET_MB if device.type == "cpu" else None,
         gradient_as_bucket_view=True,
     )
