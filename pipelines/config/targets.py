@@ -28,6 +28,7 @@ from pipelines.config.modules import Defined, Extension, defining, split_word, u
 from pipelines.data.readers.text_form import Written
 from pipelines.densities.points import Window, pines, points
 from pipelines.densities.tables import breast_cancer, logistic
+from pipelines.storage.files import sha256_of
 from pipelines.storage.messages import nearest
 from pipelines.storage.paths import local_path
 
@@ -233,16 +234,19 @@ class LogisticConfig(TargetConfig):
 
     Args:
         file: A .csv or .tsv file of numbers with a header.
+        sha256: Of the file's bytes, by which a run knows it again; empty: as it is now.
         label: Its column of labels, 0 or 1; all others are features.
         written: How it is written.
     """
 
     file: str = ""
+    sha256: str = ""
     label: str = "label"
     written: Written = field(default_factory=Written)
 
     def settled(self) -> TargetConfig:
-        return replace(self, file=_absolute(self.file))
+        file, sha256 = _settled(self.file, self.sha256)
+        return replace(self, file=file, sha256=sha256)
 
     def build(self) -> Target:
         if not self.file:
@@ -259,6 +263,7 @@ class LGCPConfig(TargetConfig):
 
     Args:
         file: A .csv or .tsv file of their two columns; the 126 pines where it is empty.
+        sha256: Of the file's bytes, by which a run knows it again; empty: as it is now.
         written: How it is written.
         window: Where they were looked for, which becomes the unit square.
         grid: Cells along a side; d is its square.
@@ -266,18 +271,33 @@ class LGCPConfig(TargetConfig):
     """
 
     file: str = ""
+    sha256: str = ""
     written: Written = field(default_factory=Written)
     window: Window = field(default_factory=Window)
     grid: int = 40
     whitened: bool = True
 
     def settled(self) -> TargetConfig:
-        return replace(self, file=_absolute(self.file))
+        file, sha256 = _settled(self.file, self.sha256)
+        return replace(self, file=file, sha256=sha256)
 
     def build(self) -> Target:
         positions = points(Path(self.file), self.window, self.written) if self.file else pines()
         return LGCP(positions, self.grid, whitened=self.whitened)
 
 
-def _absolute(file: str) -> str:
-    return str(local_path(file, "--target.file").resolve()) if file else ""
+def _settled(file: str, sha256: str) -> tuple[str, str]:
+    """A file's whole path, and the SHA-256 of its bytes; of one that cannot be read, what reads it says so.
+
+    Raises:
+        ValueError: it has another SHA-256 than it should.
+    """
+    if not file:
+        return "", ""
+    path = local_path(file, "--target.file").resolve()
+    found = sha256_of(path) if path.is_file() else ""
+    if sha256 and found != sha256:
+        raise ValueError(
+            f"{path} has the SHA-256 {found or 'of nothing'}, not sha256={sha256}; leave --target.sha256 out"
+        )
+    return str(path), found

@@ -287,6 +287,17 @@ def test_the_file_of_a_table_is_found_from_anywhere(tmp_path, monkeypatch):
     assert target.build().dim == 2
 
 
+def test_a_run_knows_its_table_again(tmp_path, capsys):
+    (tmp_path / "table.csv").write_text("a,label\n1.5,0\n2,1\n0.5,0\n")
+    words = ("logistic", *TINY, "--target.file", str(tmp_path / "table.csv"))
+    sample(*words, out=tmp_path)
+    (tmp_path / "table.csv").write_text("a,label\n1.5,0\n2,1\n0.7,0\n")
+    sample(*words, out=tmp_path, status=2)
+    one_line(capsys.readouterr().err, "error: ", "target.sha256", "--name")
+    with pytest.raises(ValueError, match="not sha256=0; leave --target.sha256 out"):
+        override(find_density("logistic")(), {"target.file": words[-1], "sha256": "0"}).target.settled()
+
+
 def test_the_volatility_is_given_or_follows_from_the_variance():
     run = find_density("nine_modes")()
     assert run.volatility**2 * run.t_max == pytest.approx(25)
