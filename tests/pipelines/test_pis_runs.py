@@ -294,7 +294,7 @@ def test_a_run_knows_its_table_again(tmp_path, capsys):
     (tmp_path / "table.csv").write_text("a,label\n1.5,0\n2,1\n0.7,0\n")
     sample(*words, out=tmp_path, status=2)
     one_line(capsys.readouterr().err, "error: ", "target.sha256", "--name")
-    with pytest.raises(ValueError, match="not sha256=0; leave --target.sha256 out"):
+    with pytest.raises(ValueError, match="not sha256=0; leave"):
         override(find_density("logistic")(), {"target.file": words[-1], "sha256": "0"}).target.settled()
 
 
