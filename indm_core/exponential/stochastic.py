@@ -7,18 +7,20 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from indm_core.exponential.coefficients import Eps
+from indm_core.exponential.forms import EpsForm
 from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, rk45
+from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, inverse, over_event, sqrt_psd
 
 __all__ = ["noise_factor", "stochastic"]
 
 
-def stochastic(sde: LinearSDE, eps: Eps, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
+def stochastic(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
     psi, mean, spread = (part.to(u.device) for part in _stochastic_plan(sde, tuple(ts.tolist()), lam))
+    eps = EpsForm("R")
     for i, t in enumerate(ts[:-1]):
-        u = apply(psi[i], u) + apply(mean[i], eps(u, t)) + apply(spread[i], randn_like(u, generator))
+        u = apply(psi[i], u) + apply(mean[i], eps.value(sde, score, u, t)) + apply(spread[i], randn_like(u, generator))
     return u
 
 
