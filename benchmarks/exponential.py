@@ -20,9 +20,10 @@ if __package__ in (None, ""):
 
 import numpy as np
 import torch
-from test_exponential import FIVE, Modes, event, slope
+from test_exponential import DEIS, FIVE, Modes, event, slope
 
-from indm_core.exponential import Basis, _plan, noise_factor, sample_deis
+from indm_core.exponential import Basis, noise_factor, sample_deis
+from indm_core.exponential.coefficients import plan
 from indm_core.sample import power_times
 from indm_core.sde import CLD, VP, LinearSDE, apply
 
@@ -106,7 +107,7 @@ def coefficients() -> None:
         ts, took = power_times(sde, 50, 2.0), []
         for _ in range(20):
             began = time.perf_counter()
-            _plan.__wrapped__(sde, tuple(ts.tolist()), 3, "t-AB", False, "R")
+            plan.__wrapped__(sde, tuple(ts.tolist()), DEIS)
             took.append(1e3 * (time.perf_counter() - began))
         print(f"  {_name(sde)} {np.median(took):.1f}")
 

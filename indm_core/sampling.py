@@ -15,7 +15,7 @@ from torch import Tensor
 
 from indm_core.collage.baselines import sample_resampled
 from indm_core.collage.sampling import Predictor, evaluations, sample_collage
-from indm_core.exponential import Basis, Method, Warmup, check_options, sample_deis, steps_for
+from indm_core.exponential import Basis, Final, Method, Prediction, Warmup, check_options, sample_deis, steps_for
 from indm_core.noise import Noise
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
@@ -29,7 +29,21 @@ READ = {
     "ode": ("rtol", "atol"),
     "em": ("steps", "grid", "power", "nfe", "lam"),
     "pc": ("steps", "grid", "power", "nfe", "snr", "corrector_steps"),
-    "deis": ("steps", "grid", "power", "nfe", "order", "method", "warmup", "corrector", "basis", "lam"),
+    "deis": (
+        "steps",
+        "grid",
+        "power",
+        "nfe",
+        "order",
+        "method",
+        "warmup",
+        "corrector",
+        "reevaluate",
+        "basis",
+        "prediction",
+        "final",
+        "lam",
+    ),
     "collage": (
         "steps",
         "grid",
@@ -62,10 +76,13 @@ class Sampling:
             diffusion); auto is power for deis, collage and resampled, else trained.
         power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
         order: Degree of deis's polynomial, 0 (DDIM) to 3.
-        method: Of deis: t-AB, rho-AB, rho-RK or iPNDM.
+        method: Of deis: t-AB, rho-AB, log-rho-AB, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
-        corrector: Whether deis corrects its t-AB steps.
+        corrector: Whether deis corrects the steps of its AB methods.
+        reevaluate: Whether a corrector evaluates again at the corrected state; false: it costs no evaluation.
         basis: In which deis takes eps for a polynomial: R, or the Cholesky factor L.
+        prediction: What deis takes for a polynomial: eps, or data (the posterior mean).
+        final: Degree of deis's last steps: full, or low-order (falling to 0).
         lam: Stochasticity of em (1: the reverse SDE, 0: the ODE) and of deis at order 0 (gDDIM); -1 takes the sampler's own.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
@@ -91,7 +108,10 @@ class Sampling:
     method: Method = "t-AB"
     warmup: Warmup = "low-order"
     corrector: bool = False
+    reevaluate: bool = True
     basis: Basis = "R"
+    prediction: Prediction = "eps"
+    final: Final = "full"
     lam: float = -1.0
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -118,7 +138,10 @@ class Sampling:
                 lam=max(0.0, self.lam),
                 warmup=self.warmup,
                 corrector=self.corrector,
+                reevaluate=self.reevaluate,
                 basis=self.basis,
+                prediction=self.prediction,
+                final=self.final,
             )
         for name, value in self.given().items():
             if name in set().union(*READ.values()) - set(READ[self.sampler]):
@@ -189,6 +212,7 @@ class Sampling:
             method=self.method,
             warmup=self.warmup,
             corrector=self.corrector,
+            reevaluate=self.reevaluate,
             denoise=self.denoise,
         )
 
@@ -243,7 +267,10 @@ def sampler_of(sampling: Sampling) -> Sampler:
             lam=max(0.0, sampling.lam),
             warmup=sampling.warmup,
             corrector=sampling.corrector,
+            reevaluate=sampling.reevaluate,
             basis=sampling.basis,
+            prediction=sampling.prediction,
+            final=sampling.final,
         ),
         "collage": partial(
             sample_collage,

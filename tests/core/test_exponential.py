@@ -13,10 +13,13 @@ from problems import FIVE, ids, randn, rng, scalar
 from torch import Tensor
 
 from indm_core.exponential import evaluations, guaranteed_order, noise_factor, sample_deis, steps_for
+from indm_core.exponential.coefficients import plan
+from indm_core.exponential.options import Multistep
 from indm_core.noise import seeded
 from indm_core.sample import power_times, sample_em, sample_ode, uniform_times
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
 
+DEIS = Multistep(order=3, method="t-AB", warmup="low-order", corrector=False, basis="R")
 EVERY = pytest.mark.parametrize("sde", FIVE, ids=ids)
 SCALAR = pytest.mark.parametrize("sde", FIVE[:3], ids=ids)
 METHODS = [
@@ -450,13 +453,13 @@ def test_evaluations_that_buy_no_step():
 
 
 def test_a_plan_in_pieces_is_the_same(monkeypatch):
-    from indm_core import exponential
+    from indm_core.exponential import coefficients
 
     sde, law = BDM(height=2, width=3), Modes(BDM(height=2, width=3))
     ts, u = power_times(sde, 11, 2.0), starts(sde, 2)
     whole = sample_deis(sde, law.score, u, ts, order=2, corrector=True)
-    monkeypatch.setattr(exponential, "PLAN_ENTRIES", 40 * 6 * 4)
-    exponential._plan.cache_clear()
+    monkeypatch.setattr(coefficients, "PLAN_ENTRIES", 40 * 6 * 4)
+    coefficients.plan.cache_clear()
     torch.testing.assert_close(sample_deis(sde, law.score, u, ts, order=2, corrector=True), whole, rtol=0, atol=0)
 
 
@@ -464,11 +467,9 @@ def test_coefficients_of_fifty_steps_are_quick():
     """The plan of a scalar SDE: milliseconds (the bound is loose, so that a busy machine does not fail it)."""
     import time
 
-    from indm_core.exponential import _plan
-
     ts, times = power_times(VP(), 50, 2.0), []
     for _ in range(20):
         began = time.perf_counter()
-        _plan.__wrapped__(VP(), tuple(ts.tolist()), 3, "t-AB", False, "R")
+        plan.__wrapped__(VP(), tuple(ts.tolist()), DEIS)
         times.append(time.perf_counter() - began)
     assert np.median(times) < 0.1

@@ -22,7 +22,18 @@ PIECE = 250
 """Samples of a task and of a file."""
 SHOWN = 2000
 """Samples that are kept themselves, of the first piece."""
-LATER = ("power", "langevin_steps", "langevin_step", "final_step", "predictor", "metropolis", "repeats")
+LATER = (
+    "power",
+    "langevin_steps",
+    "langevin_step",
+    "final_step",
+    "predictor",
+    "metropolis",
+    "repeats",
+    "reevaluate",
+    "prediction",
+    "final",
+)
 """Options that came after the first pieces were written: at their defaults they do not count, so that those are still found."""
 
 

@@ -1,0 +1,143 @@
+r"""The weights of multistep steps: integrals of polynomials against a form's integrand, in float64, once per grid.
+
+A value f (eps or x, see `forms`) that is the polynomial through f_0..f_r at points z_0..z_r of a variable z(t) gives a step
+
+    u_s = transfer u_t + sum_j W_j f_j,        W_j = int_t^s integrand(s, tau) l_j(z(tau)) dtau,
+
+with l_j Lagrange's polynomials. z is t, rho = R/psi(t, 0) or log rho; for SDEs with matrix coefficients log rho is that of one
+coordinate or the mean of all (`LinearSDE.log_rho`): a change of the clock alone, so that polynomials in it are defined wherever
+it grows with t. The sum of all W_j is the closed form for a constant value where there is one, so that this is taken exactly.
+
+Gauss-Legendre nodes take the integrals in t^(1/p): p = 2 for eps and polynomials in t or rho, whose integrands are smooth in
+sqrt t; p = 4 elsewhere, because log t and negative powers of t have their singularity at 0 so far outside of a step in t^(1/4)
+that 40 nodes are exact to rounding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from indm_core.exponential.forms import Form, form_of
+from indm_core.exponential.options import Multistep
+from indm_core.sde import LinearSDE, over_event
+from indm_core.sde.algebra import gauss_legendre
+
+__all__ = ["Nodes", "Step", "lagrange", "plan", "rho_of", "root_of", "variable"]
+
+PLAN_ENTRIES = 1 << 20
+
+_PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
+
+
+@dataclass(frozen=True)
+class Step:
+    """u_s = transfer u_t + sum_j weights[j] f_{i-j}; a corrector's weights begin with that of the predicted state's value."""
+
+    transfer: Tensor
+    weights: Sequence[Tensor]
+    correction: Sequence[Tensor] = ()
+
+    def to(self, u: Tensor) -> Step:
+        """On the device of u."""
+        weights, correction = ([w.to(u.device) for w in part] for part in (self.weights, self.correction))
+        return Step(self.transfer.to(u.device), weights, correction)
+
+
+@lru_cache(maxsize=8)
+def plan(sde: LinearSDE, times: tuple[float, ...], options: Multistep) -> list[Step]:
+    """Transfers and weights of every step, computed together, once per grid.
+
+    Raises:
+        ValueError: polynomials in log rho on a grid along which it does not fall.
+    """
+    ts, order, form, z = (
+        torch.tensor(times, dtype=torch.float64),
+        options.order,
+        form_of(options),
+        variable(sde, options),
+    )
+    t, s = ts[:-1], ts[1:]
+    transfer = form.transfer(sde, over_event(s), over_event(t))
+    whole = form.whole(sde, over_event(s), over_event(t), transfer)
+    if whole is not None and (options.method == "iPNDM" or (order == 0 and not options.corrector)):  # no integrals
+        return [Step(transfer[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
+    grid = z(ts)
+    if not (grid.diff() < 0).all():
+        raise ValueError(f"method={options.method!r} needs a rho that grows with t, which {sde}'s does not; use 't-AB'")
+    share = max(1, PLAN_ENTRIES // (form.num_nodes * transfer[0].numel()))  # steps whose nodes are in memory together
+    steps = []
+    for i in range(len(t)):
+        if i % share == 0:
+            nodes = Nodes.between(sde, t[i : i + share], s[i : i + share], form, root_of(options))
+            inner = z(nodes.tau)
+
+        def weights(points: Sequence[Tensor], i: int = i, nodes: Nodes = nodes, inner: Tensor = inner) -> list[Tensor]:
+            constant = None if whole is None else whole[i]
+            return nodes.weights(i % share, lagrange(points, inner[i % share]), constant)
+
+        known = [grid[i - j] for j in range(min(i, order) + 1)]
+        correction: Sequence[Tensor] = ()
+        if options.corrector:
+            correction = weights([grid[i + 1], *known[: max(1, order) if options.reevaluate else None]])
+        degree = min(order, len(t) - 1 - i) if options.final == "low-order" else order
+        steps.append(Step(transfer[i], weights(known[: degree + 1]), correction))
+    return steps
+
+
+def variable(sde: LinearSDE, options: Multistep) -> Callable[[Tensor], Tensor]:
+    """z(t), in which the values are polynomials, in the shape of t."""
+    if options.method == "rho-AB":
+        return lambda t: rho_of(sde, t)
+    if options.method == "log-rho-AB":
+        return lambda t: sde.log_rho(t.flatten()).reshape(t.shape)
+    return lambda t: t
+
+
+def root_of(options: Multistep) -> int:
+    """p of the variable t^(1/p) in which integrals are taken."""
+    return 2 if options.prediction == "eps" and options.method in ("t-AB", "rho-AB") else 4
+
+
+@dataclass(frozen=True)
+class Nodes:
+    """Nodes tau (N, n) of every step, and the integrand times their weights, (N, n, *e, K, K)."""
+
+    tau: Tensor
+    integrand: Tensor
+
+    @staticmethod
+    def between(sde: LinearSDE, t: Tensor, s: Tensor, form: Form, root: int) -> Nodes:
+        """Gauss-Legendre nodes in t^(1/root)."""
+        x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre(form.num_nodes))
+        a, b = (t ** (1 / root)).unsqueeze(1), (s ** (1 / root)).unsqueeze(1)
+        r = a + (b - a) * x
+        tau = r**root
+        inner = form.integrand(sde, over_event(s.repeat_interleave(len(x))), over_event(tau.flatten()))
+        weight = (root * r ** (root - 1) * (b - a) * w).flatten().reshape(-1, *[1] * (inner.ndim - 1))
+        return Nodes(tau, (weight * inner).reshape(len(t), len(x), *inner.shape[1:]))
+
+    def weights(self, i: int, lagrange: Tensor, whole: Tensor | None) -> list[Tensor]:
+        """The integral of each polynomial (j, n) over step i; together they are `whole`, where that is known."""
+        found = list(torch.einsum("jn,n...->j...", lagrange, self.integrand[i]))
+        if whole is not None:
+            found[0] = whole - sum(found[1:], torch.zeros_like(whole))
+        return found
+
+
+def lagrange(points: Sequence[Tensor], x: Tensor) -> Tensor:
+    """The Lagrange polynomials of the points at x: (j, n)."""
+    rows = []
+    for j, p in enumerate(points):
+        factors = [(x - q) / (p - q) for k, q in enumerate(points) if k != j]
+        rows.append(torch.stack(factors).prod(0) if factors else torch.ones_like(x))
+    return torch.stack(rows)
+
+
+def rho_of(sde: LinearSDE, t: Tensor) -> Tensor:
+    """R/psi(t, 0) of a scalar SDE, in the shape of t."""
+    return (sde.R(t) / sde.psi0(t))[..., 0, 0]

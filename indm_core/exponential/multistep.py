@@ -1,0 +1,73 @@
+"""Multistep exponential integrators: a step from the last values, a corrector of each step, and the warm-up.
+
+A step predicts u at s by the polynomial through the last r + 1 values. A corrector then repeats it with the polynomial through
+the value at the predicted state as well:
+
+    PECE   predict, evaluate, correct, evaluate again at the corrected state: two evaluations a step
+    PEC    the value at the predicted state serves the next steps too: the corrector costs nothing. That value is wrong by the
+           predictor's error, O(h^{r+2}), and enters a step with a weight O(h). So the order r + 2 of the corrector's
+           polynomial, here of degree r + 1, is kept, one above the predictor's.
+
+The last step has no corrector, for it would need an evaluation that nothing else uses.
+
+References: Zhao et al. 2023, "UniPC", section 3.1 (PEC for scalar SDEs, polynomials in log rho).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from indm_core.exponential.coefficients import Nodes, lagrange, plan, root_of
+from indm_core.exponential.forms import form_of
+from indm_core.exponential.options import Multistep
+from indm_core.sample import Score
+from indm_core.sde import LinearSDE, apply, over_event
+
+__all__ = ["multistep"]
+
+
+def multistep(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Multistep) -> Tensor:
+    """From ts[0] down to ts[-1]."""
+    form, steps = form_of(options), [step.to(u) for step in plan(sde, tuple(ts.tolist()), options)]
+    past, ahead = [], None  # ahead: the value at the next time, where the corrector leaves one
+    for i, step in enumerate(steps):
+        now = form.value(sde, score, u, ts[i]) if ahead is None else ahead
+        past, ahead = [now, *past[: options.order]], None
+        if options.warmup == "exact" and i < options.order:
+            u = _warmup_step(sde, score, u, ts[i], ts[i + 1], now, options)
+            continue
+        moved = apply(step.transfer, u)
+        u = moved + sum(apply(w, e) for w, e in zip(step.weights, past, strict=False))
+        if options.corrector and i + 1 < len(steps):
+            first = form.value(sde, score, u, ts[i + 1])
+            u = moved + sum(apply(w, e) for w, e in zip(step.correction, [first, *past], strict=False))
+            ahead = None if options.reevaluate else first
+    return u
+
+
+def _warmup_step(
+    sde: LinearSDE, score: Score, u: Tensor, t: Tensor, s: Tensor, first: Tensor, options: Multistep
+) -> Tensor:
+    """A step of order 3 from one value, at three more: a parabola in sqrt tau through t, the middle and s.
+
+    The middle's value is taken twice, the second time at a state that comes from a parabola itself. The weights of every part
+    add up to those of a constant value, which the step therefore takes exactly.
+    """
+    form, m = form_of(options), ((t.sqrt() + s.sqrt()) / 2).square()
+    ends, starts = torch.stack([m, s]), torch.stack([t, t])
+    transfer = form.transfer(sde, over_event(ends), over_event(starts))
+    whole = form.whole(sde, over_event(ends), over_event(starts), transfer)
+    nodes, moved = Nodes.between(sde, starts, ends, form, root_of(options)), [apply(transfer[j], u) for j in range(2)]
+
+    def move(j: int, times: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+        polynomials = lagrange([time.sqrt() for time in times], nodes.tau[j].sqrt())
+        weights = nodes.weights(j, polynomials, None if whole is None else whole[j])
+        return moved[j] + sum(apply(w, e) for w, e in zip(weights, values, strict=True))
+
+    at_m = form.value(sde, score, move(0, [t], [first]), m)
+    at_s = form.value(sde, score, move(1, [t, m], [first, at_m]), s)
+    at_m = form.value(sde, score, move(0, [t, m, s], [first, at_m, at_s]), m)
+    return move(1, [t, m, s], [first, at_m, at_s])

@@ -1,0 +1,105 @@
+"""One function for the family: `sample_deis`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from indm_core.exponential.multistep import multistep
+from indm_core.exponential.options import (
+    Basis,
+    Final,
+    Method,
+    Multistep,
+    Prediction,
+    Warmup,
+    check_method,
+    check_options,
+)
+from indm_core.exponential.runge_kutta import runge_kutta
+from indm_core.exponential.stochastic import stochastic
+from indm_core.noise import Noise
+from indm_core.sample import Score
+from indm_core.sde import LinearSDE
+from indm_core.times import check_times
+
+__all__ = ["sample_deis"]
+
+
+@torch.no_grad()
+def sample_deis(
+    sde: LinearSDE,
+    score: Score,
+    u: Tensor,
+    ts: Tensor,
+    *,
+    generator: Noise = None,
+    order: int = 3,
+    method: Method = "t-AB",
+    lam: float = 0.0,
+    warmup: Warmup = "low-order",
+    denoise: bool = False,
+    corrector: bool = False,
+    reevaluate: bool = True,
+    basis: Basis = "R",
+    prediction: Prediction = "eps",
+    final: Final = "full",
+) -> Tensor:
+    """From ts[0] down to ts[-1] by an exponential integrator.
+
+    Args:
+        sde: Any linear SDE; rho-AB and rho-RK need a scalar one, log-rho-AB a rho that grows with t.
+        u: State at ts[0], (b, *event, K).
+        ts: Decreasing times in [t_min, t_max], float64.
+        generator: Of the noise, where lam > 0.
+        order: Degree r of the polynomial, 0 to 3; `guaranteed_order` says how the error falls with the steps.
+        lam: Stochasticity in [0, 1]; above 0 needs order 0.
+        warmup: The first r steps: of lower order, as published, which guarantees order 2 for r > 1, or by parabolas within
+            the step that keep order r + 1, at 3 more evaluations each.
+        denoise: Whether E[u_0 | u] replaces the last state, at one more evaluation.
+        corrector: Whether each step of an AB method is corrected.
+        reevaluate: Whether the score is evaluated again at each corrected state (PECE: one more evaluation a step), or the
+            value at the predicted one is kept (PEC: the corrector costs nothing, and its degree is r + 1).
+        basis: B in score = -B^-T eps: R; L, the Cholesky factor; or 'score', which is I. L and 'score' are t-AB's alone.
+        prediction: What the polynomial is of: eps, or data, the posterior mean E[u_0 | u].
+        final: Degree of the last steps: full, or low-order, down to 0 in the last one. For the coarsest grids, whose last steps
+            are extrapolated far: 5 evaluations of sharp data.
+
+    Returns:
+        The state at ts[-1] (or the mean at time 0); `evaluations` counts the evaluations of the score.
+
+    Raises:
+        ValueError: an option out of range, or one that the SDE does not allow.
+    """
+    check_times(sde, ts)
+    check_options(
+        order=order,
+        method=method,
+        lam=lam,
+        warmup=warmup,
+        corrector=corrector,
+        reevaluate=reevaluate,
+        basis=basis,
+        prediction=prediction,
+        final=final,
+    )
+    check_method(sde, method)
+    sde.check_state(u)
+    ts = ts.to(device=u.device, dtype=torch.float64)
+    if lam > 0:
+        u = stochastic(sde, score, u, ts, lam, generator)
+    elif method == "rho-RK":
+        u = runge_kutta(sde, score, u, ts, order)
+    else:
+        options = Multistep(
+            order=order,
+            method=method,
+            warmup=warmup,
+            corrector=corrector,
+            reevaluate=reevaluate,
+            basis=basis,
+            prediction=prediction,
+            final=final,
+        )
+        u = multistep(sde, score, u, ts, options)
+    return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u
