@@ -53,16 +53,15 @@ class Given(Target):
         y: One observation (m,), or one for each of the rows that are asked for, (n, m).
     """
 
-    observation: Tensor
+    y: Tensor
 
     def __init__(self, family: Family, y: Tensor) -> None:
         super().__init__()
         self.family, self.dim = family, family.dim
-        self.keep(observation=y)
+        self.keep(y=y)
 
-    @property
-    def y(self) -> Tensor:
-        return self.observation
+    def given_observation(self) -> Tensor:
+        return self.y
 
     def log_prob(self, x: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
         """Raises: ValueError: another number of observations than of rows."""

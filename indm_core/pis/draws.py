@@ -66,9 +66,8 @@ class Counted(Target):
         self.name, self.dim, self.log_z = target.name, target.dim, target.log_z
         self.exact, self.modes = target.exact, target.modes
 
-    @property
-    def y(self) -> Tensor | None:
-        return self.target.y
+    def given_observation(self) -> Tensor | None:
+        return self.target.given_observation()
 
     def log_prob(self, x: Tensor) -> Tensor:
         self.evaluations += len(x)

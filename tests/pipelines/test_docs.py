@@ -117,7 +117,7 @@ def test_options_that_are_named_exist(page):
     scripts = ["sweep", *(path.stem for path in (ROOT / "pipelines").glob("*.py") if path.stem != "__init__")]
     kinds = ("toy2d_dinof", "digits_diffflow", "images")  # whose models have options that the default recipe's has not
     every = frozenset().union(*(told(script)[1] for script in scripts), *(told("train", kind)[1] for kind in kinds))
-    every |= told("sweep", "sampler")[1]
+    every |= told("sweep", "sampler")[1] | told("pis", "lgcp")[1]
     spans = re.findall(r"`--([\w.-]+)[^`]*`", prose(page))
     assert [option for option in spans if not meant(option, every)] == []
 

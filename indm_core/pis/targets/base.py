@@ -55,9 +55,8 @@ class Target(nn.Module, ABC):
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
 
-    @property
-    def y(self) -> Tensor | None:
-        """The observation that the density is given (`amortised`): (m,), or (n, m) where each of n rows has its own."""
+    def given_observation(self) -> Tensor | None:
+        """y, of a density given an observation (`amortised`): (m,), or (n, m) where each of n rows has its own."""
         return None
 
     @abstractmethod
@@ -94,7 +93,7 @@ def observed(target: Density) -> Tensor:
     Raises:
         ValueError: it is given none.
     """
-    y = target.y if isinstance(target, Target) else None
+    y = target.given_observation() if isinstance(target, Target) else None
     if y is None:
         raise ValueError(
             f"target {_name(target)}: the control sees an observation y, and the target is given none; "
