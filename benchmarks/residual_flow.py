@@ -29,7 +29,7 @@ from indm_core.errors import ConvergenceError
 from indm_core.flow import LipSwish, ResFlow, Roulette, Sine
 from indm_core.flow.anderson import invert_block
 from indm_core.flow.lipschitz import Constraint
-from indm_core.flow.resflow import ResidualBlock
+from indm_core.flow.residual_block import ResidualBlock
 
 __all__ = [
     "BLOCKS",

@@ -1,4 +1,4 @@
-r"""Layers and activations whose Lipschitz constant is bounded.
+r"""Layers whose Lipschitz constant is bounded.
 
 With coefficient c < 1 for a network g as a whole (c^{1/layers} per layer), a weight W becomes W min(1, c/|W|) with |W| the
 spectral norm (for a convolution that of the operator on the image) or the infinity norm (the largest absolute row sum, in
@@ -20,9 +20,8 @@ is repeated until the residual |A v - theta^2 v| of the largest value theta^2 ha
 leave.
 
 References:
-    Behrmann et al. 2019, "Invertible residual networks" (spectral norm); Chen et al. 2019, "Residual flows" (LipSwish);
-    Lu et al. 2021, "Implicit normalizing flows" (sine); Musco and Musco 2015, "Randomized block Krylov methods for stronger and
-    faster approximate singular value decomposition", Algorithm 2.
+    Behrmann et al. 2019, "Invertible residual networks" (spectral norm); Musco and Musco 2015, "Randomized block Krylov methods
+    for stronger and faster approximate singular value decomposition", Algorithm 2.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ from torch import Tensor, nn
 
 from indm_core.flow.torus import steepest_form
 
-__all__ = ["Constraint", "LipSwish", "LipschitzLayer", "Sine"]
+__all__ = ["Constraint", "LipschitzLayer"]
 
 Constraint = Literal["spectral", "torus", "infinity"]
 """The norm that is bounded: the spectral norm at one size, the spectral norm at every size, the infinity norm at every size."""
@@ -45,26 +44,6 @@ TRACKED = 2
 POWERS = {True: 8, False: 24}
 """p in training and in evaluation."""
 MOST_ROUNDS = 100
-
-
-@final
-class Sine(nn.Module):
-    """sin(2 pi x) / (2 pi): 1-Lipschitz, smooth, and the identity about 0."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(2 * math.pi * x) / (2 * math.pi)
-
-
-@final
-class LipSwish(nn.Module):
-    """x sigmoid(beta x) / 1.1 with beta > 0 learned: 1-Lipschitz (Chen et al. 2019)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.raw_beta = nn.Parameter(torch.tensor(0.5))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x * torch.sigmoid(functional.softplus(self.raw_beta) * x) / 1.1
 
 
 @final
@@ -121,6 +100,17 @@ class LipschitzLayer(nn.Module):
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map in x's dtype with a weight from `bounded_weight`, which is computed once for all uses in a step."""
         return self._map(x, weight, self.bias.to(x.dtype))
+
+    def times(self, x: Tensor, weight: Tensor) -> Tensor:
+        """W x: the map without its shift."""
+        return self._map(x, weight, None)
+
+    def transposed_times(self, y: Tensor, weight: Tensor) -> Tensor:
+        """W^T y; a convolution of stride 1 keeps the sides, and so does its transpose."""
+        if not self.num_axes:
+            return functional.linear(y, weight.mT)
+        transposed = functional.conv_transpose1d if self.num_axes == 1 else functional.conv_transpose2d
+        return transposed(y, weight, padding=self.padding)
 
     def bounded_weight(self) -> Tensor:
         """W min(1, c/|W|), with its gradient.
@@ -188,20 +178,17 @@ class LipschitzLayer(nn.Module):
 
     def _there(self, v: Tensor) -> Tensor:
         """From the side of the vectors to the other one."""
-        return self._times(v) if self.from_input else self._transposed_times(v)
+        return self._times(v) if self.from_input else self._transposed(v)
 
     def _back(self, w: Tensor) -> Tensor:
-        return self._transposed_times(w) if self.from_input else self._times(w)
+        return self._transposed(w) if self.from_input else self._times(w)
 
     def _times(self, x: Tensor) -> Tensor:
         """W x, of a convolution of kernel 1 at one position."""
         return self._map(x, self.weight, None) if self.padding else functional.linear(x, self.weight.flatten(1))
 
-    def _transposed_times(self, y: Tensor) -> Tensor:
-        if self.padding:
-            transposed = functional.conv_transpose1d if self.num_axes == 1 else functional.conv_transpose2d
-            return transposed(y, self.weight, padding=self.padding)
-        return y @ self.weight.flatten(1)
+    def _transposed(self, y: Tensor) -> Tensor:
+        return self.transposed_times(y, self.weight) if self.padding else y @ self.weight.flatten(1)
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.num_axes:

@@ -12,8 +12,10 @@ where the continuation probability exceeds Lip(g)^2). The gradient is that of
 
     s^T J v,    s = sum_k (-1)^k c_k (J^T)^k v held constant  (c_k the roulette's weights),
 
-so that only one vector-Jacobian product is differentiated and memory does not grow with the number of terms. Where the event
-has few dimensions the Jacobian is formed and log det is exact.
+so that only one product with J is differentiated and memory does not grow with the number of terms. Where the products with J
+and J^T can be written out (`residual_block`), s^T J v is taken from J v, a forward pass beside g's own, and one backward pass
+gives its gradient; else from J^T s by autograd, which is differentiated twice. Where the event has few dimensions the Jacobian
+is formed and log det is exact.
 
 **Evaluation.** In theory 20 terms and a Poisson tail are unbiased too; in practice, on a block that contracts (J near -0.98 I),
 much of the value lies in draws that never come: the likelihood looks too good, by more than its standard error tells. As many
@@ -40,9 +42,19 @@ import torch
 from torch import Tensor
 
 from indm_core.flow.lipschitz import Constraint
+from indm_core.flow.residual_block import Chain
 from indm_core.noise import Noise, rademacher_like
 
-__all__ = ["LogDet", "Roulette", "Stop", "exact_log_det", "residual_step", "series_log_det"]
+__all__ = [
+    "LogDet",
+    "Roulette",
+    "Series",
+    "Stop",
+    "exact_log_det",
+    "explicit_step",
+    "residual_step",
+    "series_log_det",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +133,57 @@ class Roulette:
         return [1.0] * self.exact + [1 / p for p in tail]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """The roulette estimate of one block.
+
+    Args:
+        roulette: The law.
+        num_extra: N, one for all samples or one for each.
+        generator: Draws the probe.
+        stop: When a sample's series has said enough; None takes all terms.
+    """
+
+    roulette: Roulette
+    num_extra: Sequence[int]
+    generator: Noise = None
+    stop: Stop | None = None
+
+    def sums(self, v: Tensor, transposed: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """The estimate of log det(I + J), (b,), and s like v.
+
+        Args:
+            v: The probe.
+            transposed: w -> J^T w.
+        """
+        w, s, value = v, v, v.new_zeros(v.shape[0])
+        last = torch.tensor([self.roulette.exact + n for n in self.num_extra], device=v.device)
+        for k, weight in enumerate(self.roulette.weights(max(self.num_extra)), start=1):
+            w = transposed(w)  # (J^T)^k v
+            signed = (-weight if k % 2 else weight) * (k <= last).to(v)
+            s = s + signed.reshape(-1, *[1] * (v.ndim - 1)) * w
+            value = value - signed / k * (w * v).flatten(1).sum(1)
+            if self.stop is not None:
+                last = last.where(self.stop.remainder(v, w, k) > self.stop.tolerance, k)
+                if not (last > k).any():
+                    break
+        return value, s
+
+
 LogDet = Callable[[Tensor, Tensor, bool], Tensor]
-"""log_det(g(x), x, with_graph) -> log|det(I + dg/dx)|, (b,)."""
+"""log_det(g(x), x, with_graph) -> log|det(I + dg/dx)|, (b,), by autograd through the graph of g(x)."""
+
+
+def explicit_step(g: Chain, x: Tensor, series: Series) -> tuple[Tensor, Tensor]:
+    """x + g(x) and the series' estimate of its log-det, with the products by J and J^T written out.
+
+    What `residual_step` with `series_log_det` gives, of the same draws, without a graph for each term; s^T J v comes from J v.
+    """
+    g_x, slopes = g.with_slopes(x)
+    v = rademacher_like(x, series.generator)
+    with torch.no_grad():
+        value, s = series.sums(v, lambda w: g.cotangent(w, slopes).to(x.dtype))
+    return x + g_x, _with_gradient_of(value, s, g.tangent(v, slopes)) if torch.is_grad_enabled() else value
 
 
 def residual_step(g: Callable[[Tensor], Tensor], x: Tensor, log_det_of: LogDet) -> tuple[Tensor, Tensor]:
@@ -145,34 +206,21 @@ def exact_log_det(g_x: Tensor, x: Tensor, with_graph: bool) -> Tensor:
     return torch.linalg.slogdet(eye + J.reshape(num_dims, b, num_dims).transpose(0, 1)).logabsdet
 
 
-def series_log_det(roulette: Roulette, num_extra: Sequence[int], generator: Noise, stop: Stop | None = None) -> LogDet:
-    """The roulette estimate: an unbiased value that carries the unbiased Neumann-series gradient.
-
-    Args:
-        roulette: The law.
-        num_extra: N, one for all samples or one for each.
-        generator: Draws the probe.
-        stop: When a sample's series has said enough; None takes all terms.
-    """
+def series_log_det(series: Series) -> LogDet:
+    """The series by vector-Jacobian products of autograd: for every g, and the oracle of `explicit_step`."""
 
     def estimate(g_x: Tensor, x: Tensor, with_graph: bool) -> Tensor:
-        v = rademacher_like(x, generator)
-        w, s, value = v, v, x.new_zeros(x.shape[0])
-        lengths = [roulette.exact + n for n in num_extra]
-        last = torch.tensor(lengths, device=x.device)
-        for k, weight in enumerate(roulette.weights(max(num_extra)), start=1):
-            (w,) = torch.autograd.grad(g_x, x, w, retain_graph=True)  # (J^T)^k v
-            signed = (-weight if k % 2 else weight) * (k <= last).to(x)
-            s = s + signed.reshape(-1, *[1] * (x.ndim - 1)) * w
-            value = value - signed / k * (w * v).flatten(1).sum(1)
-            if stop is not None:
-                last = last.where(stop.remainder(v, w, k) > stop.tolerance, k)
-                if not (last > k).any():
-                    break
+        v = rademacher_like(x, series.generator)
+        value, s = series.sums(v, lambda w: torch.autograd.grad(g_x, x, w, retain_graph=True)[0])
         if not with_graph:
             return value
         (J_t_s,) = torch.autograd.grad(g_x, x, s, create_graph=True)
-        surrogate = (J_t_s * v).flatten(1).sum(1)
-        return value + surrogate - surrogate.detach()
+        return _with_gradient_of(value, v, J_t_s)
 
     return estimate
+
+
+def _with_gradient_of(value: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """The value, with the gradient of a^T b."""
+    surrogate = (a * b).flatten(1).sum(1)
+    return value + surrogate - surrogate.detach()

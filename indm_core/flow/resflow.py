@@ -1,7 +1,8 @@
 r"""Residual flows: z = x + g(x) with Lip(g) < 1, inverted by an accelerated fixed point.
 
-g is a small network whose every layer is kept below a Lipschitz bound (`lipschitz`). The log-determinant is a power series in
-dg/dx, cut by a Russian roulette, or exact in few dimensions (`log_det`). The inverse is a fast fixed point (`anderson`).
+g is a small network whose every layer is kept below a Lipschitz bound (`residual_block`, `lipschitz`). The log-determinant is
+a power series in dg/dx, cut by a Russian roulette, or exact in few dimensions (`log_det`). The inverse is a fast fixed point
+(`anderson`).
 
 Convolutions with the constraint "torus" or "infinity" are contractions on images of every size, so that the flow is a bijection
 there. With "spectral" Lip(g) < 1 is bounded at the size that the flow was built for, and other sizes are refused.
@@ -21,61 +22,25 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from indm_core.flow.activations import Sine
 from indm_core.flow.anderson import invert_block
 from indm_core.flow.base import Flow, check_event
-from indm_core.flow.lipschitz import Constraint, LipschitzLayer, Sine
-from indm_core.flow.log_det import Roulette, Stop, exact_log_det, residual_step, series_log_det
+from indm_core.flow.lipschitz import Constraint
+from indm_core.flow.log_det import (
+    Roulette,
+    Series,
+    Stop,
+    exact_log_det,
+    explicit_step,
+    residual_step,
+    series_log_det,
+)
+from indm_core.flow.residual_block import ResidualBlock
 from indm_core.noise import Noise
 from indm_core.ranges import check_positive
 from indm_core.shapes import Float
 
-__all__ = ["ResFlow", "ResidualBlock"]
-
-
-@final
-class ResidualBlock(nn.Module):
-    """g with Lip(g) <= coefficient; the block of a residual flow is x + g(x).
-
-    An activation stands before each layer, before the first one where `first_activation` says so.
-    """
-
-    def __init__(
-        self,
-        shape: tuple[int, ...],
-        *,
-        width: int,
-        kernels: Sequence[int],
-        coefficient: float,
-        constraint: Constraint,
-        activation: Callable[[], nn.Module],
-        first_activation: bool = True,
-    ) -> None:
-        super().__init__()
-        sizes = [shape[0], *[width] * (len(kernels) - 1), shape[0]]
-        self.layers = nn.ModuleList(
-            LipschitzLayer(
-                (sizes[i], *shape[1:]),
-                sizes[i + 1],
-                coefficient=coefficient ** (1 / len(kernels)),
-                constraint=constraint,
-                kernel=kernel,
-                zero=i == len(kernels) - 1,
-            )
-            for i, kernel in enumerate(kernels)
-        )
-        firsts: list[nn.Module] = [activation() if first_activation else nn.Identity()]
-        self.activations = nn.ModuleList(firsts + [activation() for _ in kernels[1:]])
-
-    def bound(self, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
-        """x -> g(x) for x of a dtype, with the weights bounded once."""
-        weights = [layer.bounded_weight().to(dtype) for layer in self.layers]  # pyright: ignore[reportCallIssue]
-
-        def g(x: Tensor) -> Tensor:
-            for activation, layer, weight in zip(self.activations, self.layers, weights, strict=True):
-                x = layer(activation(x), weight)
-            return x
-
-        return g
+__all__ = ["ResFlow"]
 
 
 @final
@@ -172,9 +137,12 @@ class ResFlow(Flow):
         for index, scale in enumerate(self.scales):
             z = squeeze(z) if index else z
             for block in scale:  # pyright: ignore[reportGeneralTypeIssues]
-                num_extra = next(counts)
-                estimate = exact_log_det if exact else series_log_det(roulette, num_extra, generator, stop)
-                z, term = residual_step(block.bound(z.dtype), z, estimate)
+                series = Series(roulette=roulette, num_extra=next(counts), generator=generator, stop=stop)
+                g = block.bound(z.dtype)
+                if block.explicit and not exact:
+                    z, term = explicit_step(g, z, series)
+                else:
+                    z, term = residual_step(g, z, exact_log_det if exact else series_log_det(series))
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):
             z = unsqueeze(z)

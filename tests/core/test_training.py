@@ -11,6 +11,7 @@ from problems import Affine, SmallBackbone, randn, rng
 from torch import Tensor, nn
 
 from indm_core.flow import ActNorm, Glow, Identity, ResFlow
+from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.likelihood import nelbo
 from indm_core.model import INDM, DiffFlow, Objective
 from indm_core.sde import VP
@@ -452,3 +453,30 @@ def test_a_flow_trained_against_a_fixed_score_in_s_sol_reaches_the_entropy():
     assert abs(value - entropy) < 5 * error
     assert excess(trainer.averaged) < error
     assert float(trainer.averaged.score_model.backbone.gain) == 1
+
+
+def tensor_by_tensor() -> Trainer:
+    """A trainer whose optimisers are not fused."""
+    trainer = Trainer(make(), OPTIMISERS)
+    for optimiser in trainer.optimisers.values():
+        optimiser.param_groups[0]["fused"] = False
+    return trainer
+
+
+def test_a_fused_step_is_the_step_tensor_by_tensor():
+    """Also where one goes on from what the other has saved, the moments and the count of the steps."""
+    fused, plain, resumed = Trainer(make(), OPTIMISERS), tensor_by_tensor(), Trainer(make(), OPTIMISERS)
+    assert train(fused, range(3)) == pytest.approx(train(plain, range(3)), rel=1e-9)
+    resumed.load(*snapshot(plain))
+    assert all(optimiser.param_groups[0]["fused"] for optimiser in resumed.optimisers.values())
+    assert train(resumed, range(3, 6)) == pytest.approx(train(plain, range(3, 6)), rel=1e-9)
+
+
+def test_a_layer_looks_for_its_norm_after_each_fused_step(monkeypatch):
+    """Else it would go on with the norm of the weight before, and the flow would stop being invertible."""
+    counts, iteration = [], LipschitzLayer._iteration
+    monkeypatch.setattr(LipschitzLayer, "_iteration", lambda self, found: counts.append(1) or iteration(self, found))
+    trainer = Trainer(make(), OPTIMISERS)
+    train(trainer, range(3))
+    num_layers = sum(isinstance(module, LipschitzLayer) for module in trainer.model.modules())
+    assert len(counts) == 3 * num_layers
