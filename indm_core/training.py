@@ -8,14 +8,6 @@ its own norm, takes an AdamW step and moves the exponential moving average
 The average of a network begins at its weights after its first step. Some layers (`ActNorm`) set their weights from the first
 batch; the weights that they had before are then no part of the average.
 
-The learning rate rises over w steps of warm-up; where it decays, it then falls to a fraction f of itself, by half a cosine or
-exponentially. With s_k = (k - w)/(K - w) for k = w, ..., K - 1 and K steps in all,
-
-    lr_k = lr (k + 1)/w for k < w,      lr_k = lr (f + (1 - f) (1 + cos(pi s_k))/2)   or   lr_k = lr f^s_k    from k = w on:
-
-f is reached at the end of the last step. A rate is a function of its step, so that a resumed run has those that it would have
-had; for the same reason a run that decays has its K for good.
-
 A frozen network is not trained: it is held in evaluation mode, takes no step and is its own average. The gradient passes
 through it to the networks before it, so that a flow can be trained alone against a fixed score.
 
@@ -24,17 +16,15 @@ and skip the step together. Noise is a function of (seed, step, rank): no genera
 what it would have drawn.
 
 References:
-    Loshchilov and Hutter 2019 (AdamW) and 2017 (the cosine); Kim et al. 2022, appendix F (clip per network, EMA) and Theorem 3
-    (a fixed score); Zhang, Chen 2022, "Path integral sampler" (the exponential, in steps of 50).
+    Kim et al. 2022, appendix F (clip per network, EMA) and Theorem 3 (a fixed score).
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -45,7 +35,7 @@ from torch.optim.swa_utils import AveragedModel
 from indm_core.errors import NonFiniteLossError
 from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.model import Losses, Trainable
-from indm_core.ranges import check_not_negative, check_positive
+from indm_core.optimiser import AdamW
 
 __all__ = [
     "AdamW",
@@ -59,70 +49,6 @@ __all__ = [
 ]
 
 T = TypeVar("T", bound=Trainable)
-
-
-@dataclass(frozen=True, kw_only=True)
-class AdamW:
-    """Optimiser settings of one network.
-
-    Args:
-        lr: Learning rate.
-        beta_1, beta_2: Decay of the first and second moments.
-        weight_decay: Decoupled weight decay; 0 is Adam.
-        clip: Largest norm of the network's gradient, of a loss in nats, a sum over the D dimensions; infinity for none. A
-            published clip of 1 on the mean over dimensions is a clip of D here.
-        warmup: Steps over which the learning rate rises linearly to `lr`.
-        decay: Of the learning rate after the warm-up: none, or cosine or exponential down to a fraction of it at the last step.
-        decay_to: That fraction, f in [0, 1]; of an exponential one above 0. A factor 0.95 every 50 of 1500 steps is 0.95^30.
-    """
-
-    lr: float = 2e-4
-    beta_1: float = 0.9
-    beta_2: float = 0.99
-    weight_decay: float = 0.01
-    clip: float = 1.0
-    warmup: int = 0
-    decay: Literal["none", "cosine", "exponential"] = "none"
-    decay_to: float = 0.0
-
-    def __post_init__(self) -> None:
-        check_positive(lr=self.lr)
-        if self.decay not in ("none", "cosine", "exponential"):
-            raise ValueError(f"decay={self.decay!r} is none of 'none', 'cosine', 'exponential'")
-        if not 0 <= self.decay_to <= 1:
-            raise ValueError(f"decay_to={self.decay_to} must lie in [0, 1]")
-        if self.decay == "exponential" and self.decay_to == 0:
-            raise ValueError(
-                "decay_to=0: an exponential rate never comes to 0; give a fraction above it, or decay cosine"
-            )
-        check_not_negative(weight_decay=self.weight_decay, warmup=self.warmup)
-        if not (0 <= self.beta_1 < 1 and 0 <= self.beta_2 < 1):
-            raise ValueError(f"beta_1={self.beta_1} and beta_2={self.beta_2} must lie in [0, 1)")
-        if not self.clip > 0:
-            raise ValueError(f"clip={self.clip} must be positive; inf leaves gradients as they are")
-
-    def check_steps(self, steps: int) -> None:
-        """Refuses a training that is too short for its learning rate to decay.
-
-        Raises:
-            ValueError: no step is left after the warm-up.
-        """
-        if self.decay != "none" and steps <= self.warmup:
-            raise ValueError(
-                f"decay={self.decay}: the rate falls from the end of warmup={self.warmup} to the last step, and steps={steps}; "
-                "give more steps, or a shorter warmup"
-            )
-
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of a step, counted from 0, of a training of `steps` steps."""
-        if step < self.warmup:
-            return self.lr * ((step + 1) / self.warmup)
-        if self.decay == "none":
-            return self.lr
-        share = min(1.0, (step - self.warmup) / (steps - self.warmup))
-        if self.decay == "exponential":
-            return self.lr * self.decay_to**share
-        return self.lr * (self.decay_to + (1 - self.decay_to) * (1 + math.cos(math.pi * share)) / 2)
 
 
 @dataclass(frozen=True)
@@ -188,7 +114,7 @@ class Trainer(Generic[T]):
         self.model, self.settings, self.steps = model, {name: optimisers[name] for name in trained}, steps
         for settings in self.settings.values():
             settings.check_steps(steps)
-        self.optimisers = {name: _adamw(network, self.settings[name]) for name, network in trained.items()}
+        self.optimisers = {name: self.settings[name].over(network) for name, network in trained.items()}
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
         self.ema = AveragedModel(model, multi_avg_fn=self._average)
         self.ema.n_averaged.fill_(1)  # at 0 its first update would copy the weights instead of averaging
@@ -355,18 +281,6 @@ def check_frozen(networks: Collection[str], frozen: Collection[str]) -> None:
         raise ValueError(f"frozen: the model has no network {unknown[0]!r}; it has {', '.join(networks)}")
     if frozen and set(networks) == set(frozen):
         raise ValueError(f"frozen: {', '.join(networks)} are all the networks of the model; leave one to train")
-
-
-def _adamw(network: nn.Module, settings: AdamW) -> torch.optim.AdamW:
-    """One kernel for all of a step where there is one: tensor by tensor a step takes thousands of calls on a CPU."""
-    fused = {p.device.type for p in network.parameters()} <= {"cpu", "cuda"}
-    return torch.optim.AdamW(
-        network.parameters(),
-        lr=settings.lr,
-        betas=(settings.beta_1, settings.beta_2),
-        weight_decay=settings.weight_decay,
-        fused=fused,
-    )
 
 
 def network_tensors(model: Trainable) -> dict[str, Tensor]:

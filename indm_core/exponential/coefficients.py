@@ -55,12 +55,8 @@ def plan(sde: LinearSDE, times: tuple[float, ...], options: Multistep) -> list[S
     Raises:
         ValueError: polynomials in log rho on a grid along which it does not fall.
     """
-    ts, order, form, z = (
-        torch.tensor(times, dtype=torch.float64),
-        options.order,
-        form_of(options),
-        variable(sde, options),
-    )
+    form, z, order = form_of(options), variable(sde, options), options.order
+    ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
     transfer = form.transfer(sde, over_event(s), over_event(t))
     whole = form.whole(sde, over_event(s), over_event(t), transfer)

@@ -90,9 +90,8 @@ class EpsForm(Form):
 
     @property
     def num_nodes(self) -> int:
-        return (
-            40 if self.basis == "R" else 160
-        )  # a pole of BDM's just beyond t_max takes more where no closed sum helps
+        # without a closed sum, a pole of BDM's just beyond t_max takes more
+        return 40 if self.basis == "R" else 160
 
     def value(self, sde: LinearSDE, score: Score, u: Tensor, t: Tensor) -> Tensor:
         return -apply(basis_at(sde, t, self.basis).mT, score(u, t))

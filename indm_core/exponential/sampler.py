@@ -72,10 +72,9 @@ def sample_deis(
         ValueError: an option out of range, or one that the SDE does not allow.
     """
     check_times(sde, ts)
-    check_options(
+    options = Multistep(
         order=order,
         method=method,
-        lam=lam,
         warmup=warmup,
         corrector=corrector,
         reevaluate=reevaluate,
@@ -83,6 +82,7 @@ def sample_deis(
         prediction=prediction,
         final=final,
     )
+    check_options(lam=lam, **vars(options))
     check_method(sde, method)
     sde.check_state(u)
     ts = ts.to(device=u.device, dtype=torch.float64)
@@ -91,15 +91,5 @@ def sample_deis(
     elif method == "rho-RK":
         u = runge_kutta(sde, score, u, ts, order)
     else:
-        options = Multistep(
-            order=order,
-            method=method,
-            warmup=warmup,
-            corrector=corrector,
-            reevaluate=reevaluate,
-            basis=basis,
-            prediction=prediction,
-            final=final,
-        )
         u = multistep(sde, score, u, ts, options)
     return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u

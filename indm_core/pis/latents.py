@@ -20,19 +20,23 @@ References:
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import final
 
 import torch
 from torch import Tensor
 
 from indm_core.model import LinearModel
+from indm_core.noise import Noise, randn_like
 from indm_core.pis.targets import Posterior
+from indm_core.pis.targets.base import like
 from indm_core.ranges import check_positive
 from indm_core.sde import apply
 from indm_core.shapes import Bool, Float
 from indm_core.times import check_times
 
-__all__ = ["decoded", "latent_posterior"]
+__all__ = ["LatentFamily", "decoded", "latent_posterior"]
 
 
 def decoded(model: LinearModel, z: Float[Tensor, "n d"], ts: Float[Tensor, " m"]) -> Float[Tensor, " n *event"]:
@@ -50,40 +54,75 @@ def decoded(model: LinearModel, z: Float[Tensor, "n d"], ts: Float[Tensor, " m"]
     return model.decode(u)
 
 
+@final
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LatentFamily:
+    """The laws of z given y, for every y: a `Family` (`amortised`).
+
+    Args:
+        model: Its parameters ask for no gradient.
+        known: Which numbers of x are observed.
+        sigma: Standard deviation of the observation's noise, in units of x.
+        ts: See `decoded`.
+
+    Raises:
+        ValueError: a mask of another shape, no positive sigma, times that do not begin at t_start, or a model that would be
+            trained.
+    """
+
+    model: LinearModel
+    known: Bool[Tensor, "*event"]
+    sigma: float
+    ts: Float[Tensor, " n"]
+
+    def __post_init__(self) -> None:
+        check_positive(sigma=self.sigma)
+        check_times(self.model.sde, self.ts)
+        if not math.isclose(float(self.ts[0]), self.model.t_start, rel_tol=1e-9):
+            raise ValueError(
+                f"ts[0]={float(self.ts[0]):g} must be the model's t_start={self.model.t_start:g}, where z has its law"
+            )
+        if self.known.shape != torch.Size(self.model.shape):
+            raise ValueError(f"known of the shape {tuple(self.known.shape)}: give a mask of {self.model.shape}")
+        if any(p.requires_grad for p in self.model.parameters()):
+            raise ValueError("model: its parameters ask for a gradient; call requires_grad_(False) on it")
+
+    @property
+    def dim(self) -> int:
+        return self.model.state_like(1, torch.zeros(())).numel()
+
+    @torch.no_grad()
+    def observe(self, num: int, generator: Noise = None) -> Float[Tensor, "num m"]:
+        """Noisy parts of draws of the model, of the dtype of its parameters."""
+        z = self.model.sample_start(self.model.state_like(num, like(self.model)), generator)
+        y = decoded(self.model, z.flatten(1), self.ts)[:, self.known]
+        return y + self.sigma * randn_like(y, generator)
+
+    def log_prior(self, z: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        return self.model.log_prob_start(z.reshape(self.model.state_like(len(z), z).shape))
+
+    def log_likelihood(self, z: Float[Tensor, "n d"], y: Tensor) -> Float[Tensor, " n"]:
+        """log p(y | z) of one observation (m,), or of one per row (n, m)."""
+        error = (decoded(self.model, z, self.ts)[:, self.known] - y.to(z)) / self.sigma
+        return -(0.5 * error.square() + math.log(self.sigma) + 0.5 * math.log(2 * math.pi)).sum(1)
+
+    def log_prob(self, x: Float[Tensor, "n d"], y: Float[Tensor, "n m"]) -> Float[Tensor, " n"]:
+        return self.log_prior(x) + self.log_likelihood(x, y)
+
+
 def latent_posterior(
     model: LinearModel, y: Float[Tensor, " m"], known: Bool[Tensor, "*event"], *, sigma: float, ts: Float[Tensor, " n"]
 ) -> Posterior:
     """The law of z given y.
 
     Args:
-        model: Its parameters ask for no gradient.
+        model, known, sigma, ts: See `LatentFamily`.
         y: What is observed, in the order of x[known].
-        known: Which numbers of x are.
-        sigma: Standard deviation of the observation's noise, in units of x.
-        ts: See `decoded`.
 
     Raises:
-        ValueError: sizes that do not agree, no positive sigma, times that do not begin at t_start, or a model that would be
-            trained.
+        ValueError: sizes that do not agree, and as `LatentFamily` does.
     """
-    check_positive(sigma=sigma)
-    check_times(model.sde, ts)
-    if not math.isclose(float(ts[0]), model.t_start, rel_tol=1e-9):
-        raise ValueError(f"ts[0]={float(ts[0]):g} must be the model's t_start={model.t_start:g}, where z has its law")
-    if known.shape != torch.Size(model.shape) or y.shape != (int(known.sum()),):
-        raise ValueError(
-            f"known of the shape {tuple(known.shape)} with {int(known.sum())} numbers, y of {tuple(y.shape)}: give a mask of "
-            f"{model.shape} and as many numbers as it has"
-        )
-    if any(p.requires_grad for p in model.parameters()):
-        raise ValueError("model: its parameters ask for a gradient; call requires_grad_(False) on it")
-    example = model.state_like(1, torch.zeros(()))
-
-    def log_prior(z: Tensor) -> Tensor:
-        return model.log_prob_start(z.reshape(len(z), *example.shape[1:]))
-
-    def log_likelihood(z: Tensor) -> Tensor:
-        error = decoded(model, z, ts)[:, known] - y.to(z)
-        return -(0.5 * (error / sigma).square() + math.log(sigma) + 0.5 * math.log(2 * math.pi)).sum(1)
-
-    return Posterior(example.numel(), log_prior, log_likelihood)
+    family = LatentFamily(model=model, known=known, sigma=sigma, ts=ts)
+    if y.shape != (int(known.sum()),):
+        raise ValueError(f"y of {tuple(y.shape)}: give the {int(known.sum())} numbers that known says are observed")
+    return Posterior(family.dim, family.log_prior, lambda z: family.log_likelihood(z, y))

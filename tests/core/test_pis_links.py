@@ -10,7 +10,8 @@ from problems import ExactModel, Gaussian, randn, rng
 from torch import Tensor, nn
 
 from indm_core.exponential import sample_deis
-from indm_core.pis.latents import decoded, latent_posterior
+from indm_core.pis.amortised import Family
+from indm_core.pis.latents import LatentFamily, decoded, latent_posterior
 from indm_core.pis.reweighted import Reweighted, gaussian_proposal, model_proposal
 from indm_core.pis.targets import GaussianMixture
 from indm_core.sde import VP
@@ -108,11 +109,30 @@ def test_the_posterior_of_the_start_is_that_of_the_map():
     assert slope.abs().max() < 1e-9
 
 
+def test_the_family_of_the_start_observes_the_model_and_has_its_posteriors():
+    exact, known, ts = model(), torch.tensor([True, False]), grid(model(), 10)
+    family = LatentFamily(model=exact, known=known, sigma=0.3, ts=ts)
+    at_0 = decoded(exact, torch.zeros(1, 2, dtype=F64), ts)[0]
+    A = decoded(exact, torch.eye(2, dtype=F64), ts) - at_0
+    m, c = LAW.moments(torch.tensor(exact.t_start, dtype=F64))
+    mean, var = (at_0 + m @ A)[0], (A.mT @ c @ A)[0, 0] + 0.3**2
+    y = family.observe(4000, rng())
+    assert y.shape == (4000, 1)
+    assert abs(y.mean() - mean) < 5 * (var / 4000).sqrt()
+    assert abs(y.var() / var - 1) < 5 * math.sqrt(2 / 4000)
+    z, ys = randn(3, 2), y[:3]
+    each = [latent_posterior(exact, one, known, sigma=0.3, ts=ts).log_prob(z)[i] for i, one in enumerate(ys)]
+    torch.testing.assert_close(family.log_prob(z, ys), torch.stack(each))
+    assert isinstance(family, Family)
+
+
 def test_what_is_refused():
     exact, known, y = model(), torch.tensor([True, False]), torch.zeros(1)
     ts = grid(exact, 4)
     with pytest.raises(ValueError, match="y of"):
         latent_posterior(exact, torch.zeros(2), known, sigma=0.1, ts=ts)
+    with pytest.raises(ValueError, match="known of the shape"):
+        latent_posterior(exact, y, known[:1], sigma=0.1, ts=ts)
     with pytest.raises(ValueError, match="sigma=0"):
         latent_posterior(exact, y, known, sigma=0.0, ts=ts)
     with pytest.raises(ValueError, match="t_start"):
