@@ -35,7 +35,8 @@ reads each back: r + 1 for rho-RK, and for the AB methods with the exact warm-up
 warm-up guarantees. The low-order warm-up begins with a step of degree 0, whose error is O(h^2), with PEC O(h^3): for r > 1
 order 2, with PEC order 3, is then all that is guaranteed (t-AB 3: slopes of 1.6 to 4.0 measured, by problem and N). iPNDM,
 whose coefficients are those of equal steps in rho, has order min(r + 1, 2) on general grids. PECE makes r = 0 as good as r = 1
-and leaves the order of the others.
+and leaves the order of the others. log rho of BDM has a pole just beyond t_max: from there on log-rho-AB 3 shows slopes of 3.0
+to 3.8 up to 1,280 steps, and 3.9 away from it.
 
 Stochastic gDDIM, lam in [0, 1], r = 0: with F_hat = F + (1 + lam^2)/2 GG^T Sigma^-1 and its transition Psi_hat,
 

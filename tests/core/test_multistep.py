@@ -10,7 +10,7 @@ from test_exponential import EVERY, SCALAR, SMOOTH, Modes, event, slope, starts
 
 from indm_core.exponential import evaluations, guaranteed_order, sample_deis, steps_for
 from indm_core.sample import log_rho_times, power_times
-from indm_core.sde import CLD, VP, LinearSDE
+from indm_core.sde import BDM, CLD, VP, LinearSDE
 
 PEC = {"corrector": True, "reevaluate": False}
 STATED: list[tuple[dict, int]] = [
@@ -29,8 +29,17 @@ def named(value: object) -> str:
     return "-".join(map(str, value.values())) if isinstance(value, dict) else ids(value)
 
 
+def steep(options: dict) -> bool:
+    """Degree 3 in log rho."""
+    return options.get("method") == "log-rho-AB" and options["order"] == 3
+
+
 def check_order(sde: LinearSDE, options: dict, expected: int, counts: tuple[int, int]) -> None:
-    assert abs(slope(sde, counts, std=0.5, **options) - expected) < 0.25
+    excess = slope(sde, counts, std=0.5, **options) - expected
+    assert excess > -0.25
+    # the order of the last steps alone, or of the warm-up's alone, is one that a problem may not show
+    of_few_steps = "final" in options or ("corrector" in options and expected == 4)
+    assert excess < 0.25 or of_few_steps
     stated = {name: value for name, value in options.items() if name != "prediction"}
     assert guaranteed_order(**stated) == expected
 
@@ -43,10 +52,30 @@ def test_methods_of_each_kind_have_the_order_that_is_stated(options, expected):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("sde", SMOOTH, ids=ids)
-@pytest.mark.parametrize(("options", "expected"), STATED, ids=named)
+@pytest.mark.parametrize(
+    ("sde", "options", "expected"),
+    [(sde, *stated) for sde in SMOOTH for stated in STATED if not (isinstance(sde, BDM) and steep(stated[0]))],
+    ids=named,
+)
 def test_every_method_has_the_order_that_is_stated(sde, options, expected):
     check_order(sde, options, expected, (160, 320))
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("options", [options for options, _ in STATED if steep(options)], ids=named)
+def test_polynomials_of_degree_3_in_log_rho_have_their_order_away_from_the_pole_of_bdm(options):
+    """log rho of BDM has a pole just beyond t_max; from there on slopes of 3.0 to 3.8 are seen up to 1,280 steps."""
+    sde = SMOOTH[-1]
+    law, u = Modes(sde, 0.5), starts(sde)
+
+    def last(num_steps: int, **options) -> torch.Tensor:
+        ts = torch.linspace(0.7**0.5, 0.05**0.5, num_steps + 1, dtype=torch.float64).square()
+        return sample_deis(sde, law.score, u, ts, **options)
+
+    exact = last(3000, order=3, warmup="exact")
+    coarse, fine = ((last(n, **options) - exact).norm() for n in (320, 640))
+    assert abs(float((coarse / fine).log2()) - 4) < 0.25
 
 
 @pytest.mark.usefixtures("unchecked")
