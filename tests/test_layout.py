@@ -18,7 +18,7 @@ OPTIONAL_IN_CORE = {"indm_core/pis/baselines/nuts.py": {"pyro"}}
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
     {"shapes", "noise", "errors", "ranges"},
-    {"flow", "nn", "frechet", "ode", "adjoint"},
+    {"flow", "nn", "frechet", "ode", "adjoint", "optimiser"},
     {"sde", "metrics"},
     {"times"},
     {"sample"},
