@@ -1,6 +1,6 @@
 """Minutes of training to a stated likelihood and Frechet distance.
 
-    python benchmarks/time_to_target.py digits_vp_nll [--nll 2.05 --fd 8] [--every 100] [--tree DIR] [--out DIR] [-- --steps 600]
+    python benchmarks/time_to_target.py digits_vp_nll [--nll 2.05 --fd 8] [--every 100] [--tree DIR] [--out DIR] [-- --steps 9]
 
 RECIPE is trained by pipelines/train.py, here or in a checkout of another commit (--tree), with a checkpoint every EVERY
 steps; what stands after -- is given to it. Then this checkout measures the averaged weights of each checkpoint on the same
