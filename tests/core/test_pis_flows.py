@@ -356,6 +356,18 @@ def test_a_hamiltonian_step_that_is_far_too_large_is_refused_move_by_move(unchec
     assert within(draws.log_z, target.log_z)
 
 
+@pytest.mark.parametrize(("flow", "lr"), [(affine, 1e4), (couplings, 50.0)])
+def test_a_transport_whose_training_runs_away_is_the_best_one_before(flow, lr, unchecked):
+    """Such steps throw the particles where no number of float64 is; what is drawn is weighted right all the same."""
+    target = two_modes()
+    method = AnnealedFlowTransport(
+        flow=flow, num_temperatures=4, num_train=50, num_steps=40, optimiser=adam(lr=lr), sigma=1.5
+    )
+    draws = method(target, 2000, generator=rng())
+    assert draws.x.isfinite().all()
+    assert within(draws.log_z, target.log_z)
+
+
 @EVERY
 @pytest.mark.parametrize(("dim", "num"), [(1, 1), (1, 7)])
 def test_one_dimension_and_one_sample(method, dim, num, unchecked):

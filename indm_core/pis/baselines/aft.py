@@ -35,6 +35,7 @@ from typing import final
 import torch
 from torch import Tensor
 
+from indm_core.errors import NonFiniteLossError
 from indm_core.flow import Flow
 from indm_core.noise import Noise, one_stream
 from indm_core.pis.annealing import Bridge, HMCMoves, Moves, evaluated
@@ -141,7 +142,8 @@ class AnnealedFlowTransport:
         return _Particles(x=x, log_w=x.new_zeros(num), log_density=bridge.log_start(x), groups=groups)
 
     def _fitted(self, train: _Particles, bridge: Bridge, beta: float, generator: torch.Generator | None) -> Flow:
-        """h_k, in evaluation mode."""
+        """h_k, in evaluation mode: of all steps the flow that the other half of the particles likes best. A training that runs
+        away is over, and leaves the best one before."""
         flow = built(self.flow, bridge.target.dim, train.x, generator)
         best, kept = math.inf, copy.deepcopy(flow.state_dict())
 
@@ -155,7 +157,11 @@ class AnnealedFlowTransport:
                 best, kept = float(held_out.detach()), copy.deepcopy(flow.state_dict())
             return trained_on
 
-        minimised(kl, [*flow.train().parameters()], self.optimiser, self.num_steps)
+        try:
+            minimised(kl, [*flow.train().parameters()], self.optimiser, self.num_steps)
+        except NonFiniteLossError:
+            if best == math.inf:
+                raise
         flow.load_state_dict(kept)
         return flow.eval()
 
