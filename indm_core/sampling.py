@@ -15,7 +15,16 @@ from torch import Tensor
 
 from indm_core.collage.baselines import sample_resampled
 from indm_core.collage.sampling import Predictor, evaluations, sample_collage
-from indm_core.exponential import Basis, Final, Method, Prediction, Warmup, check_options, sample_deis, steps_for
+from indm_core.exponential import (
+    Basis,
+    Final,
+    Method,
+    Multistep,
+    Prediction,
+    Warmup,
+    check_options,
+    sample_deis,
+)
 from indm_core.noise import Noise
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
@@ -29,21 +38,7 @@ READ = {
     "ode": ("rtol", "atol"),
     "em": ("steps", "grid", "power", "nfe", "lam"),
     "pc": ("steps", "grid", "power", "nfe", "snr", "corrector_steps"),
-    "deis": (
-        "steps",
-        "grid",
-        "power",
-        "nfe",
-        "order",
-        "method",
-        "warmup",
-        "corrector",
-        "reevaluate",
-        "basis",
-        "prediction",
-        "final",
-        "lam",
-    ),
+    "deis": ("steps", "grid", "power", "nfe", *(own.name for own in fields(Multistep))),
     "collage": (
         "steps",
         "grid",
@@ -75,15 +70,18 @@ class Sampling:
         grid: Spacing of the times: uniform, power, log-rho, edm, or trained (the model's own: uniform for a linear
             diffusion); auto is power for deis, collage and resampled, else trained.
         power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
-        order: Degree of deis's polynomial, 0 (DDIM) to 3.
-        method: Of deis: t-AB, rho-AB, log-rho-AB, rho-RK or iPNDM.
+        order: Degree of deis's polynomial, 0 (DDIM) to 3; 3 becomes what a grid of few steps allows.
+        method: Of deis: t-AB, rho-AB, log-rho-AB, t-RK, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
         corrector: Whether deis corrects the steps of its AB methods.
         reevaluate: Whether a corrector evaluates again at the corrected state; false: it costs no evaluation.
         basis: In which deis takes eps for a polynomial: R, or the Cholesky factor L.
-        prediction: What deis takes for a polynomial: eps, or data (the posterior mean).
+        prediction: What deis takes for a polynomial: eps, data (the posterior mean) or velocity.
         final: Degree of deis's last steps: full, or low-order (falling to 0).
-        lam: Stochasticity of em (1: the reverse SDE, 0: the ODE) and of deis at order 0 (gDDIM); -1 takes the sampler's own.
+        churn: Noise that deis adds before its steps, in all, as a share of that which is there.
+        churn_noise: Factor of its standard deviation.
+        churn_from, churn_to: The times between which it is added, as shares of the diffusion's largest.
+        lam: Stochasticity of em and of deis (1: the reverse SDE, 0: the ODE); -1 takes the sampler's own, em's 1 and deis's 0.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
         corrector_steps: Langevin steps of pc per time.
@@ -112,6 +110,10 @@ class Sampling:
     basis: Basis = "R"
     prediction: Prediction = "eps"
     final: Final = "full"
+    churn: float = 0.0
+    churn_noise: float = 1.0
+    churn_from: float = 0.0
+    churn_to: float = 1.0
     lam: float = -1.0
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -132,17 +134,7 @@ class Sampling:
         _check_name(self.sampler)
         self._check_ranges()
         if self.sampler == "deis":
-            check_options(
-                order=self.order,
-                method=self.method,
-                lam=max(0.0, self.lam),
-                warmup=self.warmup,
-                corrector=self.corrector,
-                reevaluate=self.reevaluate,
-                basis=self.basis,
-                prediction=self.prediction,
-                final=self.final,
-            )
+            check_options(**vars(self.multistep))
         for name, value in self.given().items():
             if name in set().union(*READ.values()) - set(READ[self.sampler]):
                 raise ValueError(f"{name}={value}: sampler={self.sampler} does not read it; do not give {name}")
@@ -181,6 +173,12 @@ class Sampling:
         return Sampling(sampler=sampler, nfe=nfe if "nfe" in READ[sampler] else 0)  # pyright: ignore[reportArgumentType]
 
     @property
+    def multistep(self) -> Multistep:
+        """The options of deis."""
+        given = {own.name: getattr(self, own.name) for own in fields(Multistep)}
+        return Multistep(**given | {"lam": max(0.0, self.lam)})
+
+    @property
     def spacing(self) -> Grid:
         """The grid that `grid` stands for."""
         if self.grid != "auto":
@@ -197,24 +195,20 @@ class Sampling:
         """Steps: those given or, with `nfe`, the most that take no more evaluations.
 
         Raises:
-            ValueError: not even one step is to be had.
+            ValueError: not even one step is to be had, or fewer than the order needs.
         """
-        if not self.nfe:
-            return self.steps
-        if self.sampler != "deis":
-            each = self._evaluations_of_a_step()
-            if self.nfe < each + self.denoise:
-                raise ValueError(f"nfe={self.nfe}: one step takes {each + self.denoise} evaluations; give more")
-            return (self.nfe - self.denoise) // each
-        return steps_for(
-            self.nfe,
-            order=self.order,
-            method=self.method,
-            warmup=self.warmup,
-            corrector=self.corrector,
-            reevaluate=self.reevaluate,
-            denoise=self.denoise,
-        )
+        steps = self._steps_of(self.nfe) if self.nfe else self.steps
+        if self.sampler == "deis":
+            self.multistep.check_steps(steps)
+        return steps
+
+    def _steps_of(self, nfe: int) -> int:
+        if self.sampler == "deis":
+            return self.multistep.steps_for(nfe, self.denoise)
+        each = self._evaluations_of_a_step()
+        if nfe < each + self.denoise:
+            raise ValueError(f"nfe={nfe}: one step takes {each + self.denoise} evaluations; give more")
+        return (nfe - self.denoise) // each
 
     def _evaluations_of_a_step(self) -> int:
         if self.sampler == "collage":
@@ -260,18 +254,7 @@ def sampler_of(sampling: Sampling) -> Sampler:
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
         "em": partial(sample_em, lam=1.0 if sampling.lam < 0 else sampling.lam),
         "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
-        "deis": partial(
-            sample_deis,
-            order=sampling.order,
-            method=sampling.method,
-            lam=max(0.0, sampling.lam),
-            warmup=sampling.warmup,
-            corrector=sampling.corrector,
-            reevaluate=sampling.reevaluate,
-            basis=sampling.basis,
-            prediction=sampling.prediction,
-            final=sampling.final,
-        ),
+        "deis": partial(sample_deis, **vars(sampling.multistep)),
         "collage": partial(
             sample_collage,
             langevin_steps=sampling.langevin_steps,

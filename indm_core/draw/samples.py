@@ -244,7 +244,7 @@ def check_sampling(model: Drawable, sampling: Sampling) -> None:
     if sampling.sampler in ("deis", "collage", "resampled"):
         linear = _linear(model.sde, f"sampler={sampling.sampler}")
         if sampling.sampler == "deis":
-            check_method(linear, sampling.method)
+            check_method(linear, sampling.method, sampling.prediction)
         else:
             check_pixelwise(linear)
     times_of(model, sampling)

@@ -33,6 +33,10 @@ LATER = (
     "reevaluate",
     "prediction",
     "final",
+    "churn",
+    "churn_noise",
+    "churn_from",
+    "churn_to",
 )
 """Options that came after the first pieces were written: at their defaults they do not count, so that those are still found."""
 
