@@ -137,6 +137,10 @@ class Canvas:
         Raises:
             ValueError: one that the model does not allow, that takes canvases out of their batch, or that is not used.
         """
+        if sampling.sampler == "auto" or sampling.grid == "fitted":
+            raise ValueError(
+                f"sampler={sampling}: auto and fitted grids are of a model's own samples; canvases take collage"
+            )
         check_sampling(self, sampling)
         ddim = sampling.sampler == "deis" and sampling.order == 0 and sampling.lam <= 0 and not sampling.churn
         if self.join == "shifted" and not ddim:

@@ -23,6 +23,7 @@ PIECE = 250
 SHOWN = 2000
 """Samples that are kept themselves, of the first piece."""
 LATER = (
+    "times",
     "power",
     "langevin_steps",
     "langevin_step",
