@@ -271,7 +271,7 @@ class Distances(Measurement[DistancesResult]):
         return DistancesResult(
             distances=compared(features, logits, self.real.of(done), plan.settings.seed),
             reference=plan.reference,
-            sampling=plan.sampling(self.model),
+            sampling=plan.sampling(self.model or 0),
             evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
             diverged=sum(batch.diverged for batch in made),
             labels=self.labelled,
