@@ -2,6 +2,7 @@
 
     python benchmarks/samplers.py                      # VP, both problems, beside the schedulers of diffusers where installed
     python benchmarks/samplers.py --sde CLD --problem modes
+    python benchmarks/samplers.py --law --num 4000     # the law of the samples: the table for samplers with noise
 
 Problems with exact scores, float64: (modes) 25 Gaussians of standard deviation 0.1 on a 5 x 5 lattice; (correlated) images of
 8 x 8 pixels, a mixture of 10 Gaussians whose covariances are diagonal in the DCT basis, with spectra like 1/(1 + f^2). States
@@ -10,6 +11,9 @@ are in that basis, a rotation, which VP, sub-VP, VE and CLD do not see and in wh
 The error is the root mean square over states and coordinates of x at t_min, against RK45 at 1e-9 from the same starts. A row
 is a method, a cell its smallest error over the grids, with the grid. The peers take the same grids: their noise levels are set
 to those of the times, so that every row ends at the same t_min.
+
+With --law the error is that of the law: the root mean square distance of the quantiles of samples and of as many draws of the
+data's own law at t_min, over 64 directions (sliced Wasserstein distance of order 2); the last row is that of two sets of draws.
 """
 
 from __future__ import annotations
@@ -29,8 +33,8 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
-from indm_core.exponential import sample_deis
-from indm_core.sample import sample_ode
+from indm_core.exponential import check_method, sample_deis
+from indm_core.sample import sample_em, sample_ode
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
 from indm_core.sde.algebra import log_abs_det
 from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
@@ -61,9 +65,32 @@ OURS: dict[str, dict] = {
     "data, t, 1, PEC": {"order": 1, "prediction": "data", **PEC},
     "data, t, 2, PEC": {"order": 2, "prediction": "data", **PEC},
     "data, t, 3, PEC": {"order": 3, "prediction": "data", **PEC},
+    "velocity, t, 1": {"order": 1, "prediction": "velocity"},
+    "velocity, t, 2": {"order": 2, "prediction": "velocity"},
+    "velocity, t, 3": {"order": 3, "prediction": "velocity"},
+    "velocity, t, 1, PEC": {"order": 1, "prediction": "velocity", **PEC},
+    "velocity, t, 2, PEC": {"order": 2, "prediction": "velocity", **PEC},
+    "velocity, log rho, 2": {"order": 2, "method": "log-rho-AB", "prediction": "velocity"},
+    "eps, Heun": {"order": 1, "method": "t-RK"},
+    "eps, t-RK 2": {"order": 2, "method": "t-RK"},
+    "data, Heun": {"order": 1, "method": "t-RK", "prediction": "data"},
+    "data, t-RK 2": {"order": 2, "method": "t-RK", "prediction": "data"},
+    "velocity, Heun": {"order": 1, "method": "t-RK", "prediction": "velocity"},
     "data, t, 1, PEC, low-order end": {"order": 1, "prediction": "data", "final": "low-order", **PEC},
     "data, t, 2, PEC, low-order end": {"order": 2, "prediction": "data", "final": "low-order", **PEC},
 }
+DATA = {"prediction": "data"}
+NOISY: dict[str, dict] = {
+    "DDIM": {"order": 0},
+    "data, t, 2, PEC": {"order": 2, **DATA, **PEC},
+    **{f"gDDIM, lam {lam}": {"order": 0, "lam": lam} for lam in (0.5, 1.0)},
+    **{f"data, t, {r}, lam {lam}": {"order": r, "lam": lam, **DATA} for lam in (0.5, 1.0) for r in (1, 2)},
+    **{f"data, t, {r}, PEC, lam {lam}": {"order": r, "lam": lam, **DATA, **PEC} for lam in (0.5, 1.0) for r in (1, 2)},
+    "eps, t, 1, lam 0.5": {"order": 1, "lam": 0.5},
+    "data, Heun": {"order": 1, "method": "t-RK", **DATA},
+    **{f"data, Heun, churn {c}": {"order": 1, "method": "t-RK", "churn": c, **DATA} for c in (0.5, 2.0)},
+}
+"""Samplers with noise, beside the same without."""
 PEERS = {
     "UniPC 2": ("UniPCMultistepScheduler", {"solver_order": 2}),
     "UniPC 3": ("UniPCMultistepScheduler", {"solver_order": 3}),
@@ -91,6 +118,15 @@ class Mixture:
         log_det = log_abs_det(precision).expand(away.shape[:-1]).flatten(2).sum(2)
         logits = self.log_weights[:, None] + 0.5 * log_det - 0.5 * (away * pulls).flatten(2).sum(2)
         return (logits.softmax(0).reshape(*logits.shape, *[1] * (u.ndim - 1)) * pulls).sum(0)
+
+    def sample(self, num: int, t: Tensor, generator: torch.Generator) -> Tensor:
+        """Draws of u_t (num, *event, K)."""
+        draw = partial(torch.randn, dtype=torch.float64, generator=generator)
+        k = torch.multinomial(self.log_weights.exp(), num, replacement=True, generator=generator)
+        x = self.means[k] + self.variances[k].sqrt() * draw(num, *self.means.shape[1:])
+        blocks = [x, *[torch.zeros_like(x)] * (self.sde.prior_cov().shape[-1] - 1)]
+        u_0 = torch.stack(blocks, -1)
+        return self.sde.perturb(u_0, t, draw(u_0.shape))
 
 
 def modes(sde: LinearSDE) -> Mixture:
@@ -142,24 +178,56 @@ def table(sde: LinearSDE, law: Mixture, num: int) -> None:
     like = torch.zeros(num, *law.means.shape[1:], sde.prior_cov().shape[-1], dtype=torch.float64)
     u = sde.sample_prior(like, torch.Generator().manual_seed(1))
     exact = sample_ode(sde, law.score, u, uniform_times(sde, 1), rtol=1e-9, atol=1e-9)[..., 0]
-    rows = {label: lambda ts, o=o: sample_deis(sde, law.score, u, ts, **o) for label, o in OURS.items() if _has(sde, o)}
+    rows = {label: partial(ours, law, u, options) for label, options in OURS.items() if _has(sde, options)}
     if isinstance(sde, VP) and find_spec("diffusers"):
         rows |= {label: partial(by_peer, kind, options, law, u) for label, (kind, options) in PEERS.items()}
+    _print(sde, rows, lambda u: float((u[..., 0] - exact).square().mean().sqrt()))
+
+
+def table_of_laws(sde: LinearSDE, law: Mixture, num: int) -> None:
+    """The same with the error of the law, for samplers with noise and, beside them, without."""
+    draws = [
+        law.sample(num, torch.tensor(sde.t_min).double(), torch.Generator().manual_seed(k))[..., 0] for k in (2, 3)
+    ]
+    u = law.sample(num, torch.tensor(sde.t_max).double(), torch.Generator().manual_seed(1))
+    rows = {label: partial(ours, law, u, options) for label, options in NOISY.items()}
+    rows |= {"Euler-Maruyama": lambda ts: sample_em(sde, law.score, u, ts, generator=torch.Generator().manual_seed(4))}
+    _print(sde, rows, lambda u: _apart(u[..., 0], draws[0]))
+    print(f"| two sets of draws | {_apart(draws[1], draws[0]):.2g} |")
+
+
+def ours(law: Mixture, u: Tensor, options: dict, ts: Tensor) -> Tensor:
+    return sample_deis(law.sde, law.score, u, ts, generator=torch.Generator().manual_seed(4), **options)
+
+
+def _print(sde: LinearSDE, rows: dict[str, Callable[[Tensor], Tensor]], error: Callable[[Tensor], float]) -> None:
     print(f"| method | {' | '.join(map(str, COUNTS))} |\n|---|{'---|' * len(COUNTS)}")
     for label, sampler in rows.items():
         cells = []
+        options = (OURS | NOISY).get(label, {})
         for count in COUNTS:
-            errors = {
-                grid: float((sampler(make(sde, count))[..., 0] - exact).square().mean().sqrt())
-                for grid, make in GRIDS.items()
-            }
+            steps = count // (1 + options["order"]) if options.get("method", "").endswith("RK") else count
+            errors = {grid: error(sampler(make(sde, steps))) for grid, make in GRIDS.items()}
             best = min(errors, key=lambda grid: math.inf if math.isnan(errors[grid]) else errors[grid])
             cells.append(f"{errors[best]:.2g} {best}")
         print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
+def _apart(a: Tensor, b: Tensor) -> float:
+    """The sliced Wasserstein distance of order 2, per coordinate, of two sets of samples of one size."""
+    a, b = a.flatten(1), b.flatten(1)
+    directions = torch.randn(a.shape[1], 64, dtype=a.dtype, generator=torch.Generator().manual_seed(0))
+    directions = directions / directions.norm(dim=0)
+    between = (a @ directions).sort(0).values - (b @ directions).sort(0).values
+    return float(between.square().mean().sqrt())
+
+
 def _has(sde: LinearSDE, options: dict) -> bool:
-    return sde.scalar or options.get("method") != "rho-AB"
+    try:
+        check_method(sde, options.get("method", "t-AB"), options.get("prediction", "eps"))
+    except ValueError:
+        return False
+    return True
 
 
 if __name__ == "__main__":
@@ -167,11 +235,11 @@ if __name__ == "__main__":
     parser.add_argument("--sde", choices=("VP", "SubVP", "VE", "CLD", "BDM"), default="VP")
     parser.add_argument("--problem", choices=("modes", "correlated", "both"), default="both")
     parser.add_argument("--num", type=int, default=64, help="starts")
+    parser.add_argument("--law", action="store_true", help="the error of the law, of samplers with noise")
     given = parser.parse_args()
     for problem, make_law, sides in (("modes", modes, (1, 2)), ("correlated", correlated, (8, 8))):
         if given.problem in (problem, "both"):
             sde = diffused(given.sde, *sides)
-            print(
-                f"{given.sde}, {problem}, {given.num} starts: root mean square error at so many evaluations, best grid"
-            )
-            table(sde, make_law(sde), given.num)
+            what = "sliced Wasserstein distance" if given.law else "root mean square error"
+            print(f"{given.sde}, {problem}, {given.num} starts: {what} at so many evaluations, best grid")
+            (table_of_laws if given.law else table)(sde, make_law(sde), given.num)

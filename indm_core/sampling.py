@@ -15,7 +15,16 @@ from torch import Tensor
 
 from indm_core.collage.baselines import sample_resampled
 from indm_core.collage.sampling import Predictor, evaluations, sample_collage
-from indm_core.exponential import Basis, Final, Method, Prediction, Warmup, check_options, sample_deis, steps_for
+from indm_core.exponential import (
+    Basis,
+    Final,
+    Method,
+    Multistep,
+    Prediction,
+    Warmup,
+    check_options,
+    sample_deis,
+)
 from indm_core.noise import Noise
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
@@ -23,27 +32,14 @@ from indm_core.sde import SDE
 __all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
 
-Grid = Literal["uniform", "power", "log-rho", "edm", "trained"]
+Grid = Literal["uniform", "power", "log-rho", "edm", "trained", "fitted"]
 
 READ = {
+    "auto": ("grid", "nfe", "times"),
     "ode": ("rtol", "atol"),
     "em": ("steps", "grid", "power", "nfe", "lam"),
     "pc": ("steps", "grid", "power", "nfe", "snr", "corrector_steps"),
-    "deis": (
-        "steps",
-        "grid",
-        "power",
-        "nfe",
-        "order",
-        "method",
-        "warmup",
-        "corrector",
-        "reevaluate",
-        "basis",
-        "prediction",
-        "final",
-        "lam",
-    ),
+    "deis": ("steps", "grid", "power", "nfe", "times", *(own.name for own in fields(Multistep))),
     "collage": (
         "steps",
         "grid",
@@ -67,23 +63,28 @@ class Sampling:
     """A sampler and its options.
 
     Args:
-        sampler: ode (adaptive RK45), em (Euler-Maruyama), pc (predictor-corrector), deis (exponential: DDIM, DEIS, gDDIM),
-            collage (a predictor with Langevin steps of the diffusion's own length, exact for collages) or resampled (steps of
-            DDIM, each repeated from a state that is noised back up).
+        sampler: auto (the one that was measured to be best of so many evaluations: `automatic`), ode (adaptive RK45), em
+            (Euler-Maruyama), pc (predictor-corrector), deis (exponential: DDIM, DEIS, gDDIM), collage (a predictor with
+            Langevin steps of the diffusion's own length, exact for collages) or resampled (steps of DDIM, each repeated
+            from a state that is noised back up).
         steps: Steps of all but ode.
-        nfe: Evaluations of the score that all but ode may take in all, instead of `steps`; 0 leaves it to them.
-        grid: Spacing of the times: uniform, power, log-rho, edm, or trained (the model's own: uniform for a linear
-            diffusion); auto is power for deis, collage and resampled, else trained.
+        nfe: Evaluations of the score that all but ode may take in all, instead of `steps`; 0 leaves it to them, and to auto.
+        grid: Spacing of the times: uniform, power, log-rho, edm, trained (the model's own: uniform for a linear
+            diffusion), or fitted to the model (`fit_times`); auto is power for deis, collage and resampled, else trained.
+        times: Of a fitted grid, decreasing; without them it is yet to be fitted.
         power: Of the grids power and edm; 0 takes their own, 2 (quadratic) and 7.
-        order: Degree of deis's polynomial, 0 (DDIM) to 3.
-        method: Of deis: t-AB, rho-AB, log-rho-AB, rho-RK or iPNDM.
+        order: Degree of deis's polynomial, 0 (DDIM) to 3; 3 becomes what a grid of few steps allows.
+        method: Of deis: t-AB, rho-AB, log-rho-AB, t-RK, rho-RK or iPNDM.
         warmup: Of deis: low-order or exact.
         corrector: Whether deis corrects the steps of its AB methods.
         reevaluate: Whether a corrector evaluates again at the corrected state; false: it costs no evaluation.
         basis: In which deis takes eps for a polynomial: R, or the Cholesky factor L.
-        prediction: What deis takes for a polynomial: eps, or data (the posterior mean).
+        prediction: What deis takes for a polynomial: eps, data (the posterior mean) or velocity.
         final: Degree of deis's last steps: full, or low-order (falling to 0).
-        lam: Stochasticity of em (1: the reverse SDE, 0: the ODE) and of deis at order 0 (gDDIM); -1 takes the sampler's own.
+        churn: Noise that deis adds before its steps, in all, as a share of that which is there.
+        churn_noise: Factor of its standard deviation.
+        churn_from, churn_to: The times between which it is added, as shares of the diffusion's largest.
+        lam: Stochasticity of em and of deis (1: the reverse SDE, 0: the ODE); -1 takes the sampler's own, em's 1 and deis's 0.
         rtol, atol: Tolerances of ode.
         snr: Signal-to-noise ratio of pc's corrector.
         corrector_steps: Langevin steps of pc per time.
@@ -99,10 +100,11 @@ class Sampling:
         stop: Time at which sampling ends; 0 takes the diffusion's smallest.
     """
 
-    sampler: Literal["ode", "em", "pc", "deis", "collage", "resampled"] = "ode"
+    sampler: Literal["auto", "ode", "em", "pc", "deis", "collage", "resampled"] = "ode"
     steps: int = 1000
     nfe: int = 0
-    grid: Literal["auto", "uniform", "power", "log-rho", "edm", "trained"] = "auto"
+    grid: Literal["auto", "uniform", "power", "log-rho", "edm", "trained", "fitted"] = "auto"
+    times: tuple[float, ...] = ()
     power: float = 0.0
     order: int = 3
     method: Method = "t-AB"
@@ -112,6 +114,10 @@ class Sampling:
     basis: Basis = "R"
     prediction: Prediction = "eps"
     final: Final = "full"
+    churn: float = 0.0
+    churn_noise: float = 1.0
+    churn_from: float = 0.0
+    churn_to: float = 1.0
     lam: float = -1.0
     rtol: float = 1e-4
     atol: float = 1e-4
@@ -132,17 +138,8 @@ class Sampling:
         _check_name(self.sampler)
         self._check_ranges()
         if self.sampler == "deis":
-            check_options(
-                order=self.order,
-                method=self.method,
-                lam=max(0.0, self.lam),
-                warmup=self.warmup,
-                corrector=self.corrector,
-                reevaluate=self.reevaluate,
-                basis=self.basis,
-                prediction=self.prediction,
-                final=self.final,
-            )
+            check_options(**vars(self.multistep))
+        self._check_fitted()
         for name, value in self.given().items():
             if name in set().union(*READ.values()) - set(READ[self.sampler]):
                 raise ValueError(f"{name}={value}: sampler={self.sampler} does not read it; do not give {name}")
@@ -170,6 +167,17 @@ class Sampling:
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
 
+    def _check_fitted(self) -> None:
+        noisy = self.lam > 0 or self.churn > 0
+        if self.grid == "fitted" and (self.sampler not in ("auto", "deis") or noisy):
+            raise ValueError(f"grid=fitted is of deis without noise, or of auto; got {self}")
+        if self.times and self.grid != "fitted":
+            raise ValueError(f"times={self.times}: they are of grid=fitted; got grid={self.grid}")
+        if self.times and self.sampler == "deis" and len(self.times) != self.num_steps + 1:
+            raise ValueError(
+                f"times: {len(self.times)} of them, and {self.num_steps} steps have one more; fit them again"
+            )
+
     @staticmethod
     def named(sampler: str, nfe: int) -> Sampling:
         """A sampler with its own options and, unless it is adaptive, so many evaluations of the score.
@@ -181,11 +189,22 @@ class Sampling:
         return Sampling(sampler=sampler, nfe=nfe if "nfe" in READ[sampler] else 0)  # pyright: ignore[reportArgumentType]
 
     @property
+    def multistep(self) -> Multistep:
+        """The options of deis."""
+        given = {own.name: getattr(self, own.name) for own in fields(Multistep)}
+        return Multistep(**given | {"lam": max(0.0, self.lam)})
+
+    @property
     def spacing(self) -> Grid:
         """The grid that `grid` stands for."""
         if self.grid != "auto":
             return self.grid
         return "power" if self.sampler in ("deis", "collage", "resampled") else "trained"
+
+    @property
+    def unfitted(self) -> bool:
+        """Whether the grid has yet to be fitted."""
+        return self.grid == "fitted" and not self.times
 
     @property
     def exponent(self) -> float:
@@ -197,24 +216,20 @@ class Sampling:
         """Steps: those given or, with `nfe`, the most that take no more evaluations.
 
         Raises:
-            ValueError: not even one step is to be had.
+            ValueError: not even one step is to be had, or fewer than the order needs.
         """
-        if not self.nfe:
-            return self.steps
-        if self.sampler != "deis":
-            each = self._evaluations_of_a_step()
-            if self.nfe < each + self.denoise:
-                raise ValueError(f"nfe={self.nfe}: one step takes {each + self.denoise} evaluations; give more")
-            return (self.nfe - self.denoise) // each
-        return steps_for(
-            self.nfe,
-            order=self.order,
-            method=self.method,
-            warmup=self.warmup,
-            corrector=self.corrector,
-            reevaluate=self.reevaluate,
-            denoise=self.denoise,
-        )
+        steps = self._steps_of(self.nfe) if self.nfe else self.steps
+        if self.sampler == "deis":
+            self.multistep.check_steps(steps)
+        return steps
+
+    def _steps_of(self, nfe: int) -> int:
+        if self.sampler == "deis":
+            return self.multistep.steps_for(nfe, self.denoise)
+        each = self._evaluations_of_a_step()
+        if nfe < each + self.denoise:
+            raise ValueError(f"nfe={nfe}: one step takes {each + self.denoise} evaluations; give more")
+        return (nfe - self.denoise) // each
 
     def _evaluations_of_a_step(self) -> int:
         if self.sampler == "collage":
@@ -238,15 +253,17 @@ class Sampling:
         return replace(self, langevin_step=share * self.langevin_step, final_step=share * self.final_step)
 
     def given(self) -> dict[str, str | int | float | bool]:
-        """The options that are not the defaults, the sampler apart, in their order."""
-        values = {f.name: (getattr(self, f.name), f.default) for f in fields(self) if f.name != "sampler"}
+        """The options that are not the defaults, in their order; the sampler and the times of a fitted grid apart."""
+        named = (f for f in fields(self) if f.name not in ("sampler", "times"))
+        values = {f.name: (getattr(self, f.name), f.default) for f in named}
         return {name: value for name, (value, default) in values.items() if value != default}
 
     def __str__(self) -> str:
         """As a row of `compare.py`: the sampler, what says how long it takes, and the options that are not the defaults."""
-        length = ("rtol", "atol") if self.sampler == "ode" else ("nfe",) if self.nfe else ("steps",)
+        adaptive = {"ode": ("rtol", "atol"), "auto": ()}
+        length = ("nfe",) if self.nfe else adaptive.get(self.sampler, ("steps",))
         shown = {name: getattr(self, name) for name in length} | self.given()
-        return f"{self.sampler}:" + ",".join(f"{name}={value}" for name, value in shown.items())
+        return ":".join([self.sampler, *[",".join(f"{name}={value}" for name, value in shown.items())] * bool(shown)])
 
 
 def _check_name(sampler: str) -> None:
@@ -255,23 +272,18 @@ def _check_name(sampler: str) -> None:
 
 
 def sampler_of(sampling: Sampling) -> Sampler:
-    """The function that a sampling names, with its options."""
+    """The function that a sampling names, with its options.
+
+    Raises:
+        ValueError: auto, which stands for a sampler once the diffusion is known.
+    """
+    if sampling.sampler == "auto":
+        raise ValueError("sampler=auto: it depends on the diffusion; take automatic.settled(model.sde, sampling)")
     samplers: dict[str, Callable[..., Tensor]] = {
         "ode": partial(sample_ode, rtol=sampling.rtol, atol=sampling.atol),
         "em": partial(sample_em, lam=1.0 if sampling.lam < 0 else sampling.lam),
         "pc": partial(sample_pc, snr=sampling.snr, corrector_steps=sampling.corrector_steps),
-        "deis": partial(
-            sample_deis,
-            order=sampling.order,
-            method=sampling.method,
-            lam=max(0.0, sampling.lam),
-            warmup=sampling.warmup,
-            corrector=sampling.corrector,
-            reevaluate=sampling.reevaluate,
-            basis=sampling.basis,
-            prediction=sampling.prediction,
-            final=sampling.final,
-        ),
+        "deis": partial(sample_deis, **vars(sampling.multistep)),
         "collage": partial(
             sample_collage,
             langevin_steps=sampling.langevin_steps,

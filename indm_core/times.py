@@ -20,7 +20,7 @@ from indm_core.ranges import check_positive
 from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
-__all__ = ["check_times", "edm_times", "log_rho_times", "power_times", "uniform_times"]
+__all__ = ["check_times", "edm_times", "log_rho_times", "power_times", "times_at", "uniform_times"]
 
 
 def uniform_times(
@@ -104,14 +104,19 @@ def _log_rho(sde: LinearSDE, low: float, high: float) -> tuple[Tensor, Tensor]:
     return first, last
 
 
-def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tensor:
-    """Where log rho takes the given values, by bisection in log t; the ends are exact."""
+def times_at(sde: LinearSDE, log_rho: Float[Tensor, " n"], low: float, high: float) -> Float[Tensor, " n"]:
+    """The times in [low, high] at which log rho, which grows between them, takes the given values: by bisection in log t."""
     a, b = torch.full_like(log_rho, math.log(low)), torch.full_like(log_rho, math.log(high))
     for _ in range(60):
         middle = 0.5 * (a + b)
         below = sde.log_rho(middle.exp()) < log_rho
         a, b = torch.where(below, middle, a), torch.where(below, b, middle)
-    t = torch.exp(0.5 * (a + b)).clamp(low, high)
+    return torch.exp(0.5 * (a + b)).clamp(low, high)
+
+
+def _times_of(sde: LinearSDE, log_rho: Tensor, low: float, high: float) -> Tensor:
+    """`times_at`, with exact ends."""
+    t = times_at(sde, log_rho, low, high)
     t[0], t[-1] = high, low
     if not (sde.log_rho(t).diff() < 0).all() or not (t.diff() < 0).all():
         raise ValueError(

@@ -137,8 +137,13 @@ class Canvas:
         Raises:
             ValueError: one that the model does not allow, that takes canvases out of their batch, or that is not used.
         """
+        if sampling.sampler == "auto" or sampling.grid == "fitted":
+            raise ValueError(
+                f"sampler={sampling}: auto and fitted grids are of a model's own samples; canvases take collage"
+            )
         check_sampling(self, sampling)
-        if self.join == "shifted" and (sampling.sampler != "deis" or sampling.order or sampling.lam > 0):
+        ddim = sampling.sampler == "deis" and sampling.order == 0 and sampling.lam <= 0 and not sampling.churn
+        if self.join == "shifted" and not ddim:
             raise ValueError(f"sampler={sampling}: join=shifted takes steps of DDIM; give deis with order=0")
         if sampling.sampler == "ode" and (self.each_its_own or self.join in ("replacement", "reconstruction")):
             raise ValueError(

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
+from indm_core.automatic import settled
 from indm_core.collage.conditions import guided
 from indm_core.collage.sampling import check_pixelwise
 from indm_core.exponential import check_method
@@ -25,7 +27,17 @@ from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
 
-__all__ = ["Drawable", "Drawn", "check_sampling", "descend", "draw", "draw_by", "start_times", "times_of"]
+__all__ = [
+    "Drawable",
+    "Drawn",
+    "check_sampling",
+    "conditioned",
+    "descend",
+    "draw",
+    "draw_by",
+    "start_times",
+    "times_of",
+]
 
 
 @runtime_checkable
@@ -109,7 +121,7 @@ def draw(
     References: Kim et al. 2022, appendix F (temperature, stopping time, z_T^phi).
     """
     check_positive(temperature=temperature, start_temperature=start_temperature)
-    score, y = _conditioned(model, num, like, label, guidance)
+    score, y = conditioned(model, num, like, label, guidance)
     if start is None:
         if not math.isclose(float(ts[0]), model.t_start, rel_tol=1e-9):
             raise ValueError(
@@ -122,7 +134,7 @@ def draw(
     return model.decode(temperature * descend(model.sde, sampler, score, u, ts, denoise, generator, y))
 
 
-def _conditioned(
+def conditioned(
     model: Drawable, num: int, like: Tensor, label: int | Tensor | None, guidance: float
 ) -> tuple[Score, Tensor | None]:
     """The score, guided where it is to be, and the labels that it takes."""
@@ -178,7 +190,8 @@ def draw_by(
     if not seeds:
         raise ValueError("seeds: there are none; give one for each sample")
     evaluated, each = 0, 2 if guidance and label is not None else 1
-    check_sampling(model, sampling)
+    check_sampling(model, sampling, strength)
+    sampling = settled(model.sde, sampling)
     chosen = through(sampler_of(sampling.led(guidance, num_overlapping)))
 
     def sampler(sde: SDE, score: Score, u: Tensor, ts: Tensor, generator: Noise, *y: Tensor) -> Tensor:
@@ -211,8 +224,10 @@ def times_of(model: Drawable, sampling: Sampling, strength: float = 1.0) -> Tens
     grid, those that are below.
 
     Raises:
-        ValueError: a strength outside of (0, 1], or so small that sampling would begin at or below its end.
+        ValueError: a strength outside of (0, 1], or so small that sampling would begin at or below its end; a grid that is yet
+            to be fitted, or was fitted between other ends.
     """
+    sampling = settled(model.sde, sampling)
     sde, steps, low, high = model.sde, sampling.num_steps, sampling.stop or model.sde.t_min, model.t_start * strength
     if not low / model.t_start < strength <= 1:
         raise ValueError(
@@ -225,9 +240,23 @@ def times_of(model: Drawable, sampling: Sampling, strength: float = 1.0) -> Tens
         "power": lambda: power_times(sde, steps, sampling.exponent, low=low, high=high),
         "log-rho": lambda: log_rho_times(_linear(sde, "grid=log-rho"), steps, low=low, high=high),
         "edm": lambda: edm_times(_linear(sde, "grid=edm"), steps, sampling.exponent, low=low, high=high),
+        "fitted": lambda: _fitted(sampling, low, high),
         "trained": lambda: _below(model.times(steps, low), high) if strength < 1 else model.times(steps, low),
     }
     return grids[sampling.spacing]()
+
+
+def _fitted(sampling: Sampling, low: float, high: float) -> Tensor:
+    """The times of a fitted grid."""
+    if sampling.unfitted:
+        raise ValueError("grid=fitted: it has yet to be fitted; take the sampling that fit_times(model, nfe) gives")
+    if not (math.isclose(sampling.times[0], high) and math.isclose(sampling.times[-1], low)):
+        ends = f"{sampling.times[0]:g} to {sampling.times[-1]:g}"
+        raise ValueError(
+            f"times: fitted from {ends}, and samples go from {high:g} to {low:g}; fit them with the same stop, from where the "
+            "model starts"
+        )
+    return torch.tensor(sampling.times, dtype=torch.float64)
 
 
 def _below(ts: Tensor, high: float) -> Tensor:
@@ -235,19 +264,25 @@ def _below(ts: Tensor, high: float) -> Tensor:
     return torch.cat([ts.new_tensor([high]), ts[ts < high]])
 
 
-def check_sampling(model: Drawable, sampling: Sampling) -> None:
-    """Refuses a sampler that the model does not allow, before any work.
+def check_sampling(model: Drawable, sampling: Sampling, strength: float = 1.0) -> None:
+    """Refuses a sampler that the model does not allow, before any work. A grid may have yet to be fitted.
+
+    Args:
+        strength: See `times_of`.
 
     Raises:
         ValueError: what needs a linear diffusion on a learned one, a method or grid that its SDE has not, too few evaluations.
     """
+    sampling = settled(model.sde, sampling)
     if sampling.sampler in ("deis", "collage", "resampled"):
         linear = _linear(model.sde, f"sampler={sampling.sampler}")
         if sampling.sampler == "deis":
-            check_method(linear, sampling.method)
+            check_method(linear, sampling.method, sampling.prediction)
         else:
             check_pixelwise(linear)
-    times_of(model, sampling)
+    if sampling.grid == "fitted" and strength < 1:
+        raise ValueError(f"strength={strength:g}: a fitted grid begins where the model starts; take another grid")
+    times_of(model, replace(sampling, grid="auto") if sampling.unfitted else sampling, strength)
 
 
 def _linear(sde: SDE, what: str) -> LinearSDE:

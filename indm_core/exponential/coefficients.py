@@ -1,33 +1,34 @@
 r"""The weights of multistep steps: integrals of polynomials against a form's integrand, in float64, once per grid.
 
-A value f (eps or x, see `forms`) that is the polynomial through f_0..f_r at points z_0..z_r of a variable z(t) gives a step
+A value f (eps, x or v, see `forms`) that is the polynomial through f_0..f_r at points z_0..z_r of a variable z(t) gives a step
 
-    u_s = transfer u_t + sum_j W_j f_j,        W_j = int_t^s integrand(s, tau) l_j(z(tau)) dtau,
+    u_s = transfer u_t + sum_j W_j f_j [+ spread noise],        W_j = int_t^s integrand(s, tau) l_j(z(tau)) dtau,
 
 with l_j Lagrange's polynomials. z is t, rho = R/psi(t, 0) or log rho; for SDEs with matrix coefficients log rho is that of one
 coordinate or the mean of all (`LinearSDE.log_rho`): a change of the clock alone, so that polynomials in it are defined wherever
 it grows with t. The sum of all W_j is the closed form for a constant value where there is one, so that this is taken exactly.
 
-Gauss-Legendre nodes take the integrals in t^(1/p): p = 2 for eps and polynomials in t or rho, whose integrands are smooth in
+Gauss-Legendre nodes take the integrals in t^(1/p): p = 2 for eps, v and polynomials in t or rho, whose integrands are smooth in
 sqrt t; p = 4 elsewhere, because log t and negative powers of t have their singularity at 0 so far outside of a step in t^(1/4)
 that 40 nodes are exact to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
 
 from indm_core.exponential.forms import Form, form_of
 from indm_core.exponential.options import Multistep
-from indm_core.sde import LinearSDE, over_event
+from indm_core.noise import Noise, randn_like
+from indm_core.sde import LinearSDE, apply, over_event
 from indm_core.sde.algebra import gauss_legendre
 
-__all__ = ["Nodes", "Step", "lagrange", "plan", "rho_of", "root_of", "variable"]
+__all__ = ["Nodes", "Step", "each_step", "lagrange", "plan", "rho_of", "root_of", "variable"]
 
 PLAN_ENTRIES = 1 << 20
 
@@ -36,16 +37,24 @@ _PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 2
 
 @dataclass(frozen=True)
 class Step:
-    """u_s = transfer u_t + sum_j weights[j] f_{i-j}; a corrector's weights begin with that of the predicted state's value."""
+    """u_s = transfer u_t + sum_j weights[j] f_{i-j} + spread noise, the last where lam > 0; a corrector's weights begin with
+    that of the predicted state's value."""
 
     transfer: Tensor
     weights: Sequence[Tensor]
     correction: Sequence[Tensor] = ()
+    spread: Tensor | None = None
 
     def to(self, u: Tensor) -> Step:
         """On the device of u."""
         weights, correction = ([w.to(u.device) for w in part] for part in (self.weights, self.correction))
-        return Step(self.transfer.to(u.device), weights, correction)
+        spread = None if self.spread is None else self.spread.to(u.device)
+        return Step(self.transfer.to(u.device), weights, correction, spread)
+
+    def moved(self, u: Tensor, generator: Noise) -> Tensor:
+        """The part of u_s that no value enters."""
+        moved = apply(self.transfer, u)
+        return moved if self.spread is None else moved + apply(self.spread, randn_like(u, generator))
 
 
 @lru_cache(maxsize=8)
@@ -55,40 +64,34 @@ def plan(sde: LinearSDE, times: tuple[float, ...], options: Multistep) -> list[S
     Raises:
         ValueError: polynomials in log rho on a grid along which it does not fall.
     """
-    form, z, order = form_of(options), variable(sde, options), options.order
+    form, order = form_of(options), options.order
     ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
     transfer = form.transfer(sde, over_event(s), over_event(t))
     whole = form.whole(sde, over_event(s), over_event(t), transfer)
+    spread = form.spread(sde, over_event(s), over_event(t), transfer) if options.lam > 0 else [None] * len(t)
     if whole is not None and (options.method == "iPNDM" or (order == 0 and not options.corrector)):  # no integrals
-        return [Step(transfer[i], [c * whole[i] for c in _PNDM[min(i, order)]]) for i in range(len(t))]
-    grid = z(ts)
+        return [Step(transfer[i], [c * whole[i] for c in _PNDM[min(i, order)]], (), spread[i]) for i in range(len(t))]
+    grid = variable(sde, options)(ts)
     if not (grid.diff() < 0).all():
         raise ValueError(f"method={options.method!r} needs a rho that grows with t, which {sde}'s does not; use 't-AB'")
-    share = max(1, PLAN_ENTRIES // (form.num_nodes * transfer[0].numel()))  # steps whose nodes are in memory together
     steps = []
-    for i in range(len(t)):
-        if i % share == 0:
-            nodes = Nodes.between(sde, t[i : i + share], s[i : i + share], form, root_of(options))
-            inner = z(nodes.tau)
-
-        def weights(points: Sequence[Tensor], i: int = i, nodes: Nodes = nodes, inner: Tensor = inner) -> list[Tensor]:
-            constant = None if whole is None else whole[i]
-            return nodes.weights(i % share, lagrange(points, inner[i % share]), constant)
-
+    for i, weights in enumerate(each_step(sde, t, s, options, whole)):
         known = [grid[i - j] for j in range(min(i, order) + 1)]
         correction: Sequence[Tensor] = ()
         if options.corrector:
             correction = weights([grid[i + 1], *known[: max(1, order) if options.reevaluate else None]])
         degree = min(order, len(t) - 1 - i) if options.final == "low-order" else order
-        steps.append(Step(transfer[i], weights(known[: degree + 1]), correction))
+        steps.append(Step(transfer[i], weights(known[: degree + 1]), correction, spread[i]))
     return steps
 
 
 def variable(sde: LinearSDE, options: Multistep) -> Callable[[Tensor], Tensor]:
     """z(t), in which the values are polynomials, in the shape of t."""
-    if options.method == "rho-AB":
+    if options.method in ("rho-AB", "rho-RK"):
         return lambda t: rho_of(sde, t)
+    if options.method == "t-RK":
+        return torch.sqrt
     if options.method == "log-rho-AB":
         return lambda t: sde.log_rho(t.flatten()).reshape(t.shape)
     return lambda t: t
@@ -96,32 +99,56 @@ def variable(sde: LinearSDE, options: Multistep) -> Callable[[Tensor], Tensor]:
 
 def root_of(options: Multistep) -> int:
     """p of the variable t^(1/p) in which integrals are taken."""
-    return 2 if options.prediction == "eps" and options.method in ("t-AB", "rho-AB") else 4
+    return 4 if options.prediction == "data" or options.method == "log-rho-AB" else 2
+
+
+def each_step(
+    sde: LinearSDE, t: Tensor, s: Tensor, options: Multistep, whole: Tensor | None
+) -> Iterator[Callable[[Sequence[Tensor]], list[Tensor]]]:
+    """For each step to s from t, the function that gives the weights of values at points of z (`Nodes.weights`)."""
+    form, z = form_of(options), variable(sde, options)
+    entries = sde.psi(over_event(s[:1]), over_event(t[:1])).numel()
+    share = max(1, PLAN_ENTRIES // (form.num_nodes * entries))  # steps whose nodes are in memory together
+    for i in range(0, len(t), share):
+        rows = slice(i, i + share)
+        nodes = Nodes.between(sde, t[rows], s[rows], form, root_of(options), z, None if whole is None else whole[rows])
+        yield from (partial(nodes.weights, row) for row in range(len(nodes.z)))
 
 
 @dataclass(frozen=True)
 class Nodes:
-    """Nodes tau (N, n) of every step, and the integrand times their weights, (N, n, *e, K, K)."""
+    """z at the nodes of every step (N, n), the integrand times their weights (N, n, *e, K, K), and its integrals (N, *e, K, K)
+    for a constant value, where they are known."""
 
-    tau: Tensor
+    z: Tensor
     integrand: Tensor
+    whole: Tensor | None
 
     @staticmethod
-    def between(sde: LinearSDE, t: Tensor, s: Tensor, form: Form, root: int) -> Nodes:
-        """Gauss-Legendre nodes in t^(1/root)."""
+    def between(
+        sde: LinearSDE,
+        t: Tensor,
+        s: Tensor,
+        form: Form,
+        root: int,
+        z: Callable[[Tensor], Tensor],
+        whole: Tensor | None,
+    ) -> Nodes:
+        """Gauss-Legendre nodes in t^(1/root) of the steps to s from t (N,)."""
         x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre(form.num_nodes))
         a, b = (t ** (1 / root)).unsqueeze(1), (s ** (1 / root)).unsqueeze(1)
         r = a + (b - a) * x
         tau = r**root
-        inner = form.integrand(sde, over_event(s.repeat_interleave(len(x))), over_event(tau.flatten()))
+        s, t = (over_event(end.repeat_interleave(len(x))) for end in (s, t))
+        inner = form.integrand(sde, s, over_event(tau.flatten()), t)
         weight = (root * r ** (root - 1) * (b - a) * w).flatten().reshape(-1, *[1] * (inner.ndim - 1))
-        return Nodes(tau, (weight * inner).reshape(len(t), len(x), *inner.shape[1:]))
+        return Nodes(z(tau), (weight * inner).reshape(*tau.shape, *inner.shape[1:]), whole)
 
-    def weights(self, i: int, lagrange: Tensor, whole: Tensor | None) -> list[Tensor]:
-        """The integral of each polynomial (j, n) over step i; together they are `whole`, where that is known."""
-        found = list(torch.einsum("jn,n...->j...", lagrange, self.integrand[i]))
-        if whole is not None:
-            found[0] = whole - sum(found[1:], torch.zeros_like(whole))
+    def weights(self, i: int, points: Sequence[Tensor]) -> list[Tensor]:
+        """The weights, in step i, of values at points of z; together they are `whole`, where that is known."""
+        found = list(torch.einsum("jn,n...->j...", lagrange(points, self.z[i]), self.integrand[i]))
+        if self.whole is not None:
+            found[0] = self.whole[i] - sum(found[1:], torch.zeros_like(self.whole[i]))
         return found
 
 

@@ -10,7 +10,14 @@ the value at the predicted state as well:
 
 The last step has no corrector, for it would need an evaluation that nothing else uses.
 
-References: Zhao et al. 2023, "UniPC", section 3.1 (PEC for scalar SDEs, polynomials in log rho).
+With lam > 0 a step adds the exact noise of its linear part, and a corrector keeps the noise of the step that it repeats. For
+Gaussian data the mean of the law then has the order of the deterministic method, and the covariance that order or 2, whichever
+is less. A polynomial of degree 1 or more answers the noise of a step with a delay of half a step, as noise that comes evenly
+over the step has on average; what differs is the square of the delays, O(h^2).
+
+References:
+    Zhao et al. 2023, "UniPC", section 3.1 (PEC for scalar SDEs, polynomials in log rho); Xue et al. 2023, "SA-Solver" (with
+    noise, for scalar SDEs, polynomials in log rho).
 """
 
 from __future__ import annotations
@@ -20,17 +27,20 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from indm_core.exponential.coefficients import Nodes, lagrange, plan, root_of
+from indm_core.exponential.coefficients import Nodes, plan, root_of
 from indm_core.exponential.forms import form_of
 from indm_core.exponential.options import Multistep
+from indm_core.noise import Noise
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, over_event
 
 __all__ = ["multistep"]
 
 
-def multistep(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Multistep) -> Tensor:
-    """From ts[0] down to ts[-1]."""
+def multistep(
+    sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Multistep, generator: Noise = None
+) -> Tensor:
+    """From ts[0] down to ts[-1]; the generator is of the noise, where options.lam > 0."""
     form, steps = form_of(options), [step.to(u) for step in plan(sde, tuple(ts.tolist()), options)]
     past, ahead = [], None  # ahead: the value at the next time, where the corrector leaves one
     for i, step in enumerate(steps):
@@ -39,7 +49,7 @@ def multistep(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Mult
         if options.warmup == "exact" and i < options.order:
             u = _warmup_step(sde, score, u, ts[i], ts[i + 1], now, options)
             continue
-        moved = apply(step.transfer, u)
+        moved = step.moved(u, generator)
         u = moved + sum(apply(w, e) for w, e in zip(step.weights, past, strict=False))
         if options.corrector and i + 1 < len(steps):
             first = form.value(sde, score, u, ts[i + 1])
@@ -60,12 +70,11 @@ def _warmup_step(
     ends, starts = torch.stack([m, s]), torch.stack([t, t])
     transfer = form.transfer(sde, over_event(ends), over_event(starts))
     whole = form.whole(sde, over_event(ends), over_event(starts), transfer)
-    nodes, moved = Nodes.between(sde, starts, ends, form, root_of(options)), [apply(transfer[j], u) for j in range(2)]
+    nodes = Nodes.between(sde, starts, ends, form, root_of(options), torch.sqrt, whole)
 
     def move(j: int, times: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
-        polynomials = lagrange([time.sqrt() for time in times], nodes.tau[j].sqrt())
-        weights = nodes.weights(j, polynomials, None if whole is None else whole[j])
-        return moved[j] + sum(apply(w, e) for w, e in zip(weights, values, strict=True))
+        weights = nodes.weights(j, [time.sqrt() for time in times])
+        return apply(transfer[j], u) + sum(apply(w, e) for w, e in zip(weights, values, strict=True))
 
     at_m = form.value(sde, score, move(0, [t], [first]), m)
     at_s = form.value(sde, score, move(1, [t, m], [first, at_m]), s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from indm_core.ranges import check_not_negative
 from indm_core.sde import LinearSDE
 
 __all__ = [
@@ -21,34 +22,71 @@ __all__ = [
     "steps_for",
 ]
 
-Method = Literal["t-AB", "rho-AB", "log-rho-AB", "rho-RK", "iPNDM"]
+Method = Literal["t-AB", "rho-AB", "log-rho-AB", "t-RK", "rho-RK", "iPNDM"]
 Warmup = Literal["low-order", "exact"]
 Basis = Literal["R", "L", "score"]
-Prediction = Literal["eps", "data"]
+Prediction = Literal["eps", "data", "velocity"]
 Final = Literal["full", "low-order"]
 
 POLYNOMIAL = ("t-AB", "rho-AB", "log-rho-AB")
-"""The methods that integrate polynomials, and so allow an exact warm-up, a corrector, data and a final degree."""
+"""The methods that integrate polynomials through the last values, and so allow an exact warm-up, a corrector, noise and a final
+degree."""
+SINGLE_STEP = ("t-RK", "rho-RK")
+"""The methods that take all values of a step within it."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Multistep:
-    """What a multistep method is, in the words of `sample_deis`."""
+    """What a method of the family is, in the words of `sample_deis`."""
 
     order: int = 3
     method: Method = "t-AB"
+    lam: float = 0.0
     warmup: Warmup = "low-order"
     corrector: bool = False
     reevaluate: bool = True
     basis: Basis = "R"
     prediction: Prediction = "eps"
     final: Final = "full"
+    churn: float = 0.0
+    churn_noise: float = 1.0
+    churn_from: float = 0.0
+    churn_to: float = 1.0
+
+    def steps_for(self, nfe: int, denoise: bool) -> int:
+        """The largest number of steps that takes at most `nfe` evaluations, with that of the mean at the end."""
+        return steps_for(
+            nfe,
+            order=self.order,
+            method=self.method,
+            warmup=self.warmup,
+            corrector=self.corrector,
+            reevaluate=self.reevaluate,
+            denoise=denoise,
+        )
+
+    def check_steps(self, num_steps: int) -> None:
+        """Refuses a grid on which a degree that was asked for is never reached; 3, the default, is what a short grid allows."""
+        begins_low = self.method not in SINGLE_STEP and self.warmup == "low-order"
+        if begins_low and self.order in (1, 2) and num_steps <= self.order:
+            raise ValueError(
+                f"order={self.order}: its polynomial goes through {self.order + 1} values, and a grid of {num_steps} steps has "
+                f"{num_steps}; take order={num_steps - 1} or more steps"
+            )
 
 
-def check_method(sde: LinearSDE, method: str) -> None:
-    """Refuses a method that an SDE does not allow."""
+def check_method(sde: LinearSDE, method: str, prediction: str = "eps") -> None:
+    """Refuses a method, or a prediction, that an SDE does not allow."""
     if method in ("rho-AB", "rho-RK") and not sde.scalar:
-        raise ValueError(f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM'")
+        raise ValueError(
+            f"method={method!r}: rho is no scalar for {type(sde).__name__}; use 't-AB' or 'iPNDM', or 't-RK' for 'rho-RK'"
+        )
+    size = sde.prior_cov().shape[-1]
+    if prediction == "velocity" and size > 1:
+        raise ValueError(
+            f"prediction='velocity': {type(sde).__name__} couples {size} coordinates, and its velocity is singular within "
+            "steps of ordinary length; use 'eps' or 'data'"
+        )
 
 
 def check_options(
@@ -62,6 +100,10 @@ def check_options(
     basis: str = "R",
     prediction: str = "eps",
     final: str = "full",
+    churn: float = 0.0,
+    churn_noise: float = 1.0,
+    churn_from: float = 0.0,
+    churn_to: float = 1.0,
 ) -> None:
     """Refuses options of `sample_deis` that do not go together, whatever the SDE."""
     words = (
@@ -76,29 +118,53 @@ def check_options(
             raise ValueError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
     if order not in (0, 1, 2, 3):
         raise ValueError(f"order={order} must be 0, 1, 2 or 3")
-    if not 0 <= lam <= 1:
-        raise ValueError(f"lam={lam} must lie in [0, 1]")
-    if lam > 0 and (order or method != "t-AB" or corrector):
-        raise ValueError(
-            f"lam={lam} above 0 needs order=0, method='t-AB', corrector=False; got {order}, {method!r}, {corrector}"
-        )
     if not (corrector or reevaluate):
         raise ValueError("reevaluate=False is of a corrector; give corrector=True with it")
-    if basis != "R" and (method != "t-AB" or lam > 0 or prediction == "data"):
+    if basis != "R" and (method != "t-AB" or lam > 0 or churn > 0 or prediction != "eps"):
         raise ValueError(
-            f"basis={basis!r} needs method='t-AB' and lam=0, got method={method!r}, lam={lam}; and eps, got {prediction}"
+            f"basis={basis!r} needs method='t-AB' and lam=0, got method={method!r}, lam={lam}; and eps, got {prediction}, and "
+            f"churn=0, got {churn}"
         )
-    _check_polynomial(method, lam, warmup=warmup, corrector=corrector, prediction=prediction, final=final)
+    _check_methods(method, warmup=warmup, corrector=corrector, prediction=prediction, final=final)
+    _check_noise(lam, method=method, warmup=warmup, prediction=prediction)
+    _check_churn(churn, churn_noise, churn_from, churn_to)
+    single = method in SINGLE_STEP or order == 0
+    if churn > 0 and (corrector or lam > 0 or not single):
+        raise ValueError(
+            f"churn={churn} needs steps that know no earlier ones, order=0 or method among {_listed(SINGLE_STEP)}, with lam=0 "
+            f"and corrector=False; got order={order}, {method!r}, lam={lam}, {corrector}"
+        )
 
 
-def _check_polynomial(method: str, lam: float, **options: str | bool) -> None:
-    """Refuses what only polynomials have where the method has none."""
+def _check_methods(method: str, **options: str | bool) -> None:
+    """Refuses what a method has not: a corrector, say, of Runge-Kutta."""
     for name, plain in (("warmup", "low-order"), ("corrector", False), ("prediction", "eps"), ("final", "full")):
-        if options[name] != plain and method not in POLYNOMIAL:
-            named = ", ".join(map(repr, POLYNOMIAL))
-            raise ValueError(f"{name}={options[name]!r} needs method among {named}, got {method!r}")
-        if options[name] != plain and lam > 0 and name in ("prediction", "final"):
-            raise ValueError(f"{name}={options[name]!r} needs lam=0, got lam={lam}")
+        able = (*POLYNOMIAL, *SINGLE_STEP) if name == "prediction" else POLYNOMIAL
+        if options[name] != plain and method not in able:
+            raise ValueError(f"{name}={options[name]!r} needs method among {_listed(able)}, got {method!r}")
+
+
+def _check_noise(lam: float, *, method: str, warmup: str, prediction: str) -> None:
+    """Refuses a stochasticity out of range, or one that a method has not."""
+    if not 0 <= lam <= 1:
+        raise ValueError(f"lam={lam} must lie in [0, 1]")
+    if lam > 0 and (method not in POLYNOMIAL or warmup != "low-order" or prediction == "velocity"):
+        raise ValueError(
+            f"lam={lam} above 0 needs method among {_listed(POLYNOMIAL)}, warmup='low-order' and prediction 'eps' or 'data'; "
+            f"got {method!r}, {warmup!r}, {prediction!r}"
+        )
+
+
+def _check_churn(churn: float, churn_noise: float, churn_from: float, churn_to: float) -> None:
+    check_not_negative(churn=churn, churn_noise=churn_noise)
+    if not 0 <= churn_from <= churn_to <= 1:
+        raise ValueError(
+            f"churn_from={churn_from} and churn_to={churn_to} are shares of t_max; they must rise, in [0, 1]"
+        )
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def evaluations(
@@ -112,7 +178,7 @@ def evaluations(
     denoise: bool = False,
 ) -> int:
     """Evaluations of the score that `sample_deis` takes on a grid of `num_steps` steps."""
-    if method == "rho-RK":
+    if method in SINGLE_STEP:
         return num_steps * (order + 1) + denoise
     exact = min(order, num_steps) if warmup == "exact" else 0
     if not (corrector and reevaluate):
@@ -124,24 +190,25 @@ def guaranteed_order(
     *,
     order: int = 3,
     method: Method = "t-AB",
+    lam: float = 0.0,
     warmup: Warmup = "low-order",
     corrector: bool = False,
     reevaluate: bool = True,
     final: Final = "full",
 ) -> int:
-    """The order of convergence of `sample_deis` with lam = 0; a problem may show a higher one where the first or last steps
-    limit it.
+    """The order of convergence of `sample_deis`: of the solution or, with lam > 0, of the law's covariance (its mean has that
+    of lam = 0); a problem may show a higher one where the first or last steps limit it.
 
     A step of degree d that is not corrected has the error O(h^{d+2}), the exact warm-up's O(h^4). With the corrector that costs
     nothing even the first step of a low-order warm-up has O(h^3).
     """
-    if method == "rho-RK":
+    if method in SINGLE_STEP:
         return order + 1
     if corrector and not reevaluate:
         full, begun = order + 2, 4 if warmup == "exact" else 3
     else:
         full, begun = max(order, int(corrector)) + 1, 4 if warmup == "exact" else 2
-    return min(full, begun, 2 if final == "low-order" else 4)
+    return min(full, begun, 2 if final == "low-order" else 4, 2 if lam > 0 else 4)
 
 
 def steps_for(nfe: int, **options: object) -> int:

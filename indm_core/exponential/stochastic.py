@@ -1,4 +1,11 @@
-"""Stochastic gDDIM: steps of degree 0 with noise, whose marginals are the ODE's for data in one point."""
+r"""Stochastic gDDIM: steps of degree 0 with noise, whose marginals are the ODE's for data in one point.
+
+    u_s = psi(s, t) (u_t - R_t eps) + R_s W eps + R_s (I - W W^T)^{1/2} z,    W of `noise_factor`, z standard normal:
+
+the step of degree 0 in data, u_s = Psi_hat u_t + (psi(s, 0) - Psi_hat psi(t, 0)) x + noise, in terms of eps (`forms`).
+
+References: Zhang, Tao, Chen 2023, "gDDIM", Eqs. 18-22 and Proposition 6.
+"""
 
 from __future__ import annotations
 
@@ -8,12 +15,12 @@ import torch
 from torch import Tensor
 
 from indm_core.exponential.forms import EpsForm
+from indm_core.exponential.noise_factor import noise_factor
 from indm_core.noise import Noise, randn_like
-from indm_core.ode import State, rk45
 from indm_core.sample import Score
-from indm_core.sde import LinearSDE, apply, inverse, over_event, sqrt_psd
+from indm_core.sde import LinearSDE, apply, over_event, sqrt_psd
 
-__all__ = ["noise_factor", "stochastic"]
+__all__ = ["stochastic"]
 
 
 def stochastic(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
@@ -33,32 +40,3 @@ def _stochastic_plan(sde: LinearSDE, times: tuple[float, ...], lam: float) -> tu
     W = noise_factor(sde, t, s, lam)
     inner = torch.eye(R_s.shape[-1]).to(R_s) - W @ W.mT
     return psi, R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
-
-
-def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
-    """W of stochastic gDDIM for steps to s from t (N,): Psi_hat(s, t) = R_s W R_t^-1 and P = R_s (I - W W^T) R_s^T.
-
-    In closed form for K = 1 and for lam = 0 and 1 (where Psi_hat = Sigma_s psi(t, s)^T Sigma_t^-1); else by RK45 in log time.
-
-    Returns:
-        (N, *e, K, K), float64; no singular value is above 1.
-    """
-    at_t, at_s, k = over_event(t), over_event(s), sde.prior_cov().shape[-1]
-    if k == 1:
-        early, late = (sde.cov(tau) / sde.psi0(tau).square() for tau in (at_s, at_t))
-        return (early / late) ** (lam**2 / 2)
-    eye = torch.eye(k).to(t).expand(len(t), 1, 1, k, k)
-    if lam == 0:
-        return eye
-    if lam == 1:
-        return (inverse(sde.R(at_t)) @ sde.psi(at_t, at_s) @ sde.R(at_s)).mT
-    span = (s / t).log()
-
-    def field(x: Tensor, W: State, rows: Tensor) -> State:
-        tau = t[rows] * torch.exp(x * span[rows])
-        rate = (0.5 * lam**2 * span[rows] * tau).reshape(-1, 1, 1, 1, 1)
-        return (rate * sde.M(over_event(tau)) @ W[0],)
-
-    (W,), _ = rk45(field, (eye.clone(),), 0.0, 1.0, rtol=1e-10, atol=1e-12)
-    left, values, right = torch.linalg.svd(W)
-    return left @ torch.diag_embed(values.clamp(max=1)) @ right

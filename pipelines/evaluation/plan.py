@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from indm_core.model import GenerativeModel
+from indm_core.sampling import Sampling
 from indm_core.training import load_networks, network_tensors
 from pipelines.config.run import RunConfig
 from pipelines.config.store import configuration, load
@@ -34,6 +35,7 @@ from pipelines.evaluation.features.reference import (
 from pipelines.evaluation.features.statistics import Statistics
 from pipelines.evaluation.needs import check_needs
 from pipelines.evaluation.sampling.rows import starts
+from pipelines.evaluation.sampling.settled import sampling_for
 from pipelines.evaluation.settings import Settings
 
 __all__ = ["REFERENCE_CHUNK", "Of", "Plan", "Span", "Subject", "check", "subjects_of"]
@@ -127,18 +129,28 @@ class Plan:
         subjects: Their models.
         settings: What is measured, and how exactly.
         root: Output directory, where prepared data and classifiers are kept.
+        samplings: By model, how it is sampled where the settings leave that open (auto, a fitted grid); else empty.
     """
 
     names: tuple[str, ...]
     subjects: tuple[Subject, ...]
     settings: Settings
     root: Path
+    samplings: tuple[Sampling, ...] = ()
 
     @staticmethod
     def of(runs: Sequence[Weights], settings: Settings, root: Path) -> Plan:
         """The plan for runs; raises as `subjects_of` does."""
         names = tuple(run.name for run in runs)
-        return Plan(names=names, subjects=tuple(subjects_of(runs)), settings=settings, root=root)
+        subjects, wanted = tuple(subjects_of(runs)), settings.sampling
+        open_ = settings.samples and (wanted.sampler == "auto" or wanted.unfitted)
+        pairs = zip(runs, subjects, strict=True) if open_ else ()
+        samplings = tuple(sampling_for(run, subject.build(), wanted) for run, subject in pairs)
+        return Plan(names=names, subjects=subjects, settings=settings, root=root, samplings=samplings)
+
+    def sampling(self, model: int) -> Sampling:
+        """How a model is sampled."""
+        return self.samplings[model] if self.samplings else self.settings.sampling
 
     @cached_property
     def data(self) -> Path:

@@ -420,8 +420,11 @@ def test_float32_states_stay_float32():
         ({"order": 4}, "order=4 must be"),
         ({"order": -1}, "order=-1"),
         ({"lam": 1.5, "order": 0}, r"lam=1.5 must lie in \[0, 1\]"),
-        ({"lam": 0.5}, "lam=0.5 above 0 needs order=0"),
-        ({"lam": 0.5, "order": 0, "corrector": True}, "corrector=False"),
+        (
+            {"lam": 0.5, "method": "rho-RK"},
+            "lam=0.5 above 0 needs method among 't-AB', 'rho-AB', .* got 'rho-RK'",
+        ),
+        ({"lam": 0.5, "warmup": "exact"}, "lam=0.5 above 0 needs .* warmup='low-order'"),
         ({"warmup": "exact", "method": "iPNDM"}, "warmup='exact' needs"),
         ({"method": "euler"}, "method='euler' is none of"),
         ({"warmup": "none"}, "warmup='none'"),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
-from problems import ids, randn
+from problems import ids, randn, rng
 from test_exponential import EVERY, SCALAR, SMOOTH, Modes, event, slope, starts
 
 from indm_core.exponential import evaluations, guaranteed_order, sample_deis, steps_for
 from indm_core.sample import log_rho_times, power_times
+from indm_core.sampling import Sampling, sampler_of
 from indm_core.sde import BDM, CLD, VP, LinearSDE
 
 PEC = {"corrector": True, "reevaluate": False}
@@ -197,18 +200,48 @@ def test_a_rho_that_does_not_grow_is_named():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"prediction": "velocity"}, "prediction='velocity' is none of eps, data"),
+        ({"prediction": "speed"}, "prediction='speed' is none of eps, data, velocity"),
         ({"final": "none"}, "final='none' is none of full, low-order"),
         ({"reevaluate": False}, "reevaluate=False is of a corrector; give corrector=True"),
         ({"prediction": "data", "method": "iPNDM"}, "prediction='data' needs method among 't-AB', .*, got 'iPNDM'"),
         ({"corrector": True, "method": "rho-RK"}, "corrector=True needs method among 't-AB'"),
         ({"final": "low-order", "method": "rho-RK"}, "final='low-order' needs method among"),
-        ({"prediction": "data", "order": 0, "lam": 0.5}, "prediction='data' needs lam=0, got lam=0.5"),
+        (
+            {"prediction": "velocity", "lam": 0.5},
+            "lam=0.5 above 0 needs .* prediction 'eps' or 'data'; got .*'velocity'",
+        ),
+        ({"prediction": "velocity", "method": "iPNDM"}, "prediction='velocity' needs method among 't-AB'"),
         ({"prediction": "data", "basis": "L"}, "basis='L' needs .* and eps, got data"),
-        ({"corrector": True, "order": 0, "lam": 0.5}, "corrector=False"),
     ],
 )
 def test_what_does_not_go_together_is_named(options, message):
     sde = VP()
     with pytest.raises(ValueError, match=message):
         sample_deis(sde, Modes(sde).score, starts(sde, 2), power_times(sde, 3, 2.0), **options)
+
+
+@pytest.mark.parametrize(("order", "steps"), [(1, 1), (2, 1), (2, 2)])
+def test_a_grid_with_fewer_steps_than_the_order_needs_is_named(order, steps):
+    """By what a user writes; 3, the default, is what a short grid allows, and an exact warm-up needs none."""
+    few = Sampling(sampler="deis", order=order, steps=steps)
+    message = f"order={order}: its polynomial goes through {order + 1} values, and a grid of {steps} steps has {steps}"
+    with pytest.raises(ValueError, match=message):
+        _ = few.num_steps
+    with pytest.raises(ValueError, match=message):
+        _ = replace(few, steps=1000, nfe=steps + 1).num_steps
+    for allowed in ({"steps": order + 1}, {"order": 3}, {"warmup": "exact"}, {"method": "t-RK"}):
+        assert replace(few, **allowed).num_steps == allowed.get("steps", steps)
+
+
+def test_the_options_of_a_sampling_are_those_of_the_function():
+    """Every option that deis reads reaches it; -1 is its own stochasticity, 0."""
+    chosen = {"order": 2, "prediction": "data", "lam": 0.5, "corrector": True, "reevaluate": False}
+    sampling = Sampling(sampler="deis", steps=6, **chosen)
+    sde, law = VP(), Modes(VP())
+    u, ts = starts(sde, 3), power_times(sde, 6, 2.0)
+    direct = sample_deis(sde, law.score, u, ts, generator=rng(1), **chosen)
+    assert torch.equal(sampler_of(sampling)(sde, law.score, u, ts, rng(1)), direct)
+    churned = Sampling(sampler="deis", method="t-RK", order=1, churn=2.0, churn_noise=1.1, churn_from=0.1, churn_to=0.5)
+    assert (churned.multistep.lam, churned.multistep.churn_to, churned.num_steps) == (0.0, 0.5, 1000)
+    with pytest.raises(ValueError, match="churn=1.0: sampler=em does not read it"):
+        Sampling(sampler="em", churn=1.0)

@@ -10,6 +10,9 @@ import pytest
 from PIL import Image
 from ray_session import TINY, TINY_2D, main_of, one_line, train
 
+from indm_core.draw import FittedSampling
+from indm_core.fitting import Fit
+from indm_core.times import uniform_times
 from pipelines.config.terminal.cli import override
 from pipelines.evaluation.sampling.folder import named
 from pipelines.evaluation.settings import SampleOptions
@@ -142,3 +145,50 @@ def test_a_checkpoint_has_folders_of_its_own(root: Path, sample) -> None:
     )
     assert np.array_equal(finished, averaged)
     assert not np.array_equal(averaged, raw)
+
+
+@pytest.fixture
+def fits(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """In place of every fit a uniform grid; the numbers of steps that were asked for."""
+    asked = []
+
+    def fit_times(model, *, sampling, num, label, guidance):
+        asked.append(sampling.num_steps)
+        times = uniform_times(model.sde, sampling.num_steps)
+        return FittedSampling(sampling=sampling, fit=Fit(times=times, error=0.1, before=0.3, evaluations=7))
+
+    monkeypatch.setattr("pipelines.evaluation.sampling.settled.fit_times", fit_times)
+    return asked
+
+
+def test_a_grid_is_fitted_once_and_kept(root: Path, sample, fits, tmp_path) -> None:
+    words = ("--sampler", "deis", "--order", "1", "--nfe", "3", "--grid", "fitted")
+    outs = [tmp_path / name for name in ("first", "second", "third")]
+    first, second = (sample("points", *words, "--out", str(out))[1] for out in outs[:2])
+    (kept,) = (root / "points" / "grids").iterdir()
+    assert fits == [2]
+    assert "fitting the grid of deis:nfe=3,grid=fitted,order=1, once" in first
+    assert f"fitted grid of 2 steps, error against the ODE 0.1, 0.3 on the best grid without a fit, {kept}" in second
+    assert (outs[0] / "samples.npy").read_bytes() == (outs[1] / "samples.npy").read_bytes()
+    sample("points", *words, "--order", "2", "--out", str(outs[2]))
+    kept.write_text("{")
+    sample("points", *words, "--out", str(outs[0]))
+    assert fits == [2, 2, 2]  # of another sampler, and of a damaged file
+
+
+@pytest.mark.slow
+def test_a_fit_of_a_run_is_no_worse_than_the_usual_grids(root: Path, sample, tmp_path) -> None:
+    assert sample("points", "--sampler", "auto", "--nfe", "3", "--grid", "fitted", "--out", str(tmp_path))[0] == 0
+    kept = [json.loads(file.read_text()) for file in (root / "points" / "grids").iterdir()]
+    assert any(grid["error"] <= grid["before"] and len(grid["times"]) == 3 for grid in kept if grid["seconds"] > 0.1)
+
+
+def test_auto_says_what_it_took(root: Path, sample) -> None:
+    status, said = sample("points", "--sampler", "auto", "--nfe", "4")
+    assert status == 0
+    assert "points: auto takes deis:nfe=4," in said
+    drawn = json.loads(next((root / "points").glob("samples-deis-nfe4-*/drawn.json")).read_text())
+    assert drawn["sampling"].startswith("deis:nfe=4,")
+    status, said = sample("points", "--sampler", "auto", "--nfe", "4", "--order", "2")
+    assert status == 2
+    one_line(said, "order=2: sampler=auto does not read it")

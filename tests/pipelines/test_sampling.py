@@ -117,7 +117,7 @@ def test_rows_name_their_samplers(row, sampling):
         ("em:10:start=noise", ["start=noise is neither prior nor data"]),
         ("em:10,steps=5", ["steps is given twice"]),
         ("deis:10:nfe=5", ["steps and nfe both say how long"]),
-        ("rk:10", ["one of ode, em, pc, deis"]),
+        ("rk:10", ["one of auto, ode, em, pc, deis"]),
         ("deis:nfe=5,order=4", ["order=4 must be 0, 1, 2 or 3"]),
     ],
 )

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from indm_core.collage import reconstruction, replacement
 from indm_core.collage.cube import equirectangular, unfolded
-from indm_core.draw import Canvas, draw_canvases, times_of
+from indm_core.draw import Canvas, check_sampling, draw_canvases
 from indm_core.training import network_tensors
 from pipelines.config.store import check_data, configuration, load
 from pipelines.config.terminal.device import device_of
@@ -60,7 +60,7 @@ def draw_collages(run: Weights, wanted: SampleOptions) -> Written:
     plain = check_canvases(run.name, model, spec, wanted.layout, wanted.sampling)
     condition = condition_of(run, model, wanted.conditions, plain.graph, wanted.guidance)
     labels = labels_wanted(run, model, wanted)
-    times_of(plain, wanted.sampling, wanted.strength)
+    check_sampling(plain, wanted.sampling, wanted.strength)
     known = known_of(wanted.conditions, plain.graph, plain.shape, spec, config.data.options, lambda: _test_rows(run))
     unseen = unseen_regions(model, wanted.layout)
     folder = folder_of(run, wanted, "canvases", CANVASES, conditions=_said(wanted, known, condition))

@@ -244,7 +244,8 @@ class Distances(Measurement[DistancesResult]):
         ends = ((a, min(a + step, s.samples)) for a in range(0, s.samples, step))
         self.labelled = plan.labelled(model)
         self.samples = [
-            Samples(model=model, seeds=range(a, b), sampling=s.sampling, labelled=self.labelled) for a, b in ends
+            Samples(model=model, seeds=range(a, b), sampling=plan.sampling(model), labelled=self.labelled)
+            for a, b in ends
         ]
         self.real = RealFeatures(plan)
 
@@ -270,7 +271,7 @@ class Distances(Measurement[DistancesResult]):
         return DistancesResult(
             distances=compared(features, logits, self.real.of(done), plan.settings.seed),
             reference=plan.reference,
-            sampling=plan.settings.sampling,
+            sampling=plan.sampling(self.model or 0),
             evaluations=evaluations_of([len(b.features) for b in made], [b.evaluations for b in made]),
             diverged=sum(batch.diverged for batch in made),
             labels=self.labelled,

@@ -12,7 +12,7 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ from pipelines.evaluation.sampling.comparison import FILE, Comparison, RowResult
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.sampling.pieces import PIECE, Pieces
 from pipelines.evaluation.sampling.rows import Row, choose
+from pipelines.evaluation.sampling.settled import sampling_for
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.pictures import save_levels
 from pipelines.runs.tracking import Made, deliver, post
@@ -185,9 +186,11 @@ def _entries(
     """The rows of every run, in the order of the table."""
     entries = []
     for i, (run, subject) in enumerate(zip(runs, subjects, strict=True)):
-        model, chosen = identity(run), rows(run.name, subject.build())
-        labelled = subject.run.model.conditional
-        entries += [Entry(i, row, Pieces.of(run, model, row, key), labelled) for row in chosen]
+        made = subject.build()
+        model, labelled = identity(run), subject.run.model.conditional
+        for row in rows(run.name, made):
+            taken = replace(row, sampling=sampling_for(run, made, row.sampling))
+            entries.append(Entry(i, taken, Pieces.of(run, model, taken, key), labelled))
     return entries
 
 

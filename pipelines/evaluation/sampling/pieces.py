@@ -23,6 +23,7 @@ PIECE = 250
 SHOWN = 2000
 """Samples that are kept themselves, of the first piece."""
 LATER = (
+    "times",
     "power",
     "langevin_steps",
     "langevin_step",
@@ -33,6 +34,10 @@ LATER = (
     "reevaluate",
     "prediction",
     "final",
+    "churn",
+    "churn_noise",
+    "churn_from",
+    "churn_to",
 )
 """Options that came after the first pieces were written: at their defaults they do not count, so that those are still found."""
 

@@ -17,7 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from indm_core.draw import check_sampling, times_of
+from indm_core.draw import check_sampling
 from indm_core.model import GenerativeModel
 from indm_core.sampling import Sampling
 from pipelines.config.terminal.cli import override
@@ -189,8 +189,7 @@ def choose(text: str, model: GenerativeModel, name: str) -> Chosen:
 
 def check_row(model: GenerativeModel, row: Row) -> None:
     """Refuses a row that a model does not allow; ValueError says why."""
-    check_sampling(model, row.sampling)
-    times_of(model, row.sampling, row.strength)
+    check_sampling(model, row.sampling, row.strength)
 
 
 def family(row: str) -> str:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from indm_core.draw import Drawn, check_sampling, draw_by, times_of
+from indm_core.draw import Drawn, check_sampling, draw_by
 from indm_core.model import GenerativeModel
 from indm_core.model.labels import labels_of
 from indm_core.sampling import Sampling
@@ -24,6 +24,7 @@ from pipelines.data.card import load_card
 from pipelines.evaluation.plan import Subject
 from pipelines.evaluation.sampling.folder import SAMPLES, folder_of
 from pipelines.evaluation.sampling.rows import starts
+from pipelines.evaluation.sampling.settled import sampling_for
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import save_image, save_levels
@@ -81,9 +82,9 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     """
     config, spec = configuration(run)
     model = load(run)
-    check_sampling(model, wanted.sampling)
+    check_sampling(model, wanted.sampling, wanted.strength)
     labels = labels_wanted(run, model, wanted)
-    times_of(model, wanted.sampling, wanted.strength)
+    wanted = replace(wanted, sampling=sampling_for(run, model, wanted.sampling, wanted.label, wanted.guidance))
     out = folder_of(run, wanted, "samples", SAMPLES).claim()
     rank, kept = len(spec.shape), {}
     began, done, evaluated, diverged = time.monotonic(), 0, 0.0, 0

@@ -8,7 +8,7 @@ that of the images as they were, in the same features: what the bridge has to do
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, cast
 
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from indm_core.draw import check_sampling, times_of, translate_backward, translate_forward
+from indm_core.draw import times_of, translate_backward, translate_forward
 from indm_core.model import LinearModel
 from indm_core.noise import seeded
 from indm_core.sampling import sampler_of
@@ -30,6 +30,7 @@ from pipelines.evaluation.features.networks import FeatureNetwork
 from pipelines.evaluation.features.reference import Reference, extractor_of, reference_rows, split_rows
 from pipelines.evaluation.results.estimates import FrechetResult, ReferenceFeatures, frechet, with_error
 from pipelines.evaluation.sampling.folder import TRANSLATIONS, folder_of
+from pipelines.evaluation.sampling.settled import sampling_for
 from pipelines.evaluation.sampling.shown import shown
 from pipelines.evaluation.settings import SampleOptions
 from pipelines.runs.pictures import image_grid, pixels, put, save_levels
@@ -106,7 +107,11 @@ def translate_run(run: Weights, wanted: SampleOptions) -> Iterator[Translation]:
             "digits_bridge for instance), or remove --translate"
         )
     model = cast(LinearModel, load(run))  # only bridges have a partner
-    check_sampling(model, wanted.sampling)
+    if wanted.sampling.grid == "fitted":
+        raise ValueError(
+            "grid=fitted: it is of samples from the model's own start, not of translations; take another grid"
+        )
+    wanted = replace(wanted, sampling=sampling_for(run, model, wanted.sampling))
     out = folder_of(run, wanted, "translated", TRANSLATIONS).claim()
     ends = [End.of(source, config) for source in (config.data.source, config.data.partner)]
     for end, partner in zip(ends, (False, True), strict=True):

@@ -10,7 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from indm_core.draw import check_sampling
 from indm_core.training import network_tensors
 from pipelines.config.history import History
 from pipelines.config.provenance import Provenance
@@ -18,6 +17,7 @@ from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG, WEIGHTS, load, read_run, weights_state, write_run, write_weights
 from pipelines.config.weights import Weights
 from pipelines.data.origin import without_path
+from pipelines.evaluation.sampling.settled import sampling_for
 from pipelines.reporting.hub.card import model_card
 from pipelines.reporting.hub.options import ExportOptions
 from pipelines.reporting.tables import Run
@@ -48,7 +48,7 @@ def export(run: Weights, wanted: ExportOptions) -> Path:
     out = local_path(wanted.to, "--to").resolve()
     _refuse_others(out, run.run)
     model = load(run)
-    check_sampling(model, wanted.sampling)
+    wanted = replace(wanted, sampling=sampling_for(run, model, wanted.sampling))
     check_writable(out, "give another --to DIR")
     found = Run.read(run)
     state = weights_state(run)
