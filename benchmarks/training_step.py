@@ -100,6 +100,8 @@ def wide() -> Case:
     return Case(model=model, optimisers={"score": AdamW(), "flow": AdamW()}, shape=(3, 32, 32), batch=16)
 
 
+WARM_UP = 10
+"""Steps after which the flow is away from the identity, and the norms have been found."""
 MODELS: dict[str, Callable[[], Case]] = {"digits": digits, "wide": wide}
 
 
@@ -208,15 +210,14 @@ class Times:
 def measure(case: Case, num_pairs: int) -> tuple[dict[str, Times], dict[str, float]]:
     """Times of the parts, and how far the two sides are apart."""
     plain, fast = (Side(case, fast=on) for on in (False, True))
-    for seed in range(4):  # away from the flow's identity
-        plain.timed(plain.step, seed)
-    tensors, numbers = plain.trainer.state()
-    fast.trainer.load({key: value.clone() for key, value in tensors.items()}, numbers)
-    fast.timed(fast.step, 4)
-    plain.timed(plain.step, 4)
+    for seed in range(WARM_UP):
+        fast.timed(fast.step, seed)
+    tensors, numbers = fast.trainer.state()
+    plain.trainer.load({key: value.clone() for key, value in tensors.items()}, numbers)
+    plain.timed(plain.step, WARM_UP)
     times = {name: Times([], []) for name in ("step", "flow", "optimisers")}
     apart: dict[str, float] = {}
-    for seed in range(5, 5 + num_pairs):
+    for seed in range(WARM_UP + 1, WARM_UP + 1 + num_pairs):
         tensors, numbers = plain.trainer.state()
         fast.trainer.load({key: value.clone() for key, value in tensors.items()}, numbers)  # the same weights
         reports = []
@@ -266,12 +267,12 @@ def rates() -> dict[str, float]:
     """GFLOP/s of one thread in a product of matrices, and in a convolution of 3 x 3 in two orders of its entries."""
     A = torch.randn(1024, 1024)
     x, weight = torch.randn(16, 64, 16, 16), torch.randn(64, 64, 3, 3)
-    nhwc = [of.contiguous(memory_format=torch.channels_last) for of in (x, weight)]
+    x_last, weight_last = (of.contiguous(memory_format=torch.channels_last) for of in (x, weight))
     size = 2 * 16 * 64 * 64 * 9 * 256
     return {
         "product": 2e-9 * 1024**3 / _fastest(lambda: A @ A),
         "convolution": 1e-9 * size / _fastest(lambda: functional.conv2d(x, weight, padding=1)),
-        "convolution, channels last": 1e-9 * size / _fastest(lambda: functional.conv2d(*nhwc, padding=1)),
+        "convolution, channels last": 1e-9 * size / _fastest(lambda: functional.conv2d(x_last, weight_last, padding=1)),
     }
 
 
