@@ -15,9 +15,11 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["Noise", "branch", "one_stream", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
+__all__ = ["Noise", "branch", "on_host", "one_stream", "rademacher_like", "rand", "rand_like", "randn_like", "seeded"]
 
 Noise = torch.Generator | Sequence[torch.Generator] | None
+GOLDEN = 0x9E3779B97F4A7C15
+"""2^64 over the golden ratio, whose multiples modulo 2^64 lie far apart."""
 
 
 def seeded(seeds: Sequence[int]) -> list[torch.Generator]:
@@ -55,6 +57,19 @@ def branch(generator: Noise) -> Noise:
         seed = torch.randint(2**62, (), generator=generator, device=generator.device)
         return torch.Generator(generator.device).manual_seed(int(seed))
     return [g for one in generator if isinstance(g := branch(one), torch.Generator)]
+
+
+def on_host(generator: Noise) -> Noise:
+    """What the host draws its own decisions from (how many terms, which window) without waiting for a device.
+
+    Of a GPU's generator a new one of the CPU, seeded by the seed and the place that its stream has come to, which moves on;
+    generators of the CPU are what they are.
+    """
+    if not isinstance(generator, torch.Generator) or generator.device.type != "cuda":
+        return generator
+    place = generator.get_offset()
+    generator.set_offset(place + 4)  # in counts of the Philox stream, which come in fours
+    return torch.Generator().manual_seed((generator.initial_seed() + (place + 1) * GOLDEN) % 2**63)
 
 
 def one_stream(generator: Noise) -> torch.Generator | None:

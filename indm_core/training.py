@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
-from torch.optim.swa_utils import AveragedModel
 
+from indm_core.average import MovingAverage
 from indm_core.errors import NonFiniteLossError
 from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.model import Losses, Trainable
@@ -115,20 +115,16 @@ class Trainer(Generic[T]):
         for settings in self.settings.values():
             settings.check_steps(steps)
         self.optimisers = {name: self.settings[name].over(network) for name, network in trained.items()}
+        self._parameters = {name: list(network.parameters()) for name, network in trained.items()}
+        self._device = next(model.parameters()).device
+        self._foreach = self._device.type in ("cpu", "cuda") or None
         self.ema_decay, self.ema_ramp, self.max_skipped = ema_decay, ema_ramp, max_skipped
-        self.ema = AveragedModel(model, multi_avg_fn=self._average)
-        self.ema.n_averaged.fill_(1)  # at 0 its first update would copy the weights instead of averaging
+        self._average = MovingAverage(model)
         self._remember_frozen()
         self.wrap, self.autocast = wrap, autocast
         self.wrapped: nn.Module = model
         self.step_count, self.skipped, self.skipped_in_a_row = 0, 0, 0
         self._phase = ""
-
-    @torch.no_grad()
-    def _average(self, averaged: Any, current: Any, num_averaged: Tensor | int) -> None:
-        n = self.step_count
-        decay = min(self.ema_decay, (1 + n) / (10 + n)) if self.ema_ramp else self.ema_decay
-        torch._foreach_lerp_(averaged, current, 1 - decay)
 
     def step(self, batches: Iterable[tuple[Any, Tensor | None]], generator: torch.Generator) -> StepReport:
         """One step over the micro-batches (x, y) of this rank, all of one size; x is what the model's `forward` takes.
@@ -189,13 +185,14 @@ class Trainer(Generic[T]):
         return nullcontext() if last or no_sync is None else no_sync()
 
     def _clip(self) -> dict[str, float]:
-        networks = self.model.networks()
+        """The norms before; the one place in a step where the host waits for the device, because it is the host that skips."""
         norms = {
-            name: torch.nn.utils.clip_grad_norm_([p for p in networks[name].parameters() if p.grad is not None], s.clip)
-            for name, s in self.settings.items()
+            name: torch.nn.utils.clip_grad_norm_(
+                [p for p in parameters if p.grad is not None], self.settings[name].clip, foreach=self._foreach
+            )
+            for name, parameters in self._parameters.items()
         }
-        device = next(self.model.parameters()).device  # of a network without gradients the norm 0 lies on the CPU
-        values = torch.stack([norm.to(device) for norm in norms.values()]).tolist()  # waits for the device once
+        values = torch.stack([norm.to(self._device) for norm in norms.values()]).tolist()
         return dict(zip(norms, values, strict=True))
 
     def _apply(self, finite: bool) -> None:
@@ -206,7 +203,8 @@ class Trainer(Generic[T]):
                 optimiser.step()
                 # a fused step leaves the versions as they were, by which a layer knows that its weight is a new one
                 increment_version(optimiser.param_groups[0]["params"])
-            self.ema.update_parameters(self.model)
+            n = self.step_count
+            self._average.update(min(self.ema_decay, (1 + n) / (10 + n)) if self.ema_ramp else self.ema_decay)
             begun = [name for name in untrained if self.optimisers[name].state]
             self._copy_parameters(self.model, self.averaged, begun)
             self.skipped_in_a_row = 0
@@ -236,7 +234,8 @@ class Trainer(Generic[T]):
         for name, optimiser in self.optimisers.items():
             for index, slots in optimiser.state_dict()["state"].items():
                 tensors |= {f"optimiser.{name}.{index}.{slot}": value for slot, value in slots.items()}
-        return tensors, {"step": self.step_count, "skipped": self.skipped, "averaged": int(self.ema.n_averaged)}
+        averaged = 1 + self.step_count - self.skipped
+        return tensors, {"step": self.step_count, "skipped": self.skipped, "averaged": averaged}
 
     def load(self, tensors: dict[str, Tensor], numbers: dict[str, Any], networks: Collection[str] = ()) -> None:
         """Restores `state`; the optimisers' settings stay those of this trainer.
@@ -262,12 +261,11 @@ class Trainer(Generic[T]):
             groups = self.optimisers[name].state_dict()["param_groups"]
             self.optimisers[name].load_state_dict({"state": state, "param_groups": groups})
         self.step_count, self.skipped = numbers["step"], numbers["skipped"]
-        self.ema.n_averaged.fill_(numbers["averaged"])
 
     @property
     def averaged(self) -> T:
         """The model with averaged weights."""
-        return self.ema.module  # pyright: ignore[reportReturnType]
+        return self._average.module
 
 
 def check_frozen(networks: Collection[str], frozen: Collection[str]) -> None:

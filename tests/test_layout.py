@@ -17,8 +17,8 @@ OPTIONAL_IN_CORE = {"indm_core/pis/baselines/nuts.py": {"pyro"}}
 """Packages that a file imports when it is used; the core is imported without them."""
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
-    {"shapes", "noise", "errors", "ranges"},
-    {"flow", "nn", "frechet", "ode", "adjoint", "optimiser"},
+    {"shapes", "noise", "errors", "ranges", "precision"},
+    {"flow", "nn", "frechet", "ode", "adjoint", "optimiser", "average"},
     {"sde", "metrics"},
     {"times"},
     {"sample"},

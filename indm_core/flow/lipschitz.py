@@ -8,34 +8,34 @@ closed form: each row is scaled by its own sum). Either makes g a contraction in
 size, `shape`; on larger images it is larger. The constraint "torus" bounds the spectral norms of all sizes at once, too high by
 1 % at most (`torus`). A kernel of one point has the same spectral norm at every size.
 
-**Spectral norm.** On the side of W, input or output, that has fewer dimensions, a layer keeps k approximate singular vectors V.
-For each new W they and a random vector that never changes are improved in the block Krylov space
-
-    span{V, A V, ..., A^p V},    A = W^T W  (W W^T on the output's side),
-
-in which Rayleigh-Ritz gives the largest singular values. One tracked vector is not enough: when another singular value
+**Spectral norm.** A layer keeps k approximate singular vectors. For each new W they and a random vector that never changes are
+improved in a block Krylov space of p powers (`spectral_norm`). One tracked vector is not enough: when another singular value
 overtakes its own, a power iteration rests on the old one. What comes near is in the block before it overtakes, and the random
-vector holds a part of everything else. p is 8 in training, where W moves little from step to step; in evaluation the iteration
+vector holds a part of everything else. p is 8 in training, where W moves little from step to step; in evaluation the search
 is repeated until the residual |A v - theta^2 v| of the largest value theta^2 has gone. Both are one map, up to what 8 powers
 leave.
 
+**Gradient.** Either norm is <W, P> with a form P that is held: P is its gradient.
+
 References:
-    Behrmann et al. 2019, "Invertible residual networks" (spectral norm); Musco and Musco 2015, "Randomized block Krylov methods
-    for stronger and faster approximate singular value decomposition", Algorithm 2.
+    Behrmann et al. 2019, "Invertible residual networks" (spectral norm).
 """
 
 from __future__ import annotations
 
 import math
-from typing import Literal, final, get_args
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, final, get_args
 
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from indm_core.flow.few_channels import narrowed, pays, widened
+from indm_core.flow.spectral_norm import Maps
 from indm_core.flow.torus import steepest_form
 
-__all__ = ["Constraint", "LipschitzLayer"]
+__all__ = ["Constraint", "LipschitzLayer", "look_for_norms"]
 
 Constraint = Literal["spectral", "torus", "infinity"]
 """The norm that is bounded: the spectral norm at one size, the spectral norm at every size, the infinity norm at every size."""
@@ -95,18 +95,25 @@ class LipschitzLayer(nn.Module):
         start = torch.randn(2 * num, *side, generator=torch.Generator().manual_seed(num_out))
         self.register_buffer("vectors", _units(start[:num]))
         self.register_buffer("fresh", _units(start[num : num + 1]), persistent=False)
-        self._kept: tuple[tuple[int, int, bool], tuple[Tensor, ...]] | None = None
+        self.kernel = tuple(self.narrow(weight).shape)
+        self.found: tuple[int, int, bool] | None = None  # the W that `form` is of
+        self.form = weight.new_zeros(())  # P: |W| = <W, P>, and P is its gradient
 
     def forward(self, x: Tensor, weight: Tensor) -> Tensor:
         """The map in x's dtype with a weight from `bounded_weight`, which is computed once for all uses in a step."""
-        return self._map(x, weight, self.bias.to(x.dtype))
+        bias = self.bias.to(x.dtype)
+        return self._map(x, weight, bias) if torch.is_grad_enabled() else self.times(x, weight, bias)
 
-    def times(self, x: Tensor, weight: Tensor) -> Tensor:
-        """W x: the map without its shift."""
-        return self._map(x, weight, None)
+    def times(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+        """W x, and the shift where it is given; it can be differentiated once."""
+        if not pays(self.kernel, x):
+            return self._map(x, weight, bias)
+        return (widened if self.from_input else narrowed)(x, self.narrow(weight), bias)
 
     def transposed_times(self, y: Tensor, weight: Tensor) -> Tensor:
-        """W^T y; a convolution of stride 1 keeps the sides, and so does its transpose."""
+        """W^T y; a convolution of stride 1 keeps the sides, and so does its transpose. It can be differentiated once."""
+        if pays(self.kernel, y):
+            return (narrowed if self.from_input else widened)(y, self.narrow(weight))
         if not self.num_axes:
             return functional.linear(y, weight.mT)
         transposed = functional.conv_transpose1d if self.num_axes == 1 else functional.conv_transpose2d
@@ -120,75 +127,19 @@ class LipschitzLayer(nn.Module):
         if self.constraint == "infinity":
             norm = self.weight.abs().flatten(1).sum(1).reshape(-1, *[1] * (self.weight.ndim - 1))
         else:
-            with torch.autocast(self.weight.device.type, enabled=False):  # bfloat16 would move the norm by 0.4 %
-                norm = self._torus_norm() if self.on_torus else self._spectral_norm()
+            look_for_norms([self])
+            norm = (self.weight * self.form).sum()
         return self.weight * (self.coefficient / norm.clamp(min=1e-12)).clamp(max=1.0)
 
-    def _torus_norm(self) -> Tensor:
-        """<W, P>: P is held, and so the gradient is the norm's. It is the same in training and in evaluation."""
-        key = (self.weight.data_ptr(), self.weight._version, True)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = (key, (steepest_form(self.weight),))
-        (P,) = self._kept[1]
-        return (self.weight * P).sum()
+    @property
+    def present(self) -> tuple[int, int, bool]:
+        """Tells one W from the next, and where they differ the norm of training from that of evaluation."""
+        return self.weight.data_ptr(), self.weight._version, self.training or self.on_torus
 
-    def _spectral_norm(self) -> Tensor:
-        """<left, W right>: the vectors are held, and so the gradient is the norm's."""
-        left, right = self._singular_vectors()
-        return (left * self._times(right)).sum()
-
-    @torch.no_grad()
-    def _singular_vectors(self) -> tuple[Tensor, ...]:
-        """The vectors (left, right) of the largest singular value of the present W, kept until W or the mode changes."""
-        key = (self.weight.data_ptr(), self.weight._version, self.training)
-        if self._kept is None or self._kept[0] != key:
-            found, rest = self._iteration(self.vectors)
-            for _ in range(0 if self.training else MOST_ROUNDS):  # in training it does not wait for the device
-                if float(rest) <= torch.finfo(found.dtype).eps ** 0.75:
-                    break
-                found, rest = self._iteration(found)
-            usable = found.isfinite().all() & (found.abs().sum() > 0)
-            self.vectors.copy_(torch.where(usable, found, self.vectors))
-            first = found[:1]
-            other = _units(self._there(first))
-            self._kept = (key, (other, first) if self.from_input else (first, other))
-        return self._kept[1]
-
-    def _iteration(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """The leading singular vectors in the Krylov space of those so far, and |A v - theta^2 v| / theta^2 of the first.
-
-        Args:
-            vectors: (k, ...); where the side has fewer than k dimensions the last rows are 0.
-        """
-        V = torch.cat([vectors, self.fresh])
-        spanned = [V]
-        for _ in range(POWERS[self.training]):
-            V = _units(self._back(self._there(V)))
-            spanned.append(V)
-        K = torch.cat(spanned).flatten(1)
-        Q = torch.linalg.qr(K.mT).Q.mT.reshape(-1, *V.shape[1:])
-        mapped = self._there(Q).flatten(1).double()
-        values, weights = torch.linalg.eigh(torch.nan_to_num(mapped @ mapped.mT))  # of weights that are no numbers
-        found = torch.zeros_like(vectors)
-        for row, weight in zip(found, weights.flip(1).mT.to(Q.dtype), strict=False):
-            row.copy_(torch.tensordot(weight, Q, 1))
-        square = values[-1].clamp(min=1e-24).to(Q.dtype)
-        rest = (self._back(self._there(found[:1])) - square * found[:1]).norm() / square
-        return found, rest
-
-    def _there(self, v: Tensor) -> Tensor:
-        """From the side of the vectors to the other one."""
-        return self._times(v) if self.from_input else self._transposed(v)
-
-    def _back(self, w: Tensor) -> Tensor:
-        return self._transposed(w) if self.from_input else self._times(w)
-
-    def _times(self, x: Tensor) -> Tensor:
-        """W x, of a convolution of kernel 1 at one position."""
-        return self._map(x, self.weight, None) if self.padding else functional.linear(x, self.weight.flatten(1))
-
-    def _transposed(self, y: Tensor) -> Tensor:
-        return self.transposed_times(y, self.weight) if self.padding else y @ self.weight.flatten(1)
+    def narrow(self, weight: Tensor) -> Tensor:
+        """K of W, seen from the side with fewer dimensions (`spectral_norm`), and W of K; without the axes of a kernel of 1."""
+        weight = weight if self.padding else weight.flatten(1)
+        return weight if self.from_input else weight.transpose(0, 1).flip(tuple(range(2, weight.ndim)))
 
     def _map(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.num_axes:
@@ -202,8 +153,38 @@ class LipschitzLayer(nn.Module):
             state[f"{prefix}vectors"] = self.vectors
 
 
+def look_for_norms(layers: Iterable[LipschitzLayer]) -> None:
+    """Finds the norms of the layers whose weights are new, those of one shape together: a step of a flow takes a few searches
+    of many layers, not many of one."""
+    alike: dict[tuple[Any, ...], list[LipschitzLayer]] = {}
+    for layer in layers:
+        if layer.constraint != "infinity" and layer.found != layer.present:
+            place = layer.weight.dtype, layer.weight.device
+            alike.setdefault((layer.kernel, layer.fresh.shape, layer.training, *place), []).append(layer)
+    for (*_, device), group in alike.items():
+        with torch.no_grad(), torch.autocast(device.type, enabled=False):  # bfloat16 would move a norm by 0.4 %
+            forms = [steepest_form(layer.weight) for layer in group] if group[0].on_torus else _searched(group)
+        for layer, form in zip(group, forms, strict=True):
+            layer.form, layer.found = form, layer.present
+
+
+def _searched(layers: Sequence[LipschitzLayer]) -> list[Tensor]:
+    """P of layers of one kind, whose vectors are moved to the largest singular values of their present weights."""
+    training = layers[0].training
+    before, fresh = torch.stack([layer.vectors for layer in layers]), torch.stack([layer.fresh for layer in layers])
+    maps = Maps(torch.stack([layer.narrow(layer.weight) for layer in layers]), fresh.shape[2:])
+    vectors, rest = maps.search(before, fresh, POWERS[training])
+    for _ in range(0 if training else MOST_ROUNDS):  # in training it does not wait for the device
+        if not (rest > torch.finfo(rest.dtype).eps ** 0.75).any():
+            break
+        vectors, rest = maps.search(vectors, fresh, POWERS[training])
+    forms = maps.steepest(vectors[:, 0])
+    usable = vectors.flatten(1).isfinite().all(1) & (vectors.flatten(1).abs().sum(1) > 0)
+    kept = torch.where(usable.reshape(-1, *[1] * (vectors.ndim - 1)), vectors, before)
+    torch._foreach_copy_([layer.vectors for layer in layers], list(kept))
+    return [layer.narrow(form).reshape(layer.weight.shape) for layer, form in zip(layers, forms, strict=True)]
+
+
 def _units(x: Tensor) -> Tensor:
-    """Each row with norm 1; the largest entry is divided out first, so that no square overflows."""
-    one = [1] * (x.ndim - 1)
-    x = x / x.flatten(1).abs().amax(1).clamp(min=torch.finfo(x.dtype).tiny).reshape(-1, *one)
-    return x / x.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *one)
+    """Each row with norm 1."""
+    return x / x.flatten(1).norm(dim=1).clamp(min=1e-12).reshape(-1, *[1] * (x.ndim - 1))

@@ -43,7 +43,7 @@ from torch import Tensor
 
 from indm_core.flow.lipschitz import Constraint
 from indm_core.flow.residual_block import Chain
-from indm_core.noise import Noise, rademacher_like
+from indm_core.noise import Noise, on_host, rademacher_like
 
 __all__ = [
     "LogDet",
@@ -102,17 +102,18 @@ class Roulette:
         if not 1 <= self.exact < math.inf:
             raise ValueError(f"exact={self.exact} must be at least 1")
 
-    def draws(self, num: int, like: Tensor, generator: Noise) -> list[list[int]]:
+    def draws(self, num: int, generator: Noise) -> list[list[int]]:
         """`num` times N: one for the whole batch, or from generators of the samples one for each."""
+        generator = on_host(generator)
         if generator is None or isinstance(generator, torch.Generator):
-            return [[n] for n in self.draw(num, like, generator)]
+            return [[n] for n in self.draw(num, generator)]
         if not generator:
             return [[0]] * num
-        return [list(of_all) for of_all in zip(*(self.draw(num, like, one) for one in generator), strict=True)]
+        return [list(of_all) for of_all in zip(*(self.draw(num, one) for one in generator), strict=True)]
 
-    def draw(self, num: int, like: Tensor, generator: torch.Generator | None) -> list[int]:
-        """`num` independent N, in one transfer from the device."""
-        device = generator.device if generator else like.device
+    def draw(self, num: int, generator: torch.Generator | None) -> list[int]:
+        """`num` independent N from one generator, which is asked once."""
+        device = generator.device if generator else torch.device("cpu")
         if self.law == "poisson":
             rate = torch.full((num,), self.parameter, device=device)
             return [int(n) for n in torch.poisson(rate, generator=generator).tolist()]
@@ -157,7 +158,7 @@ class Series:
             transposed: w -> J^T w.
         """
         w, s, value = v, v, v.new_zeros(v.shape[0])
-        last = torch.tensor([self.roulette.exact + n for n in self.num_extra], device=v.device)
+        last = torch.stack([torch.full((), self.roulette.exact + n, device=v.device) for n in self.num_extra])
         for k, weight in enumerate(self.roulette.weights(max(self.num_extra)), start=1):
             w = transposed(w)  # (J^T)^k v
             signed = (-weight if k % 2 else weight) * (k <= last).to(v)
@@ -178,12 +179,16 @@ def explicit_step(g: Chain, x: Tensor, series: Series) -> tuple[Tensor, Tensor]:
     """x + g(x) and the series' estimate of its log-det, with the products by J and J^T written out.
 
     What `residual_step` with `series_log_det` gives, of the same draws, without a graph for each term; s^T J v comes from J v.
+    Where g is computed in bfloat16 by autocast, the products are not: each would add its rounding to the series.
     """
     g_x, slopes = g.with_slopes(x)
     v = rademacher_like(x, series.generator)
-    with torch.no_grad():
-        value, s = series.sums(v, lambda w: g.cotangent(w, slopes).to(x.dtype))
-    return x + g_x, _with_gradient_of(value, s, g.tangent(v, slopes)) if torch.is_grad_enabled() else value
+    with torch.autocast(x.device.type, enabled=False):
+        slopes = [slope.to(x.dtype) for slope in slopes]
+        with torch.no_grad():
+            value, s = series.sums(v, lambda w: g.cotangent(w, slopes))
+        log_det = _with_gradient_of(value, s, g.tangent(v, slopes)) if torch.is_grad_enabled() else value
+    return x + g_x, log_det
 
 
 def residual_step(g: Callable[[Tensor], Tensor], x: Tensor, log_det_of: LogDet) -> tuple[Tensor, Tensor]:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from indm_core.flow.activations import Sine
 from indm_core.flow.anderson import invert_block
 from indm_core.flow.base import Flow, check_event
-from indm_core.flow.lipschitz import Constraint
+from indm_core.flow.lipschitz import Constraint, LipschitzLayer, look_for_norms
 from indm_core.flow.log_det import (
     Roulette,
     Series,
@@ -132,7 +132,8 @@ class ResFlow(Flow):
         exact = math.prod(x.shape[1:]) <= (self.exact_train if self.training else self.exact_eval)
         roulette, stop = (self.roulette, None) if self.training else (self.eval_roulette, self.stop)
         num_blocks = sum(len(scale) for scale in self.scales)  # pyright: ignore[reportArgumentType]
-        counts = iter([[0]] * num_blocks if exact else roulette.draws(num_blocks, x, generator))
+        counts = iter([[0]] * num_blocks if exact else roulette.draws(num_blocks, generator))
+        look_for_norms(self._bounded)
         z, log_det = self._flatten(x), x.new_zeros(x.shape[0])
         for index, scale in enumerate(self.scales):
             z = squeeze(z) if index else z
@@ -142,7 +143,8 @@ class ResFlow(Flow):
                 if block.explicit and not exact:
                     z, term = explicit_step(g, z, series)
                 else:
-                    z, term = residual_step(g, z, exact_log_det if exact else series_log_det(series))
+                    with torch.autocast(z.device.type, enabled=False):  # the Jacobian is that of all of g
+                        z, term = residual_step(g, z, exact_log_det if exact else series_log_det(series))
                 log_det = log_det + term
         for _ in range(len(self.scales) - 1):
             z = unsqueeze(z)
@@ -172,6 +174,7 @@ class ResFlow(Flow):
         """
         check_event(z, self.shape, size_free=self.size_free, fold=self.fold)
         check_positive(tolerance=tolerance, max_iterations=max_iterations)
+        look_for_norms(self._bounded)
         x = self._flatten(z.double() if double else z)
         for _ in range(len(self.scales) - 1):
             x = squeeze(x)
@@ -186,6 +189,11 @@ class ResFlow(Flow):
                 )
             x = unsqueeze(x) if index else x
         return x.reshape(z.shape).to(z.dtype)
+
+    @property
+    def _bounded(self) -> list[LipschitzLayer]:
+        """The layers of all blocks."""
+        return [layer for scale in self.scales for block in scale for layer in block.layers]  # pyright: ignore
 
     def _flatten(self, x: Tensor) -> Tensor:
         return x.flatten(1) if self.dense else x

@@ -51,7 +51,7 @@ class Chain:
         slopes: list[Tensor] = []
         for activation, layer, weight in zip(self.activations, self.layers, self.weights, strict=True):
             x, slope = activation.with_slope(x)  # pyright: ignore[reportCallIssue]
-            x = layer(x, weight)
+            x = layer.times(x, weight, layer.bias.to(x.dtype))
             slopes.append(slope)
         return x, slopes
 
@@ -64,7 +64,7 @@ class Chain:
     def cotangent(self, w: Tensor, slopes: Sequence[Tensor]) -> Tensor:
         """J^T w."""
         for layer, weight, slope in zip(self.layers[::-1], self.weights[::-1], slopes[::-1], strict=True):
-            w = slope * layer.transposed_times(w, weight)
+            w = layer.transposed_times(w, weight).mul_(slope)
         return w
 
 

@@ -35,7 +35,7 @@ from indm_core.model.base import GenerativeModel, Losses, Node
 from indm_core.model.diffusion import with_parameters
 from indm_core.model.repeatable import check_repeatable
 from indm_core.model.retraced import RetracedPath
-from indm_core.noise import Noise, rand, randn_like
+from indm_core.noise import Noise, on_host, rand, randn_like
 from indm_core.ranges import check_positive
 from indm_core.sde import LearnedSDE, Volatility
 from indm_core.shapes import Float
@@ -64,12 +64,11 @@ def fixed_times(num_steps: int, t_max: float, beta: float = BETA) -> Float[Tenso
     return ts
 
 
-def flexible_times(
-    num_steps: int, t_max: float, like: Tensor, generator: Noise = None, beta: float = BETA
-) -> Float[Tensor, " n"]:
-    """Times drawn anew for each batch: t_i uniform between those of a fixed grid of N - 1 >= 1 steps, t_0 = 0 and t_N = T."""
+def flexible_times(num_steps: int, t_max: float, generator: Noise = None, beta: float = BETA) -> Float[Tensor, " n"]:
+    """Times drawn anew for each batch, by the host: t_i uniform between those of a fixed grid of N - 1 >= 1 steps, t_0 = 0 and
+    t_N = T."""
     bins = fixed_times(num_steps - 1, t_max, beta)
-    inner = bins[:-1] + rand(num_steps - 1, like, generator).cpu() * bins.diff()
+    inner = bins[:-1] + rand(num_steps - 1, bins, on_host(generator)) * bins.diff()
     return torch.cat([bins[:1], inner, bins[-1:]])
 
 
@@ -166,9 +165,10 @@ class DiffFlow(GenerativeModel):
     def forward(self, x: Tensor, y: Tensor | None = None, generator: Noise = None) -> Losses:
         """The bound on one path per sample."""
         _refuse_labels(y)
-        ts = self._fixed_times(self.num_steps)
         if self.flexible and self.training:
-            ts = flexible_times(self.num_steps, self.t_start, x, generator, self.beta)
+            ts = flexible_times(self.num_steps, self.t_start, generator, self.beta)
+        else:
+            ts = self._fixed_times(self.num_steps)
         path = self._path(ts)
         eps = path.noise(x, generator)
         if self.adjoint and torch.is_grad_enabled():

@@ -93,7 +93,7 @@ class Diffusion(LinearModel):
             u_0, log_det = self.sde.embed(x), x.new_zeros(x.shape[0])
         else:
             u_0, log_det = self.encode(x, generator)
-        t_low = self.sde.t_min
+        t_low: float | Tensor = self.sde.t_min
         k = self.objective.soft_truncation
         if k:
             t_low = truncation_time(k, rand(len(x), x, generator)[0], t_low, self.t_start)
@@ -193,13 +193,11 @@ class Diffusion(LinearModel):
         self.flow.requires_grad_(not self.pretraining)
 
 
-def truncation_time(k: float, u: Tensor, t_low: float, t_high: float) -> float:
-    """The quantile u of the density ~ tau^-k on [t_low, t_high], k >= 1 (Soft Truncation)."""
-    if k == 1:
-        tau = t_low * (t_high / t_low) ** float(u)
-    else:
-        tau = t_low * (1 - float(u) * (1 - (t_low / t_high) ** (k - 1))) ** (-1 / (k - 1))
-    return min(tau, t_high * (1 - 1e-6))
+def truncation_time(k: float, u: Tensor, t_low: float, t_high: float) -> Tensor:
+    """The quantile u (0-d, float64) of the density ~ tau^-k on [t_low, t_high], k >= 1 (Soft Truncation), like u."""
+    share = t_low / t_high
+    tau = t_low * (share**-u if k == 1 else (1 - u * (1 - share ** (k - 1))) ** (-1 / (k - 1)))
+    return tau.clamp(max=t_high * (1 - 1e-6))
 
 
 def _half_square(d: Tensor) -> Tensor:

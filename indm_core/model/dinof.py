@@ -22,14 +22,13 @@ from __future__ import annotations
 import math
 from typing import final
 
-import torch
 from torch import Tensor, nn
 
 from indm_core.flow import Flow
 from indm_core.model.diffusion import Diffusion, with_parameters
 from indm_core.model.objective import Objective
 from indm_core.noise import Noise, randn_like
-from indm_core.sde import LinearSDE, apply, event_sum, inverse, log_abs_det, sqrt_psd
+from indm_core.sde import LinearSDE, apply, event_sum, instant, inverse, log_abs_det, sqrt_psd
 
 __all__ = ["DiNof"]
 
@@ -83,12 +82,11 @@ class DiNof(Diffusion):
 
     def expected_log_prob_start(self, u_0: Tensor, eps: Tensor, generator: Noise = None) -> Tensor:
         """log p(u_{T_m}) at the noise eps: unbiased."""
-        t = torch.tensor(self.t_start, dtype=torch.float64, device=u_0.device)
-        return self.log_prob_start(self.sde.perturb(u_0, t, eps), generator)
+        return self.log_prob_start(self.sde.perturb(u_0, instant(self.t_start, u_0), eps), generator)
 
     def _scale(self, like: Tensor) -> Tensor:
         """S, the prior's standard deviation."""
-        return sqrt_psd(self.sde.prior_cov().to(like.device))
+        return sqrt_psd(self.sde.prior_cov_on(like))
 
     def networks(self) -> dict[str, nn.Module]:
         """`score` and, where they have parameters, `flow` and `prior`."""

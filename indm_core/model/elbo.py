@@ -38,7 +38,7 @@ from torch import Tensor
 from indm_core.model.base import LinearModel, Node
 from indm_core.model.score import importance_times, likelihood_error, stratified
 from indm_core.noise import Noise, branch, randn_like
-from indm_core.sde import LinearSDE, apply, event_sum, log_abs_det
+from indm_core.sde import LinearSDE, apply, event_sum, instant, log_abs_det
 
 __all__ = ["entropy_production", "linear_nelbo"]
 
@@ -77,10 +77,9 @@ def linear_nelbo(
     return bound + _residual(model, u_0, at_t_min, y) if residual else bound
 
 
-def entropy_production(sde: LinearSDE, u: Tensor, t_low: float, t_high: float) -> Tensor:
+def entropy_production(sde: LinearSDE, u: Tensor, t_low: float | Tensor, t_high: float) -> Tensor:
     """[log det R] at t_high minus that at t_low, summed over the event of u: the NELBO's constant, nats (b,)."""
-    ends = [torch.tensor(t, dtype=torch.float64, device=u.device) for t in (t_low, t_high)]
-    low, high = (event_sum(log_abs_det(sde.R(t)), u) for t in ends)
+    low, high = (event_sum(log_abs_det(sde.R(instant(t, u))), u) for t in (t_low, t_high))
     return (high - low).to(u.dtype)
 
 

@@ -12,7 +12,6 @@ References:
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
 from indm_core.flow import Flow
@@ -20,7 +19,7 @@ from indm_core.model.base import Losses
 from indm_core.model.diffusion import Diffusion, with_parameters
 from indm_core.model.objective import Objective
 from indm_core.noise import Noise
-from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, inverse
+from indm_core.sde import LinearSDE, apply, event_sum, gaussian_log_prob, instant, inverse
 
 __all__ = ["INDM", "Bridge"]
 
@@ -61,8 +60,8 @@ class INDM(Diffusion):
 
     def expected_log_prob_start(self, u_0: Tensor, eps: Tensor, generator: Noise = None) -> Tensor:
         """E[log pi(u_T) | u_0] in closed form: the Gaussian cross-entropy."""
-        T = torch.tensor(self.t_start, dtype=torch.float64, device=u_0.device)
-        spread = inverse(self.sde.prior_cov().to(u_0.device)) @ self.sde.cov(T)
+        T = instant(self.t_start, u_0)
+        spread = inverse(self.sde.prior_cov_on(u_0)) @ self.sde.cov(T)
         trace = event_sum(spread.diagonal(dim1=-2, dim2=-1).sum(-1), u_0).to(u_0.dtype)
         return self.sde.log_prior(apply(self.sde.psi0(T), u_0)) - 0.5 * trace
 
@@ -91,4 +90,4 @@ class Bridge(INDM):
     def partner_nll(self, y: Tensor, generator: Noise = None) -> Tensor:
         """-log p of the second data set's samples under the flow and pi, nats (b,)."""
         u, log_det = self.encode(y, generator)
-        return -gaussian_log_prob(u[..., :1], self.sde.prior_cov().to(u.device)[..., :1, :1]) - log_det
+        return -gaussian_log_prob(u[..., :1], self.sde.prior_cov_on(u)[..., :1, :1]) - log_det

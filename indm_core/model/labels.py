@@ -24,7 +24,7 @@ __all__ = ["dropped", "labels_of", "null_of"]
 def null_of(y: Tensor) -> Tensor:
     """No label, in the form of y: -1, or the weights (K + 1,) of none."""
     if not y.is_floating_point():
-        return y.new_tensor(-1)
+        return y.new_full((), -1)
     none = y.new_zeros(y.shape[-1])
     none[0] = 1
     return none

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import final
 
 import torch
@@ -39,15 +40,15 @@ class RetracedPath(Path):
     Args:
         f, s: Drift and score, of x and of times t (b,).
         log_prob_end: Log-density of the law at the last time, nats (b,).
-        ts: Increasing times t_0, ..., t_N, float64.
+        ts: Increasing times t_0, ..., t_N, float64, of the host.
         g: Volatility.
     """
 
     def __init__(
         self, f: Function, s: Function, log_prob_end: Callable[[Tensor], Tensor], ts: Tensor, g: Volatility
     ) -> None:
-        self.drift, self.score, self.log_prob_end, self.ts = f, s, log_prob_end, ts
-        roots, self.g = [math.sqrt(step) for step in ts.diff()], [g.at(float(t)) for t in ts]
+        self.drift, self.score, self.log_prob_end, self.ts = f, s, log_prob_end, ts.tolist()
+        roots, self.g = [math.sqrt(t - s) for s, t in pairwise(self.ts)], [g.at(t) for t in self.ts]
         super().__init__(
             scale=[g * root for g, root in zip(self.g[:-1], roots, strict=True)],
             rate=[root / g for g, root in zip(self.g[:-1], roots, strict=True)],
@@ -71,7 +72,7 @@ class RetracedPath(Path):
         return torch.stack([torch.zeros_like(change), change - sum(map(_half_square, eps))])
 
     def _time(self, i: int, x: Tensor) -> Tensor:
-        return self.ts[i].to(x.device).expand(len(x))
+        return torch.full((len(x),), self.ts[i], dtype=torch.float64, device=x.device)
 
 
 def _half_square(v: Tensor) -> Tensor:

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from indm_core.noise import Noise, rand
 from indm_core.ranges import check_not_negative
-from indm_core.sde import LinearSDE, apply, inverse
+from indm_core.sde import LinearSDE, apply, instant, inverse
 from indm_core.shapes import Float
 
 __all__ = ["ScoreModel", "importance_times", "likelihood_error", "preconditioning", "stratified"]
@@ -82,19 +82,21 @@ def stratified(num: int, like: Tensor, generator: Noise = None) -> Float[Tensor,
     return (order + rand(num, like, generator)) / num
 
 
-def importance_times(sde: LinearSDE, q: Float[Tensor, " n"], t_low: float, t_high: float) -> tuple[Tensor, Tensor]:
+def importance_times(
+    sde: LinearSDE, q: Float[Tensor, " n"], t_low: float | Tensor, t_high: float
+) -> tuple[Tensor, Tensor]:
     """Quantiles of p(t) ~ tr(GG^T Sigma^-1) on [t_low, t_high].
 
     Args:
         q: Levels in [0, 1), float64.
-        t_low, t_high: The interval, inside [t_min, t_max].
+        t_low, t_high: The interval, inside [t_min, t_max]; numbers or 0-d.
 
     Returns:
         The times t (n,) and the density p(t) (n,), float64.
     """
-    ends = torch.tensor([t_low, t_high], dtype=torch.float64, device=q.device)
+    ends = torch.stack([instant(t_low, q), instant(t_high, q)])
     low, high = sde.log_importance(ends)
-    t = sde.time_at(low + q * (high - low)).clamp(t_low, t_high)
+    t = sde.time_at(low + q * (high - low)).clamp(*ends)
     return t, sde.trace_M(t) / (high - low)
 
 

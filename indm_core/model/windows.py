@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from indm_core.noise import Noise, rand
+from indm_core.noise import Noise, on_host, rand
 
 __all__ = ["Window", "check_windows", "draw_window"]
 
@@ -45,7 +45,8 @@ def check_windows(shape: Sequence[int], smallest: Sequence[int], step: int) -> N
 def draw_window(
     shape: Sequence[int], smallest: Sequence[int], step: int, like: Tensor, generator: Noise = None
 ) -> Window:
-    """A window of a piece of a shape, one for the batch `like`."""
+    """A window of a piece of a shape, one for the batch `like`; the host draws it."""
+    generator, like = on_host(generator), torch.empty(len(like), 0)
     cut = []
     for n, m in zip(tuple(shape[1:] or shape), smallest, strict=True):
         side = m + step * _below((n - m) // step + 1, like, generator)

@@ -215,7 +215,7 @@ class PathIntegralSampler(Trainable):
             end = path.end(x)
         s = log_ratio + end
         mean, num = _mean_over_ranks(s.detach())
-        objective = (s - mean).square() * (num / max(1, num - 1))
+        objective = (s - mean).square() * (num / (num - 1).clamp(min=1)).to(s)
         return Losses(
             objective, {"cost": control + end, "control": control, "end": end, "log_variance": objective.detach()}
         )
@@ -261,9 +261,9 @@ class PathIntegralSampler(Trainable):
         self.control.requires_grad_(True)
 
 
-def _mean_over_ranks(s: Tensor) -> tuple[Tensor, int]:
-    """The mean of the paths of all ranks, and their number."""
+def _mean_over_ranks(s: Tensor) -> tuple[Tensor, Tensor]:
+    """The mean of the paths of all ranks, and their number in float64; the host does not wait for either."""
     total = torch.stack([s.sum(), torch.full_like(s.sum(), len(s))]).double()
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.all_reduce(total)
-    return (total[0] / total[1]).to(s), round(float(total[1]))
+    return (total[0] / total[1]).to(s), total[1]

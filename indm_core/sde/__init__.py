@@ -8,7 +8,16 @@ LearnedSDE, LearnedODE   a drift that is a network (`learned`)
 
 from __future__ import annotations
 
-from indm_core.sde.algebra import apply, event_sum, gaussian_log_prob, inverse, log_abs_det, over_event, sqrt_psd
+from indm_core.sde.algebra import (
+    apply,
+    event_sum,
+    gaussian_log_prob,
+    instant,
+    inverse,
+    log_abs_det,
+    over_event,
+    sqrt_psd,
+)
 from indm_core.sde.base import SDE, LinearSDE
 from indm_core.sde.bdm import BDM
 from indm_core.sde.cld import CLD
@@ -31,6 +40,7 @@ __all__ = [
     "apply",
     "event_sum",
     "gaussian_log_prob",
+    "instant",
     "inverse",
     "log_abs_det",
     "over_event",

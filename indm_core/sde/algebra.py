@@ -19,6 +19,7 @@ __all__ = [
     "event_sum",
     "gauss_legendre",
     "gaussian_log_prob",
+    "instant",
     "inverse",
     "log_abs_det",
     "over_event",
@@ -52,6 +53,14 @@ def sqrt_psd(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
         return A.sqrt()
     values, vectors = torch.linalg.eigh(A)
     return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+
+
+def instant(t: float | Tensor, like: Tensor) -> Tensor:
+    """A time as a 0-d float64 tensor on the device of `like`. A number is written there by a kernel; `torch.tensor` would copy
+    it from the host, which waits until a GPU has done all that was asked of it before."""
+    if isinstance(t, Tensor):
+        return t.to(device=like.device, dtype=torch.float64)
+    return torch.full((), t, dtype=torch.float64, device=like.device)
 
 
 def over_event(t: Float[Tensor, " n"]) -> Float[Tensor, "n 1 1"]:

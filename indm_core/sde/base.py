@@ -249,13 +249,17 @@ class LinearSDE(SDE):
         """E[u_0 | u_t] = psi(t, 0)^-1 (u + Sigma score) (Tweedie)."""
         return apply(inverse(self.psi0(t)), u + apply(self.cov(t), score))
 
+    def prior_cov_on(self, u: Tensor) -> Tensor:
+        """`prior_cov` on the device of u; nobody waits for the copy."""
+        return self.prior_cov().to(u.device, non_blocking=True)
+
     def log_prior(self, u: Tensor) -> Tensor:
         """log pi(u), nats per sample."""
-        return gaussian_log_prob(u, self.prior_cov().to(u.device))
+        return gaussian_log_prob(u, self.prior_cov_on(u))
 
     def sample_prior(self, u: Tensor, generator: Noise = None) -> Tensor:
         """A draw from pi, like u."""
-        return apply(sqrt_psd(self.prior_cov().to(u.device)), randn_like(u, generator))
+        return apply(sqrt_psd(self.prior_cov_on(u)), randn_like(u, generator))
 
     def log_importance(self, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
         """log det Sigma_t - 2 log det psi(t, 0), averaged over *e: a primitive of tr M."""

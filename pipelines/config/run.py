@@ -48,7 +48,8 @@ class Train:
         frozen: Networks that are not trained; with --start-from they are the averaged ones of the checkpoint.
         ema_decay: Decay of the averaged weights.
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
-        precision: fp32; bf16 autocast of the networks; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
+        precision: fp32; bf16 autocast of the networks (not of log-dets and losses) where the device has instructions for it,
+            else fp32; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
         seed: Of weights, order of rows and noise.
         order: Of the rows: streams, of which each worker reads its own; or windows, of which every worker reads all, as it was
             before there were streams. A run keeps the one that it was begun with.

@@ -26,6 +26,7 @@ from typing import Any
 import torch
 
 from indm_core.errors import ConvergenceError
+from indm_core.precision import computes_in_bfloat16
 from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
 from pipelines.config.provenance import Provenance, backbone_options
 from pipelines.config.run import Train
@@ -131,7 +132,7 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
         ema_decay=train.ema_decay,
         ema_ramp=train.ema_ramp,
         wrap=session.wrap,
-        autocast=_autocast(train, session.device),
+        autocast=_autocast(train, session),
     )
 
 
@@ -264,12 +265,16 @@ def _restore(work: Work[Any], trainer: Trainer[Any], newest: Path | None) -> dic
     return numbers if newest is not None else {}
 
 
-def _autocast(train: Train, device: torch.device) -> Callable[[], AbstractContextManager[Any]]:
+def _autocast(train: Train, session: Session) -> Callable[[], AbstractContextManager[Any]]:
+    device = session.device
     if train.precision == "tf32" and device.type != "cuda":
         raise ValueError(f"precision=tf32: a {device.type} device has no such numbers; give --precision fp32 or bf16")
     if train.precision == "tf32":  # of convolutions it is PyTorch's default
         torch.backends.cuda.matmul.fp32_precision = "tf32"
     if train.precision != "bf16":
+        return nullcontext
+    if not computes_in_bfloat16(device):
+        session.say(f"precision=bf16: this {device.type} has no instructions for it, and so this is trained in fp32")
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
 

@@ -213,7 +213,7 @@ def test_grids():
     torch.testing.assert_close(ts, torch.tensor([(i / 30) ** (1 / 0.9) * 0.05 for i in range(31)]).double())
     assert (ts.diff().diff() > 0).all()
     for seed in range(20):
-        drawn = flexible_times(10, 0.4, torch.zeros(1), rng(seed))
+        drawn = flexible_times(10, 0.4, rng(seed))
         bins = fixed_times(9, 0.4)
         assert drawn.shape == (11,)
         assert drawn[0] == 0
@@ -227,7 +227,7 @@ def test_grids():
 def test_flexible_times_are_uniform_in_their_bins_and_independent():
     bins, num = fixed_times(4, 1.0), 4000
     generator = rng()
-    drawn = torch.stack([flexible_times(5, 1.0, torch.zeros(1), generator)[1:-1] for _ in range(num)])
+    drawn = torch.stack([flexible_times(5, 1.0, generator)[1:-1] for _ in range(num)])
     u = (drawn - bins[:-1]) / bins.diff()
     assert (u.mean(0) - 0.5).abs().max() < 5 / math.sqrt(12 * num)
     assert (u.var(0) * 12 - 1).abs().max() < 0.1

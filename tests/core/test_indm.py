@@ -252,7 +252,7 @@ def test_soft_truncation_is_the_loss_of_a_diffusion_that_ends_at_tau(sde, mode):
     generator = rng(3)
     u = torch.rand(16, dtype=torch.float64, generator=generator)[0]
     tau = truncation_time(1.2, u, sde.t_min, sde.t_max)
-    cut = replace(sde, t_min=tau)
+    cut = replace(sde, t_min=float(tau))
     objective = Objective(mode=mode)
     plain = INDM(model.flow, model.score_model.backbone, cut, shape=(D,), objective=objective).double()
     direct = plain(x, generator=generator)

@@ -356,10 +356,16 @@ def test_accumulation_leads_to_a_close_result(tmp_path):
     assert abs(means[0] - means[1]) < 5 * np.hypot(*errors)
 
 
-def test_bf16_autocast_trains(tmp_path):
-    for precision in ("fp32", "bf16"):
-        train(*later_wins(["digits_vp_nll", *TINY, "--precision", precision, "--name", precision]), out=tmp_path)
+def test_bf16_autocast_trains(tmp_path, monkeypatch, capsys):
+    """Where the processor has no instructions for it, in float32, which is said once."""
+    for name, there in (("fp32", True), ("bf16", True), ("without", False)):
+        monkeypatch.setattr(loop, "computes_in_bfloat16", lambda device, there=there: there)
+        precision = "fp32" if name == "fp32" else "bf16"
+        train(*later_wins(["digits_vp_nll", *TINY, "--precision", precision, "--name", name]), out=tmp_path)
+        said = capsys.readouterr()
+        assert (said.out + said.err).count("no instructions for it") == (not there)
     exact, rounded = ([r.terms["nelbo"] for r in read_metrics(tmp_path / name)] for name in ("fp32", "bf16"))
+    assert exact == [r.terms["nelbo"] for r in read_metrics(tmp_path / "without")]
     assert exact[0] == rounded[0]  # the networks start at zero
     for one, other in zip(exact[1:], rounded[1:], strict=True):
         assert one != other
