@@ -42,6 +42,10 @@ from indm_core.shapes import Float
 
 __all__ = ["ResFlow"]
 
+WORTH_OF_IMAGES, WORTH_OF_VECTORS = 2, 8
+"""Plain steps of the inverse from which acceleration pays (`invert_block`): an accelerated step takes as long as a few small
+matrix products, and little beside a convolution (benchmarks/inverse.py)."""
+
 
 @final
 class ResFlow(Flow):
@@ -185,6 +189,7 @@ class ResFlow(Flow):
                     x,
                     tolerance=tolerance,
                     max_iterations=max_iterations,
+                    worth=WORTH_OF_VECTORS if self.dense else WORTH_OF_IMAGES,
                     g_double=lambda v, block=block: block.bound(torch.float64)(v),
                 )
             x = unsqueeze(x) if index else x
