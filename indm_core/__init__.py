@@ -5,6 +5,7 @@ A module stands for one concept, and is imported when it is first used:
     sde  flow  nn  model         what a model is made of
     training                     one step of its training
     sample  exponential          samplers as functions of an SDE and a score;  sampling  a sampler by its name
+    fitting                      grids of times fitted to a score
     draw  likelihood             what is done with a model, which `model.sample`, `model.nll` and `model.nelbo` call
     collage                      large content from models of its pieces
     pis                          samples of a density that is known up to a constant
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
         draw,
         errors,
         exponential,
+        fitting,
         flow,
         frechet,
         likelihood,
@@ -69,6 +71,7 @@ _MODULES = (
     "draw",
     "errors",
     "exponential",
+    "fitting",
     "flow",
     "frechet",
     "likelihood",
@@ -122,6 +125,7 @@ __all__ = [
     "draw",
     "errors",
     "exponential",
+    "fitting",
     "flow",
     "frechet",
     "likelihood",

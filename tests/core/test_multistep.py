@@ -243,5 +243,5 @@ def test_the_options_of_a_sampling_are_those_of_the_function():
     assert torch.equal(sampler_of(sampling)(sde, law.score, u, ts, rng(1)), direct)
     churned = Sampling(sampler="deis", method="t-RK", order=1, churn=2.0, churn_noise=1.1, churn_from=0.1, churn_to=0.5)
     assert (churned.multistep.lam, churned.multistep.churn_to, churned.num_steps) == (0.0, 0.5, 1000)
-    with pytest.raises(ValueError, match="churn=1.0: sampler=em does not read it"):
+    with pytest.raises(ValueError, match=r"churn=1\.0: sampler=em does not read it"):
         Sampling(sampler="em", churn=1.0)

@@ -46,7 +46,7 @@ def test_every_name_is_there_and_every_module_has_one():
     for package in (indm_core, pipelines):
         for name in package.__all__:
             assert getattr(package, name) is not None
-    inner = {"shapes", "ranges", "ode", "adjoint", "optimiser"}
+    inner = {"shapes", "ranges", "ode", "adjoint", "optimiser", "average", "precision", "automatic"}
     assert {module.name for module in pkgutil.iter_modules(indm_core.__path__)} - inner <= set(dir(indm_core))
     with pytest.raises(AttributeError, match="module 'indm_core' has no attribute 'Glwo'"):
         indm_core.Glwo  # noqa: B018
@@ -132,7 +132,7 @@ def test_nfe_is_what_a_sample_takes_at_most(name, nfe):
 
 def test_a_sampler_is_named_or_described(run):
     model = pipelines.load(run)
-    with pytest.raises(ValueError, match="sampler='dies' is none of ode, em, pc, deis"):
+    with pytest.raises(ValueError, match="sampler='dies' is none of auto, ode, em, pc, deis"):
         model.sample(1, sampler="dies")
     if run.name == "diffflow":
         with pytest.raises(ValueError, match=r"sampler=deis needs a linear diffusion, .* take em, pc or ode"):
