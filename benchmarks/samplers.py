@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import re
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def by_peer(kind: str, options: dict, law: Mixture, u: Tensor, ts: Tensor) -> Te
     return x.unsqueeze(-1)
 
 
-def table(sde: LinearSDE, law: Mixture, num: int) -> None:
+def table(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
     """One table: a row for each method that the SDE allows, the smallest error over the grids and its grid in each cell."""
     like = torch.zeros(num, *law.means.shape[1:], sde.prior_cov().shape[-1], dtype=torch.float64)
     u = sde.sample_prior(like, torch.Generator().manual_seed(1))
@@ -181,10 +182,10 @@ def table(sde: LinearSDE, law: Mixture, num: int) -> None:
     rows = {label: partial(ours, law, u, options) for label, options in OURS.items() if _has(sde, options)}
     if isinstance(sde, VP) and find_spec("diffusers"):
         rows |= {label: partial(by_peer, kind, options, law, u) for label, (kind, options) in PEERS.items()}
-    _print(sde, rows, lambda u: float((u[..., 0] - exact).square().mean().sqrt()))
+    _print(sde, rows, chosen, lambda u: float((u[..., 0] - exact).square().mean().sqrt()))
 
 
-def table_of_laws(sde: LinearSDE, law: Mixture, num: int) -> None:
+def table_of_laws(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
     """The same with the error of the law, for samplers with noise and, beside them, without."""
     draws = [
         law.sample(num, torch.tensor(sde.t_min).double(), torch.Generator().manual_seed(k))[..., 0] for k in (2, 3)
@@ -192,7 +193,7 @@ def table_of_laws(sde: LinearSDE, law: Mixture, num: int) -> None:
     u = law.sample(num, torch.tensor(sde.t_max).double(), torch.Generator().manual_seed(1))
     rows = {label: partial(ours, law, u, options) for label, options in NOISY.items()}
     rows |= {"Euler-Maruyama": lambda ts: sample_em(sde, law.score, u, ts, generator=torch.Generator().manual_seed(4))}
-    _print(sde, rows, lambda u: _apart(u[..., 0], draws[0]))
+    _print(sde, rows, chosen, lambda u: _apart(u[..., 0], draws[0]))
     print(f"| two sets of draws | {_apart(draws[1], draws[0]):.2g} |")
 
 
@@ -200,11 +201,14 @@ def ours(law: Mixture, u: Tensor, options: dict, ts: Tensor) -> Tensor:
     return sample_deis(law.sde, law.score, u, ts, generator=torch.Generator().manual_seed(4), **options)
 
 
-def _print(sde: LinearSDE, rows: dict[str, Callable[[Tensor], Tensor]], error: Callable[[Tensor], float]) -> None:
+def _print(
+    sde: LinearSDE, rows: dict[str, Callable[[Tensor], Tensor]], chosen: str, error: Callable[[Tensor], float]
+) -> None:
     print(f"| method | {' | '.join(map(str, COUNTS))} |\n|---|{'---|' * len(COUNTS)}")
     for label, sampler in rows.items():
-        cells = []
-        options = (OURS | NOISY).get(label, {})
+        if not re.search(chosen, label):
+            continue
+        cells, options = [], (OURS | NOISY).get(label, {})
         for count in COUNTS:
             steps = count // (1 + options["order"]) if options.get("method", "").endswith("RK") else count
             errors = {grid: error(sampler(make(sde, steps))) for grid, make in GRIDS.items()}
@@ -235,6 +239,7 @@ if __name__ == "__main__":
     parser.add_argument("--sde", choices=("VP", "SubVP", "VE", "CLD", "BDM"), default="VP")
     parser.add_argument("--problem", choices=("modes", "correlated", "both"), default="both")
     parser.add_argument("--num", type=int, default=64, help="starts")
+    parser.add_argument("--rows", default="", help="only rows with this pattern in their name: 'velocity|Heun'")
     parser.add_argument("--law", action="store_true", help="the error of the law, of samplers with noise")
     given = parser.parse_args()
     for problem, make_law, sides in (("modes", modes, (1, 2)), ("correlated", correlated, (8, 8))):
@@ -242,4 +247,4 @@ if __name__ == "__main__":
             sde = diffused(given.sde, *sides)
             what = "sliced Wasserstein distance" if given.law else "root mean square error"
             print(f"{given.sde}, {problem}, {given.num} starts: {what} at so many evaluations, best grid")
-            (table_of_laws if given.law else table)(sde, make_law(sde), given.num)
+            (table_of_laws if given.law else table)(sde, make_law(sde), given.num, given.rows)

@@ -106,16 +106,7 @@ def check_options(
     churn_to: float = 1.0,
 ) -> None:
     """Refuses options of `sample_deis` that do not go together, whatever the SDE."""
-    words = (
-        ("method", method, Method),
-        ("warmup", warmup, Warmup),
-        ("basis", basis, Basis),
-        ("prediction", prediction, Prediction),
-        ("final", final, Final),
-    )
-    for name, value, kind in words:
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
+    _check_words(method, warmup, basis, prediction, final)
     if order not in (0, 1, 2, 3):
         raise ValueError(f"order={order} must be 0, 1, 2 or 3")
     if not (corrector or reevaluate):
@@ -134,6 +125,19 @@ def check_options(
             f"churn={churn} needs steps that know no earlier ones, order=0 or method among {_listed(SINGLE_STEP)}, with lam=0 "
             f"and corrector=False; got order={order}, {method!r}, lam={lam}, {corrector}"
         )
+
+
+def _check_words(method: str, warmup: str, basis: str, prediction: str, final: str) -> None:
+    words = (
+        ("method", method, Method),
+        ("warmup", warmup, Warmup),
+        ("basis", basis, Basis),
+        ("prediction", prediction, Prediction),
+        ("final", final, Final),
+    )
+    for name, value, kind in words:
+        if value not in get_args(kind):
+            raise ValueError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
 
 
 def _check_methods(method: str, **options: str | bool) -> None:

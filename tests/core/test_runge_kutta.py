@@ -87,7 +87,9 @@ def test_every_kind_keeps_its_order(sde, options):
         check_method(sde, options["method"], options.get("prediction", "eps"))
     except ValueError:
         pytest.skip("not of this SDE")
-    check_order(sde, options, (40, 80))
+    check_order(
+        sde, options, (40, 80) if options["order"] == 3 else (160, 320)
+    )  # on VE in data an error passes 0 before
 
 
 @pytest.mark.parametrize("sde", [VP(), CLD(), BDM(height=2, width=3), Coupled()], ids=ids)
