@@ -62,7 +62,9 @@ def settled(sde: SDE, sampling: Sampling) -> Sampling:
         return replace(taken, **kept)
     nfe = sampling.nfe or EVALUATIONS
     choice = _SCALAR if linear.scalar else _MATRIX
-    taken = replace(choice.few if nfe - sampling.denoise <= FEW else choice.many, nfe=nfe, **kept)
+    steps = nfe - sampling.denoise
+    taken = choice.few if steps <= FEW else choice.many
+    taken = replace(taken, nfe=nfe, order=max(0, min(taken.order, steps - 1)), **kept)
     if sampling.grid == "auto":
         return taken
     return replace(taken, grid=sampling.grid, power=0.0, times=sampling.times)

@@ -28,7 +28,7 @@ from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, over_event
 from indm_core.sde.algebra import gauss_legendre
 
-__all__ = ["Nodes", "Step", "each_step", "lagrange", "plan", "rho_of", "root_of", "variable"]
+__all__ = ["Nodes", "Step", "each_step", "lagrange", "placed", "plan", "rho_of", "root_of", "variable"]
 
 PLAN_ENTRIES = 1 << 20
 
@@ -38,23 +38,36 @@ _PNDM = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 2
 @dataclass(frozen=True)
 class Step:
     """u_s = transfer u_t + sum_j weights[j] f_{i-j} + spread noise, the last where lam > 0; a corrector's weights begin with
-    that of the predicted state's value."""
+    that of the predicted state's value. `value` are the form's coefficients at t (`Form.parts`)."""
 
     transfer: Tensor
     weights: Sequence[Tensor]
     correction: Sequence[Tensor] = ()
     spread: Tensor | None = None
+    value: Sequence[Tensor] = ()
 
-    def to(self, u: Tensor) -> Step:
-        """On the device of u."""
-        weights, correction = ([w.to(u.device) for w in part] for part in (self.weights, self.correction))
-        spread = None if self.spread is None else self.spread.to(u.device)
-        return Step(self.transfer.to(u.device), weights, correction, spread)
+    def to(self, dtype: torch.dtype, device: torch.device) -> Step:
+        """In the type and on the device of a state, so that `apply` has nothing to convert."""
+        like = torch.empty((), dtype=dtype, device=device)
+        weights, correction, value = (
+            [w.to(like) for w in part] for part in (self.weights, self.correction, self.value)
+        )
+        spread = None if self.spread is None else self.spread.to(like)
+        return Step(self.transfer.to(like), weights, correction, spread, value)
 
     def moved(self, u: Tensor, generator: Noise) -> Tensor:
         """The part of u_s that no value enters."""
         moved = apply(self.transfer, u)
         return moved if self.spread is None else moved + apply(self.spread, randn_like(u, generator))
+
+
+@lru_cache(maxsize=8)
+def placed(
+    sde: LinearSDE, times: tuple[float, ...], options: Multistep, dtype: torch.dtype, device: torch.device
+) -> list[Step]:
+    """`plan` in the type and on the device of states, once per grid: what sampling takes beside the network is then `apply`
+    alone."""
+    return [step.to(dtype, device) for step in plan(sde, times, options)]
 
 
 @lru_cache(maxsize=8)
@@ -67,11 +80,15 @@ def plan(sde: LinearSDE, times: tuple[float, ...], options: Multistep) -> list[S
     form, order = form_of(options), options.order
     ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
+    value = list(zip(*form.parts(sde, over_event(t)), strict=True))
     transfer = form.transfer(sde, over_event(s), over_event(t))
     whole = form.whole(sde, over_event(s), over_event(t), transfer)
     spread = form.spread(sde, over_event(s), over_event(t), transfer) if options.lam > 0 else [None] * len(t)
     if whole is not None and (options.method == "iPNDM" or (order == 0 and not options.corrector)):  # no integrals
-        return [Step(transfer[i], [c * whole[i] for c in _PNDM[min(i, order)]], (), spread[i]) for i in range(len(t))]
+        return [
+            Step(transfer[i], [c * whole[i] for c in _PNDM[min(i, order)]], (), spread[i], value[i])
+            for i in range(len(t))
+        ]
     grid = variable(sde, options)(ts)
     if not (grid.diff() < 0).all():
         raise ValueError(f"method={options.method!r} needs a rho that grows with t, which {sde}'s does not; use 't-AB'")
@@ -82,7 +99,7 @@ def plan(sde: LinearSDE, times: tuple[float, ...], options: Multistep) -> list[S
         if options.corrector:
             correction = weights([grid[i + 1], *known[: max(1, order) if options.reevaluate else None]])
         degree = min(order, len(t) - 1 - i) if options.final == "low-order" else order
-        steps.append(Step(transfer[i], weights(known[: degree + 1]), correction, spread[i]))
+        steps.append(Step(transfer[i], weights(known[: degree + 1]), correction, spread[i], value[i]))
     return steps
 
 

@@ -61,6 +61,7 @@ References:
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
@@ -95,8 +96,16 @@ class Form(ABC):
         """Nodes of the quadrature over a step."""
 
     @abstractmethod
+    def parts(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, ...]:
+        """The coefficients at t that make the value of a state and its score."""
+
+    @abstractmethod
+    def combined(self, parts: Sequence[Tensor], u: Tensor, score: Tensor) -> Tensor:
+        """The value, what is taken for a polynomial: like u, or with more in each block."""
+
     def value(self, sde: LinearSDE, score: Score, u: Tensor, t: Tensor) -> Tensor:
-        """What is taken for a polynomial, at one evaluation of the score: like u, or with more in each block."""
+        """The value at a state, at one evaluation of the score."""
+        return self.combined(self.parts(sde, t), u, score(u, t))
 
     @abstractmethod
     def transfer(self, sde: LinearSDE, s: Tensor, t: Tensor) -> Tensor:
@@ -133,8 +142,11 @@ class EpsForm(Form):
         # without a closed sum, a pole of BDM's just beyond t_max takes more
         return 40 if self.basis == "R" else 160
 
-    def value(self, sde: LinearSDE, score: Score, u: Tensor, t: Tensor) -> Tensor:
-        return -apply(basis_at(sde, t, self.basis).mT, score(u, t))
+    def parts(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, ...]:
+        return (basis_at(sde, t, self.basis).mT,)
+
+    def combined(self, parts: Sequence[Tensor], u: Tensor, score: Tensor) -> Tensor:
+        return -apply(parts[0], score)
 
     def transfer(self, sde: LinearSDE, s: Tensor, t: Tensor) -> Tensor:
         return sde.psi(s, t)
@@ -165,8 +177,11 @@ class DataForm(Form):
     def num_nodes(self) -> int:
         return 40
 
-    def value(self, sde: LinearSDE, score: Score, u: Tensor, t: Tensor) -> Tensor:
-        return sde.denoise(u, t, score(u, t))
+    def parts(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, ...]:
+        return sde.cov(t), inverse(sde.psi0(t))
+
+    def combined(self, parts: Sequence[Tensor], u: Tensor, score: Tensor) -> Tensor:
+        return apply(parts[1], u + apply(parts[0], score))  # as `LinearSDE.denoise`
 
     def transfer(self, sde: LinearSDE, s: Tensor, t: Tensor) -> Tensor:
         return self._kept(sde, s, t) @ inverse(sde.R(t))
@@ -195,9 +210,11 @@ class VelocityForm(Form):
     def num_nodes(self) -> int:
         return 40
 
-    def value(self, sde: LinearSDE, score: Score, u: Tensor, t: Tensor) -> Tensor:
-        s = score(u, t)
-        return torch.cat([sde.denoise(u, t, s), sde.eps_from_score(s, t)], -1)
+    def parts(self, sde: LinearSDE, t: Tensor) -> tuple[Tensor, ...]:
+        return sde.cov(t), inverse(sde.psi0(t)), sde.R(t).mT
+
+    def combined(self, parts: Sequence[Tensor], u: Tensor, score: Tensor) -> Tensor:
+        return torch.cat([apply(parts[1], u + apply(parts[0], score)), -apply(parts[2], score)], -1)
 
     def transfer(self, sde: LinearSDE, s: Tensor, t: Tensor) -> Tensor:
         rho = _rho(sde, t)

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from indm_core.exponential.coefficients import Nodes, plan, root_of
+from indm_core.exponential.coefficients import Nodes, placed, root_of
 from indm_core.exponential.forms import form_of
 from indm_core.exponential.options import Multistep
 from indm_core.noise import Noise
@@ -41,21 +41,27 @@ def multistep(
     sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Multistep, generator: Noise = None
 ) -> Tensor:
     """From ts[0] down to ts[-1]; the generator is of the noise, where options.lam > 0."""
-    form, steps = form_of(options), [step.to(u) for step in plan(sde, tuple(ts.tolist()), options)]
+    form, steps = form_of(options), placed(sde, tuple(ts.tolist()), options, u.dtype, u.device)
     past, ahead = [], None  # ahead: the value at the next time, where the corrector leaves one
     for i, step in enumerate(steps):
-        now = form.value(sde, score, u, ts[i]) if ahead is None else ahead
+        now = form.combined(step.value, u, score(u, ts[i])) if ahead is None else ahead
         past, ahead = [now, *past[: options.order]], None
         if options.warmup == "exact" and i < options.order:
             u = _warmup_step(sde, score, u, ts[i], ts[i + 1], now, options)
             continue
         moved = step.moved(u, generator)
-        u = moved + sum(apply(w, e) for w, e in zip(step.weights, past, strict=False))
+        u = moved + _weighted(step.weights, past)
         if options.corrector and i + 1 < len(steps):
-            first = form.value(sde, score, u, ts[i + 1])
-            u = moved + sum(apply(w, e) for w, e in zip(step.correction, [first, *past], strict=False))
+            first = form.combined(steps[i + 1].value, u, score(u, ts[i + 1]))
+            u = moved + _weighted(step.correction, [first, *past])
             ahead = None if options.reevaluate else first
     return u
+
+
+def _weighted(weights: Sequence[Tensor], values: Sequence[Tensor]) -> Tensor:
+    """sum_j weights[j] values[j] over the weights that there are."""
+    first, *rest = (apply(w, e) for w, e in zip(weights, values, strict=False))
+    return sum(rest, first)
 
 
 def _warmup_step(

@@ -66,8 +66,8 @@ def runge_kutta(
             u = noised(sde, u, starts[i], ts[i], options.churn_noise, generator)
         values = [form.value(sde, score, u, starts[i])]
         for t, step in zip(stages.times, stages.inner, strict=True):
-            values.append(form.value(sde, score, _state(step.to(u), u, values), t.to(u.device)))
-        u = _state(stages.last.to(u), u, values)
+            values.append(form.value(sde, score, _state(step.to(u.dtype, u.device), u, values), t.to(u.device)))
+        u = _state(stages.last.to(u.dtype, u.device), u, values)
     return u
 
 

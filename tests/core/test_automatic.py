@@ -12,7 +12,7 @@ from indm_core.sampling import Sampling, sampler_of
 LEARNED = ("DiffFlow", "FFJORD")
 
 
-@pytest.mark.parametrize("nfe", [3, 5, 10, 20, 50])
+@pytest.mark.parametrize("nfe", [1, 2, 5, 10, 20])
 @pytest.mark.parametrize("sde", FIVE, ids=ids)
 def test_auto_is_an_integrator_with_the_evaluations_that_are_given(sde, nfe):
     taken = settled(sde, Sampling(sampler="auto", nfe=nfe, temperature=0.9, denoise=False, stop=0.01, grid="uniform"))
