@@ -66,7 +66,7 @@ def fixed_point(g: Callable[[Tensor], Tensor], z: Tensor, tolerance: float) -> T
 
 def digits(event: tuple[int, ...]) -> Tensor:
     """The digits in [-1, 1], dequantised, (n, *event)."""
-    levels = torch.tensor(load_digits().images).float().reshape(-1, *event)
+    levels = torch.tensor(load_digits(return_X_y=True)[0]).float().reshape(-1, *event)
     return (levels + torch.rand(levels.shape, generator=torch.Generator().manual_seed(0))) * (2 / 17) - 1
 
 

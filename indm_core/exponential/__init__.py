@@ -45,6 +45,8 @@ Stochastic gDDIM, lam in [0, 1], r = 0: with F_hat = F + (1 + lam^2)/2 GG^T Sigm
 In the basis R this is simple: Psi_hat(s, t) = R_s W R_t^-1 with dW/ds = lam^2/2 M_s W, W(t, t) = I;
 P = R_s (I - W W^T) R_s^T. For K = 1, W = exp(lam^2/2 int_t^s M) = (Sigma_s psi(t, 0)^2 / (Sigma_t psi(s, 0)^2))^{lam^2/2}.
 
+Likelihoods: `density` carries the log-density upwards along the same ODE, at one evaluation a step and with an error estimate.
+
 References:
     Zhang, Chen 2023, "Fast sampling of diffusion models with exponential integrator" (DEIS), Eqs. 14-17; Zhang, Tao, Chen 2023,
     "gDDIM", Eqs. 18-22 and Proposition 6; Liu et al. 2022 (iPNDM's coefficients); Zhang 2023 (thesis), chapters 6 and 7; Lu et
@@ -54,6 +56,7 @@ References:
 from __future__ import annotations
 
 from indm_core.exponential.coefficients import lagrange
+from indm_core.exponential.density import Carried, Local, carry_density
 from indm_core.exponential.forms import basis_at
 from indm_core.exponential.options import (
     Basis,
@@ -72,11 +75,14 @@ from indm_core.exponential.stochastic import noise_factor
 
 __all__ = [
     "Basis",
+    "Carried",
     "Final",
+    "Local",
     "Method",
     "Prediction",
     "Warmup",
     "basis_at",
+    "carry_density",
     "check_method",
     "check_options",
     "evaluations",
