@@ -5,9 +5,9 @@
 
 The last is the form of public codes: scipy's solve_ivp over the batch as one vector, in t, one step size for all samples. All
 take the same states at t_min and the same probes. The error is the mean over samples of |log p - reference|, nats; the
-reference is RK45 at 1e-9 (of a network, in float64, at 1e-7). Evaluations are of the network, per sample; seconds those of the
-processor, one thread, the median of `--rounds` in turn. The last column is the interpolated ratio: the seconds, and the
-evaluations, that RK45 of the whole batch and RK45 per sample take for the same error, over those of the row.
+reference is RK45 at 1e-9 (of a network at 1e-7), and all is in float64. Evaluations are of the network, per sample; seconds
+those of the processor, one thread, the median of `--rounds` in turn. The last columns are interpolated ratios: the seconds, and
+the evaluations, that RK45 of the whole batch and RK45 per sample take for the same error, over those of the row.
 """
 
 from __future__ import annotations
@@ -92,16 +92,15 @@ def of_mixture(make: Callable[[LinearSDE], Mixture], num: int) -> Case:
 
 
 def of_run(run: str, num: int) -> Case:
-    """Digits, dequantised, encoded and noised to t_min."""
-    model, generator = load(run).eval(), torch.Generator().manual_seed(1)
+    """Digits, dequantised, encoded and noised to t_min; in float64, so that the same seed gives the reference's probes."""
+    model, generator = load(run).double().eval(), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        u_0, _ = model.encode(digits((1, 8, 8))[-num:], generator)
+        u_0, _ = model.encode(digits((1, 8, 8))[-num:].double(), generator)
     if not isinstance(model, INDM):
         raise ValueError(f"{run} is of a {type(model).__name__}; give the run of an INDM")
     sde, t = model.sde, torch.tensor(model.sde.t_min, dtype=torch.float64)
-    u = sde.perturb(u_0, t, torch.randn(u_0.shape, generator=generator))
-    reference = solved(model.double(), u.double(), rtol=1e-7, atol=1e-7)
-    return Case(model=model.float(), u=u, reference=reference)
+    u = sde.perturb(u_0, t, torch.randn(u_0.shape, generator=generator, dtype=torch.float64))
+    return Case(model=model, u=u, reference=solved(model, u, rtol=1e-7, atol=1e-7))
 
 
 def solved(model: GenerativeModel, u: Tensor, **options: object) -> Tensor:

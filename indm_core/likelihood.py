@@ -30,7 +30,7 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -229,44 +229,51 @@ class _Field:
 
 
 def _exponential(field: _Field, u: Tensor, t: float, nfe: int, tolerance: float) -> tuple[Tensor, Tensor]:
-    """The state at t_start and int div v by exponential integrators.
-
-    To a tolerance every sample begins on the coarsest grid of the ladder, and goes to the one that its estimate, which falls
-    with the third power of the steps, asks for, until it is at most the tolerance: no sample depends on the others.
-    """
+    """The state at t_start and int div v by exponential integrators."""
     sde, high = field.model.sde.linear, field.model.t_start
     if sde is None:
         raise ValueError(f"solver='exponential' needs a linear SDE, not {type(field.model.sde).__name__}; use 'rk45'")
     if t >= high:
         return u, u.new_zeros(len(u))
-    end, growth = u.clone(), u.new_zeros(len(u))
 
     def carried(rows: Tensor, num_steps: int) -> Carried:
         def local(u: Tensor, t: Tensor) -> Local:
             score, _, probed = field.evaluate(u, t, rows)
             return Local(score=score, probed=probed)
 
-        found = carry_density(sde, local, u[rows], t, high, num_steps=num_steps)
-        end[rows], growth[rows] = found.u, found.growth
-        return found
+        return carry_density(sde, local, u[rows], t, high, num_steps=num_steps)
 
     every = torch.arange(len(u), device=u.device)
-    if nfe:
-        carried(every, nfe - 1)
-        return end, growth
-    steps, rung = torch.tensor(LADDER, dtype=torch.float64, device=u.device), torch.zeros_like(every)
-    for k, num_steps in enumerate(LADDER):
-        rows = (rung == k).nonzero().squeeze(1)
-        if len(rows):
-            error = carried(rows, num_steps).error.abs().double() / tolerance
-            wanted = num_steps * error.nan_to_num(math.inf) ** (1 / 3)
-            rung[rows] = torch.where(error <= 1, -1, torch.searchsorted(steps, wanted).clamp(min=k + 1))
-    if (rung >= 0).any():
-        raise ConvergenceError(
-            f"solver='exponential' at tolerance={tolerance:g}: {LADDER[-1]} steps were not enough for {int((rung >= 0).sum())} "
-            f"of {len(u)} samples; use a larger tolerance, or rk45, or check that the model's output is finite"
-        )
-    return end, growth
+    found = carried(every, nfe - 1) if nfe else _refined(carried, every, tolerance)
+    return found.u, found.growth
+
+
+def _refined(carried: Callable[[Tensor, int], Carried], rows: Tensor, tolerance: float) -> Carried:
+    """Every sample on the grid that it needs, whatever the others do.
+
+    All begin with the coarsest grid of the ladder. A sample whose estimate is above the tolerance goes to a finer one, as fine
+    as a third of the estimate asks for where errors fall with the third power of the steps. Then the difference d of the two is
+    known as well, of which d / ((N/N_before)^3 - 1) is left (Richardson): that is its estimate, unless the grid's own one is
+    smaller or more than ten times as large, for a difference may be small by chance.
+    """
+    steps = torch.tensor(LADDER, dtype=torch.float64, device=rows.device)
+    found, rung = carried(rows, LADDER[0]), torch.zeros_like(rows)
+    left = found.error.double()
+    while bool((unfit := ~(left <= tolerance)).any()):
+        wanted = steps[rung] * (left / (3 * tolerance)).nan_to_num(math.inf) ** (1 / 3)
+        following = torch.maximum(torch.searchsorted(steps, wanted), rung + 1)
+        k = int(following[unfit].min())
+        if k == len(LADDER):
+            raise ConvergenceError(
+                f"solver='exponential' at tolerance={tolerance:g}: {LADDER[-1]} steps were not enough for {int(unfit.sum())} "
+                f"of {len(rows)} samples; use a larger tolerance, or rk45, or check that the model's output is finite"
+            )
+        here = (unfit & (following == k)).nonzero().squeeze(1)
+        finer, ratio = carried(rows[here], LADDER[k]), steps[k] / steps[rung[here]]
+        own, d = finer.error.double(), finer.difference(found.of(here)).abs().double() / (ratio**3 - 1)
+        left[here], rung[here] = torch.minimum(own, torch.maximum(d, 0.1 * own)), k
+        found = found.with_rows(here, finer)
+    return found
 
 
 def _probes(sde: SDE, u: Tensor, num_probes: int, exact: bool, generator: Noise) -> Tensor:
