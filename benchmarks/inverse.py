@@ -1,9 +1,10 @@
 """The inverse of residual flows against the plain fixed point: seconds and evaluations of a block.
 
-    python benchmarks/inverse.py [--rounds 9] [--flows ...]
+    python benchmarks/inverse.py [--rounds 9] [--flows ...] [--run RUN]
 
 Flows of images (digits, 8x8) and of vectors (their 64 values), in float32: barely trained (20 steps), trained on the digits
-(400 steps of maximum likelihood), and hard, each block driven to its Lipschitz bound by stretching narrow data. The fixed point
+(400 steps of maximum likelihood; `--run`: the flow of a run trained on them), and hard, each block driven to its Lipschitz
+bound by stretching narrow data. The fixed point
 is x <- z - g(x) of the whole batch until the largest change, relative to max(1, |x|), is at most the tolerance: the published
 algorithm with the criterion of `ResFlow.inverse`. Both take turns in one process, on one thread; printed are the median
 seconds of the processor, the median ratio fixed point / ours of the pairs, evaluations of a block per sample (a call for the
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 
 from indm_core.flow import ResFlow
 from indm_core.flow.residual_block import ResidualBlock
+from indm_core.model import INDM
+from pipelines import load
 
 __all__ = ["FLOWS", "Row", "by_fixed_point", "fixed_point", "measure"]
 
@@ -101,6 +104,19 @@ def _with_latents(flow: ResFlow, x: Tensor) -> tuple[ResFlow, Tensor]:
         return flow.eval(), flow(x)[0]
 
 
+def of_run(run: str) -> tuple[ResFlow, Tensor]:
+    """The residual flow of a trained INDM of digits, and what it makes of them."""
+    model, latents = load(run).eval(), []
+    if not isinstance(model, INDM):
+        raise ValueError(f"{run} is of a {type(model).__name__}; give the run of an INDM")
+    (flow,) = (part for part in model.flow.modules() if isinstance(part, ResFlow))
+    hook = flow.register_forward_hook(lambda flow, given, out: latents.append(out[0]))
+    with torch.no_grad():
+        model.encode(digits((1, 8, 8))[:BATCH])
+    hook.remove()
+    return flow, latents[0]
+
+
 FLOWS: dict[str, Callable[[], tuple[ResFlow, Tensor]]] = {
     f"{name}, {kind}": partial(make, event)
     for name, make in {
@@ -164,12 +180,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--flows", nargs="*", choices=list(FLOWS), default=list(FLOWS))
+    parser.add_argument("--run", default="")
     given = parser.parse_args()
     torch.set_num_threads(1)
     print("| flow | tolerance | fixed point (ms) | ours (ms) | ratio | evaluations: fixed point | ours | difference |")
     print("|---|---|---|---|---|---|---|---|")
-    for name in given.flows:
-        flow, z = FLOWS[name]()
+    flows = {name: FLOWS[name] for name in given.flows} | ({given.run: partial(of_run, given.run)} if given.run else {})
+    for name, make in flows.items():
+        flow, z = make()
         for tolerance in (1e-5, 1e-6):
             row = measure(flow, z, tolerance, given.rounds)
             ratio, least, most = row.ratio

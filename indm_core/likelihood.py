@@ -16,6 +16,9 @@ t_min through q(u | x) and the residual (`LinearSDE.residual`):
 
     -log p(x) <= -log_det + E_q[-log p_{t_min}(u) + log q(u | x) - log p(x | u)],        both densities at the same draw.
 
+Two solvers: `rk45`, to tolerances of the state and of the integral, for every model; and `exponential` (`density`), for linear
+SDEs, at a number of evaluations or to a tolerance of the log-density itself, in nats.
+
 NELBO. The bound on the generative SDE's likelihood, whose form is the model's (`elbo`, `diffflow`). The sign of NELBO - NLL
 is no theorem: the NLL is the ODE's, the NELBO bounds the SDE's likelihood.
 
@@ -27,11 +30,15 @@ References:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+from indm_core.errors import ConvergenceError
+from indm_core.exponential import Carried, Local, carry_density
 from indm_core.model import GenerativeModel, Node
 from indm_core.noise import Noise, branch, rademacher_like, rand_like, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
@@ -39,7 +46,12 @@ from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sde import SDE, apply
 from indm_core.shapes import Float
 
-__all__ = ["Node", "bits_per_dim", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
+__all__ = ["Node", "Solver", "bits_per_dim", "check_solver", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
+
+Solver = Literal["rk45", "exponential"]
+
+LADDER = tuple(round(30 * 1.5**k) for k in range(10))
+"""Steps of the grids that `exponential` refines to a tolerance: 30, 45, ..., 1153. On coarser ones the estimate is no bound."""
 
 
 def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: float) -> Tensor:
@@ -86,6 +98,9 @@ def nll(
     exact_divergence: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    solver: Solver = "rk45",
+    nfe: int = 0,
+    tolerance: float = 3e-2,
     generator: Noise = None,
     y: Tensor | None = None,
 ) -> Float[Tensor, " b"]:
@@ -97,7 +112,10 @@ def nll(
         num_probes: Hutchinson probes per trajectory.
         exact_divergence: One vector-Jacobian product per coordinate that noise acts on (all where the drift is learned) instead
             of probes.
-        rtol, atol: Tolerances of the solver, per sample.
+        rtol, atol: Tolerances of rk45, per sample.
+        solver: rk45, or exponential, for linear SDEs.
+        nfe: Evaluations of exponential; 0: as many as a sample's error estimate takes to be at most `tolerance`.
+        tolerance: Of that estimate, nats; the error itself is smaller, mostly five times or more.
         y: Labels, for a conditional score: the likelihood is that of x given y.
 
     Returns:
@@ -105,7 +123,9 @@ def nll(
     """
     model.check_data(x)
     model.check_label(y, len(x))
-    options = {"num_probes": num_probes, "exact_divergence": exact_divergence, "rtol": rtol, "atol": atol}
+    check_solver(solver, nfe, tolerance)
+    how = {"rtol": rtol, "atol": atol, "solver": solver, "nfe": nfe, "tolerance": tolerance}
+    options = {"num_probes": num_probes, "exact_divergence": exact_divergence, **how}
     with torch.no_grad():
         u, log_det = model.encode(x, branch(generator))
         t_min = torch.tensor(model.sde.t_min, dtype=torch.float64, device=x.device)
@@ -125,32 +145,135 @@ def log_prob_u(
     exact_divergence: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-5,
+    solver: Solver = "rk45",
+    nfe: int = 0,
+    tolerance: float = 3e-2,
     generator: Noise = None,
     y: Tensor | None = None,
 ) -> Float[Tensor, " b"]:
     """log p_t(u) of the probability-flow ODE that starts from the model's law at t_start, nats.
 
+    Args:
+        t: Time of u, in [t_min, t_start].
+        rtol, atol, solver, nfe, tolerance: As of `nll`.
+
     Raises:
-        ValueError: t outside [t_min, t_max], or no probe.
+        ValueError: t outside [t_min, t_max], no probe, or a solver that the SDE does not allow.
         ConvergenceError: the ODE does not reach its tolerance.
     """
     model.sde.check_time("t", float(t))
+    check_solver(solver, nfe, tolerance)
     if num_probes < 1:
         raise ValueError(f"num_probes={num_probes} must be at least 1")
     probes = _probes(model.sde, u, num_probes, exact_divergence, generator)
-    average = 1.0 if exact_divergence else 1 / num_probes
-
-    def field(t: Tensor, state: State, rows: Tensor) -> State:
-        t = t.reshape(-1, *[1] * (u.ndim - 2))
-        labels = None if y is None else y[rows]
-        v, closed, probed = _velocity_and_divergence(model, state[0], t, probes[:, rows], labels)
-        return v, closed + average * probed
-
-    start = (u, u.new_zeros(u.shape[0]))
-    ends = math.sqrt(t), math.sqrt(model.t_start)
-    (u_T, integral), _ = rk45(in_sqrt_time(field), start, *ends, rtol=rtol, atol=atol)
+    field = _Field(model, probes, 1.0 if exact_divergence else 1 / num_probes, y)
+    if solver == "exponential":
+        u_T, growth = _exponential(field, u, float(t), nfe, tolerance)
+    else:
+        ends = math.sqrt(t), math.sqrt(model.t_start)
+        (u_T, growth), _ = rk45(in_sqrt_time(field), (u, u.new_zeros(u.shape[0])), *ends, rtol=rtol, atol=atol)
     with torch.no_grad():
-        return model.log_prob_start(u_T, generator) + integral
+        return model.log_prob_start(u_T, generator) + growth
+
+
+def check_solver(solver: str, nfe: int, tolerance: float) -> None:
+    """Refuses options of `nll` that do not go together."""
+    if solver not in get_args(Solver):
+        raise ValueError(f"solver={solver!r} is none of {', '.join(get_args(Solver))}")
+    check_positive(tolerance=tolerance)
+    if nfe and solver != "exponential":
+        raise ValueError(f"nfe={nfe} is of solver='exponential'; rk45 goes to rtol and atol")
+    if nfe < 0 or nfe == 1:
+        raise ValueError(f"nfe={nfe} must be at least 2, or 0, which takes as many as the tolerance needs")
+
+
+@dataclass(frozen=True)
+class _Field:
+    """The ODE of a state and of the integral of div v, for some rows of a batch.
+
+    Args:
+        probes: (n, b, *event, k).
+        average: What the sum over probes is multiplied by.
+        y: Labels of the batch.
+    """
+
+    model: GenerativeModel
+    probes: Tensor
+    average: float
+    y: Tensor | None
+
+    def __call__(self, t: Tensor, state: State, rows: Tensor) -> State:
+        """(v, div v), each row at its own time."""
+        u, t = state[0], t.reshape(-1, *[1] * (state[0].ndim - 2))
+        _, w, divergence = self.evaluate(u, t, rows)
+        sde: SDE = self.model.sde
+        if sde.linear is None:
+            return w, divergence
+        return sde.drift(u, t) + w, sde.linear.drift_divergence(u, t) + divergence
+
+    def evaluate(self, u: Tensor, t: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The score, w and div w from one evaluation of the score; w is the part of v that is not linear, or v where the drift
+        is learned."""
+        sde: SDE = self.model.sde
+        with torch.enable_grad():
+            u = u.detach().requires_grad_()
+            score = self.model.score(u, t, None if self.y is None else self.y[rows])
+            w = -apply(0.5 * sde.GG(t), score)
+            if sde.linear is None:
+                w = sde.drift(u, t) + w
+            probed = u.new_zeros(u.shape[0])
+            for i, p in enumerate(self.probes[:, rows]):
+                (pulled,) = torch.autograd.grad(w, u, p, retain_graph=i + 1 < len(self.probes))
+                probed = probed + (pulled * p).flatten(1).sum(1)
+        return score.detach(), w.detach(), self.average * probed
+
+
+def _exponential(field: _Field, u: Tensor, t: float, nfe: int, tolerance: float) -> tuple[Tensor, Tensor]:
+    """The state at t_start and int div v by exponential integrators."""
+    sde, high = field.model.sde.linear, field.model.t_start
+    if sde is None:
+        raise ValueError(f"solver='exponential' needs a linear SDE, not {type(field.model.sde).__name__}; use 'rk45'")
+    if t >= high:
+        return u, u.new_zeros(len(u))
+
+    def carried(rows: Tensor, num_steps: int) -> Carried:
+        def local(u: Tensor, t: Tensor) -> Local:
+            score, _, probed = field.evaluate(u, t, rows)
+            return Local(score=score, probed=probed)
+
+        return carry_density(sde, local, u[rows], t, high, num_steps=num_steps)
+
+    every = torch.arange(len(u), device=u.device)
+    found = carried(every, nfe - 1) if nfe else _refined(carried, every, tolerance)
+    return found.u, found.growth
+
+
+def _refined(carried: Callable[[Tensor, int], Carried], rows: Tensor, tolerance: float) -> Carried:
+    """Every sample on the grid that it needs, whatever the others do.
+
+    All begin with the coarsest grid of the ladder. A sample whose estimate is above the tolerance goes to a finer one, as fine
+    as a third of the estimate asks for where errors fall with the third power of the steps. Then the difference d of the two is
+    known as well, of which d / ((N/N_before)^3 - 1) is left (Richardson): that is its estimate, unless the grid's own one is
+    smaller or more than ten times as large, for a difference may be small by chance.
+    """
+    steps = torch.tensor(LADDER, dtype=torch.float64, device=rows.device)
+    found, rung = carried(rows, LADDER[0]), torch.zeros_like(rows)
+    left = found.error.double()
+    while bool((unfit := ~(left <= tolerance)).any()):
+        wanted = steps[rung] * (left / (3 * tolerance)).nan_to_num(math.inf) ** (1 / 3)
+        following = torch.maximum(torch.searchsorted(steps, wanted), rung + 1)
+        k = int(following[unfit].min())
+        if k == len(LADDER):
+            raise ConvergenceError(
+                f"solver='exponential' at tolerance={tolerance:g}: {LADDER[-1]} steps were not enough for {int(unfit.sum())} "
+                f"of {len(rows)} samples; use a larger tolerance, or rk45, or check that the model's output is finite"
+            )
+        here = (unfit & (following == k)).nonzero().squeeze(1)
+        finer, ratio = carried(rows[here], LADDER[k]), steps[k] / steps[rung[here]]
+        own, d = finer.error.double(), finer.difference(found.of(here)).abs().double() / (ratio**3 - 1)
+        left[here], rung[here] = torch.minimum(own, torch.maximum(d, 0.1 * own)), k
+        found = found.with_rows(here, finer)
+    return found
 
 
 def _probes(sde: SDE, u: Tensor, num_probes: int, exact: bool, generator: Noise) -> Tensor:
@@ -161,27 +284,6 @@ def _probes(sde: SDE, u: Tensor, num_probes: int, exact: bool, generator: Noise)
         return torch.stack([rademacher_like(u, generator) * acting for _ in range(num_probes)])
     units = torch.diag(acting.flatten())[acting.flatten() > 0]
     return units.reshape(-1, 1, *u.shape[1:]).expand(-1, *u.shape)
-
-
-def _velocity_and_divergence(
-    model: GenerativeModel, u: Tensor, t: Tensor, probes: Tensor, y: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    """v(u, t) from one evaluation of the score, and its divergence in two parts: the closed one, and the sum of p^T (dw/du) p
-    over the probes, w the part of v that is not linear."""
-    sde: SDE = model.sde
-    with torch.enable_grad():
-        u = u.detach().requires_grad_()
-        w = -apply(0.5 * sde.GG(t), model.score(u, t, y))
-        if sde.linear is None:
-            w = sde.drift(u, t) + w
-        probed = u.new_zeros(u.shape[0])
-        for i, p in enumerate(probes):
-            (pulled,) = torch.autograd.grad(w, u, p, retain_graph=i + 1 < len(probes))
-            probed = probed + (pulled * p).flatten(1).sum(1)
-    u, w = u.detach(), w.detach()
-    if sde.linear is None:
-        return w, torch.zeros_like(probed), probed
-    return sde.drift(u, t) + w, sde.linear.drift_divergence(u, t), probed
 
 
 @torch.no_grad()

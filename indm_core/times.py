@@ -4,6 +4,7 @@ r"""Time grids: decreasing times from t_max (or where a model starts) to t_min, 
     power        t_i^(1/power) equally spaced: power 2 is the quadratic grid, dense at small t
     log-rho      log rho(t_i) equally spaced, rho the noise in units of the signal
     edm          rho(t_i)^(1/power) equally spaced
+    arctan       arctan(rho(t_i)^(1/3)) equally spaced: dense where noise and signal are of one size
 
 References:
     Song et al. 2021, "Score-based generative modeling through SDEs"; Karras et al. 2022 (EDM), Eq. 5.
@@ -20,7 +21,16 @@ from indm_core.ranges import check_positive
 from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
-__all__ = ["check_times", "edm_times", "log_rho_times", "power_times", "times_at", "uniform_times"]
+__all__ = [
+    "arctan_times",
+    "check_times",
+    "clock",
+    "edm_times",
+    "log_rho_times",
+    "power_times",
+    "times_at",
+    "uniform_times",
+]
 
 
 def uniform_times(
@@ -61,6 +71,21 @@ def edm_times(
     share, (low, high) = _descending(num_steps), _ends(sde, low, high)
     first, last = (torch.exp(v / power) for v in _log_rho(sde, low, high))
     return _times_of(sde, _with_lengths(power * torch.log(first + share * (last - first)), power), low, high)
+
+
+def arctan_times(
+    sde: LinearSDE, num_steps: int, *, low: float | None = None, high: float | None = None
+) -> Float[Tensor, " n"]:
+    """Times equally spaced in `clock`."""
+    share, (low, high) = _descending(num_steps), _ends(sde, low, high)
+    _log_rho(sde, low, high)
+    first, last = clock(sde, torch.tensor([low, high], dtype=torch.float64))
+    return _times_of(sde, 3 * torch.log(torch.tan(first + share * (last - first))), low, high)
+
+
+def clock(sde: LinearSDE, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """arctan(rho^(1/3)): like rho^(1/3) where there is little noise, and like -rho^(-1/3) where there is little signal."""
+    return torch.atan(torch.exp(sde.log_rho(t) / 3))
 
 
 def _descending(num_steps: int) -> Tensor:

@@ -49,6 +49,8 @@ In the basis R this is simple: Psi_hat(s, t) = R_s W R_t^-1 with dW/ds = lam^2/2
 P = R_s (I - W W^T) R_s^T. For K = 1, W = exp(lam^2/2 int_t^s M) = (Sigma_s psi(t, 0)^2 / (Sigma_t psi(s, 0)^2))^{lam^2/2}.
 The law then has order min(r + 1, 2) (`multistep`). Single steps can be taken from states that are noised first (`churn`).
 
+Likelihoods: `density` carries the log-density upwards along the same ODE, at one evaluation a step and with an error estimate.
+
 References:
     Zhang, Chen 2023, "Fast sampling of diffusion models with exponential integrator" (DEIS), Eqs. 14-17; Zhang, Tao, Chen 2023,
     "gDDIM", Eqs. 18-22 and Proposition 6; Liu et al. 2022 (iPNDM's coefficients); Zhang 2023 (thesis), chapters 6 and 7; Lu et
@@ -58,6 +60,7 @@ References:
 from __future__ import annotations
 
 from indm_core.exponential.coefficients import lagrange
+from indm_core.exponential.density import Carried, Local, carry_density
 from indm_core.exponential.forms import basis_at
 from indm_core.exponential.noise_factor import noise_factor
 from indm_core.exponential.options import (
@@ -77,12 +80,15 @@ from indm_core.exponential.sampler import sample_deis
 
 __all__ = [
     "Basis",
+    "Carried",
     "Final",
+    "Local",
     "Method",
     "Multistep",
     "Prediction",
     "Warmup",
     "basis_at",
+    "carry_density",
     "check_method",
     "check_options",
     "evaluations",

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -162,6 +162,9 @@ class GenerativeModel(Trainable):
         exact_divergence: bool = False,
         rtol: float = 1e-5,
         atol: float = 1e-5,
+        solver: Literal["rk45", "exponential"] = "rk45",
+        nfe: int = 0,
+        tolerance: float = 3e-2,
         generator: Noise = None,
         y: Tensor | None = None,
     ) -> Tensor:
@@ -180,7 +183,8 @@ class GenerativeModel(Trainable):
         from indm_core.likelihood import nll
 
         options = {"residual": residual, "num_probes": num_probes, "exact_divergence": exact_divergence}
-        return nll(self, x, **options, rtol=rtol, atol=atol, generator=generator, y=y)
+        how = {"rtol": rtol, "atol": atol, "solver": solver, "nfe": nfe, "tolerance": tolerance}
+        return nll(self, x, **options, **how, generator=generator, y=y)
 
     def sample(
         self,

@@ -106,7 +106,8 @@ def check(runs: Sequence[Weights], settings: Settings, root: Path) -> dict[str, 
     """The configurations of runs by name, where all that measuring them needs is there.
 
     Raises:
-        ValueError: what `subjects_of`, `needs.check_needs` or `canvases.check_canvases` refuses.
+        ValueError: what `subjects_of`, `needs.check_needs` or `canvases.check_canvases` refuses; a solver that a model's SDE
+            does not allow.
     """
     subjects = {run.name: subject for run, subject in zip(runs, subjects_of(runs), strict=True)}
     configs = {name: subject.run for name, subject in subjects.items()}
@@ -114,6 +115,10 @@ def check(runs: Sequence[Weights], settings: Settings, root: Path) -> dict[str, 
         data = ensure(config.data.source, root / "data", config.data.options)
         partner = config.data.partner and load_card(ensure(config.data.partner, root / "data", config.data.options))
         check_needs(data, load_card(data), settings, partner or None)
+    if settings.nll_solver == "exponential":
+        for name, subject in subjects.items():
+            if subject.build().sde.linear is None:
+                raise ValueError(f"nll_solver='exponential': the SDE of {name} is learned; give --nll-solver rk45")
     if settings.collages:
         for name, subject in subjects.items():
             check_canvases(name, subject.build(), subject.spec, settings.layout, settings.canvas_sampling)

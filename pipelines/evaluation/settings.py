@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Literal
 
+from indm_core.likelihood import Solver, check_solver
 from indm_core.sampling import Sampling
 from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
@@ -34,7 +35,10 @@ class Settings:
         nll_replicates: NLLs per image, with fresh dequantisation, noise and probe.
         exact_dims: NLLs of data of at most so many dimensions take the exact divergence, a backward pass for each; 0: none do.
         num_probes: Hutchinson probes of the other NLLs.
-        rtol, atol: Tolerances of its ODE.
+        nll_solver: How the ODE of the NLL is solved: rk45; or exponential, of linear SDEs, at about half the evaluations.
+        rtol, atol: Tolerances of rk45.
+        nll_nfe: Evaluations of exponential; 0 takes as many as its error estimate needs.
+        nll_tolerance: What that estimate, of the NLL in nats, may be.
         nelbo_replicates: NELBOs per image.
         nelbo_draws: Draws of (t, eps) in each, an even number.
         baselines: Of vectors, also the NLL of a Gaussian and of a mixture of Gaussians.
@@ -57,8 +61,11 @@ class Settings:
     nll_replicates: int = 8
     exact_dims: int = 8
     num_probes: int = 1
+    nll_solver: Solver = "rk45"
     rtol: float = 1e-5
     atol: float = 1e-5
+    nll_nfe: int = 0
+    nll_tolerance: float = 3e-2
     nelbo_replicates: int = 8
     nelbo_draws: int = 64
     baselines: bool = True
@@ -94,6 +101,7 @@ class Settings:
                 f"samples={self.samples}: an Inception Score with its error needs {FEWEST_OF_SCORE}; "
                 f"give --samples {FEWEST_OF_SCORE} or more"
             )
+        check_solver(self.nll_solver, self.nll_nfe, self.nll_tolerance)
         self._check_stops()
         self._check_canvases()
 
@@ -108,6 +116,13 @@ class Settings:
                     f"{kind}_replicates={replicates}: a standard error is first looked at after {FIRST_LOOK} replicates; give "
                     f"--{kind}-replicates {FIRST_LOOK + 1} or more, or 1, which stops after some of the images, or --until-se 0"
                 )
+
+    @property
+    def nll_tolerances(self) -> str:
+        """How exactly the ODE of the NLL is solved, in words."""
+        if self.nll_solver == "rk45":
+            return f"rtol {self.rtol:g}, atol {self.atol:g}"
+        return f"{self.nll_nfe} evaluations" if self.nll_nfe else f"{self.nll_tolerance:g} nats"
 
     @property
     def stops_nll(self) -> float:

@@ -15,7 +15,7 @@ from pipelines.reporting.tables import Run
 __all__ = ["definitions"]
 
 ESTIMATORS: dict[type[Result], str] = {
-    NllResult: "Estimator: RK45 on each row, with the residual at t_min; right up to the solver's tolerance rtol",
+    NllResult: "Estimator: the ODE solved on each row, with the residual at t_min; right up to the solver's tolerance",
     NelboResult: "Estimator: the mean over draws of time and noise, with the residual at t_min; unbiased for the bound",
     GapResult: "Estimator: the difference of the two on the same rows",
     DistancesResult: "No unit; of n samples it is too large by about 1/n, which the figure at infinite n is without",

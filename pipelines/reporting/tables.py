@@ -107,7 +107,7 @@ def _how(kind: type[Result], document: Evaluation) -> str:
     s, rows = document.settings, "images" if document.unit.startswith("bits") else "rows"
     images = f"{document.images:,} test {rows}"
     if kind is NllResult:
-        return f"{images} x {s.nll_replicates}, rtol {s.rtol:g}"
+        return f"{images} x {s.nll_replicates}, {s.nll_tolerances.partition(', atol')[0]}"
     return f"{images} x {s.nelbo_replicates} x {s.nelbo_draws} draws" if kind is NelboResult else images
 
 

@@ -343,6 +343,39 @@ def test_an_affine_block_takes_as_many_differences_as_dimensions():
     assert len(calls) <= 5
 
 
+@pytest.mark.parametrize("worth", [2, 8])
+def test_a_quick_contraction_takes_the_steps_of_the_fixed_point(worth):
+    """The same bits at the same evaluations; where more plain steps are left than acceleration is worth, it takes fewer."""
+    z, rows = randn(5, 6), []
+
+    def solved(rate: float, window: int) -> Tensor:
+        rows.append(0)
+
+        def g(x: Tensor) -> Tensor:
+            rows[-1] += len(x)
+            return rate * torch.sin(x)
+
+        return invert_block(g, z, tolerance=1e-6, max_iterations=999, window=window, worth=worth)
+
+    assert torch.equal(solved(0.02, 5), solved(0.02, 0))
+    assert rows[0] == rows[1]
+    torch.testing.assert_close(solved(0.9, 5), solved(0.9, 0), rtol=0, atol=2e-5)
+    assert rows[2] < rows[3] / 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_directions_stay_orthonormal(dtype):
+    """Q^T Q = I but for directions that the others span, which are 0; and S is the same combination of the differences of y."""
+    x, A = randn(3, 8).to(dtype), (0.3 * randn(8, 8)).to(dtype)
+    points = [torch.cat([v @ A, v], 1) for v in (x, x.roll(1), x.roll(2), x + x.roll(1), x.square())]
+    acceleration = anderson._Acceleration(points, 5)
+    Q, S = acceleration.basis[..., :8], acceleration.basis[..., 8:]
+    gram = (Q @ Q.mT).double()
+    expected = torch.diag_embed((gram.diagonal(dim1=1, dim2=2) > 0.5).double())
+    torch.testing.assert_close(gram, expected, rtol=0, atol=100 * torch.finfo(dtype).eps ** 0.5)
+    torch.testing.assert_close(S @ A, Q, rtol=0, atol=1e-4)
+
+
 @pytest.mark.parametrize("gamma", [30.0, 1.0, math.nan])
 def test_where_acceleration_fails_the_fixed_point_arrives(monkeypatch, gamma):
     """Nonsense for the coefficients of the directions: diverges, stalls, or is no number."""

@@ -185,7 +185,16 @@ class Likelihood(OnTestImages[NllResult]):
     @staticmethod
     def part(plan: Plan, model: int, residual: bool) -> PerImage:
         s, exact = plan.settings, _divergence(plan) == "exact"
-        estimator = OdeNll(residual=residual, exact=exact, num_probes=s.num_probes, rtol=s.rtol, atol=s.atol)
+        estimator = OdeNll(
+            residual=residual,
+            exact=exact,
+            num_probes=s.num_probes,
+            rtol=s.rtol,
+            atol=s.atol,
+            solver=s.nll_solver,
+            nfe=s.nll_nfe,
+            tolerance=s.nll_tolerance,
+        )
         spans, labelled = plan.spans("test", s.chunk), plan.labelled(model)
         return PerImage.of(estimator, model, spans, s.nll_replicates, s.seed, labelled, s.stops_nll)
 

@@ -26,7 +26,7 @@ from typing import cast, final
 import torch
 from torch import Tensor
 
-from indm_core.likelihood import nelbo, nll
+from indm_core.likelihood import Solver, nelbo, nll
 from indm_core.model import Bridge, GenerativeModel
 from indm_core.training import step_seed
 from pipelines.evaluation.measurement import Bench, Done, Running, Task
@@ -66,6 +66,7 @@ class OdeNll(Estimator):
 
     Args:
         exact: The divergence is exact, where it has no error of probes and costs a backward pass for each dimension.
+        rtol, atol, solver, nfe, tolerance: As of `likelihood.nll`.
     """
 
     residual: bool
@@ -73,6 +74,9 @@ class OdeNll(Estimator):
     num_probes: int
     rtol: float
     atol: float
+    solver: Solver = "rk45"
+    nfe: int = 0
+    tolerance: float = 3e-2
 
     @property
     def kind(self) -> str:
@@ -81,8 +85,20 @@ class OdeNll(Estimator):
     def __call__(
         self, model: GenerativeModel, x: Tensor, generator: torch.Generator, y: Tensor | None = None
     ) -> Tensor:
-        options = {"exact_divergence": self.exact, "num_probes": self.num_probes, "rtol": self.rtol, "atol": self.atol}
-        return nll(model, x, residual=self.residual, generator=generator, y=y, **options)
+        return nll(
+            model,
+            x,
+            residual=self.residual,
+            exact_divergence=self.exact,
+            num_probes=self.num_probes,
+            rtol=self.rtol,
+            atol=self.atol,
+            solver=self.solver,
+            nfe=self.nfe,
+            tolerance=self.tolerance,
+            generator=generator,
+            y=y,
+        )
 
 
 @final

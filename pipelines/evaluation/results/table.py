@@ -58,7 +58,7 @@ def _settings(document: Evaluation) -> str:
     one = f" (of NLL and gap: over {rows})" if s.nll_replicates == 1 else ""
     return (
         f"{document.images} test {rows} of {document.data}; "
-        f"NLL: probability-flow ODE at rtol {s.rtol:g}, atol {s.atol:g}, {_divergence(document)}, "
+        f"NLL: probability-flow ODE at {s.nll_tolerances}, {_divergence(document)}, "
         f"{_replicates(s.nll_replicates, s.stops_nll)}; "
         f"NELBO: {s.nelbo_draws} draws, {_replicates(s.nelbo_replicates, s.stops_nelbo)}; "
         f"+- is the estimator's standard error on these {rows}{one}; "
