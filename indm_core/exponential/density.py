@@ -39,7 +39,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import torch
 from torch import Tensor
@@ -177,33 +177,38 @@ def _plan(sde: LinearSDE, times: tuple[float, ...]) -> list[_Step]:
     totals = 0.5 * sde.log_importance(ts).diff()
     share = max(1, PLAN_ENTRIES // (form.num_nodes * transfer[0].numel()))  # steps whose nodes are in memory together
     for i in range(len(t)):
-        j = i % share
+        rows, j = slice(i, i + share), i % share
         if j == 0:
-            nodes = Nodes.between(sde, t[i : i + share], s[i : i + share], form, ROOT)
-            inner = clock(sde, nodes.tau.flatten()).reshape(nodes.tau.shape)
-            masses = _masses(sde, nodes.tau, t[i : i + share], s[i : i + share])
-        known, constant = list(z[max(0, i - DEGREE) : i + 1].flip(0)), None if whole is None else whole[i]
-        before, among, less = (
-            lagrange(points, inner[j]) for points in (known, [z[i + 1], *known], [z[i + 1], *known[:-1]])
-        )
+            nodes = Nodes.between(
+                sde, t[rows], s[rows], form, ROOT, partial(_clock, sde), None if whole is None else whole[rows]
+            )
+            masses = _masses(sde, t[rows], s[rows], form.num_nodes)
+        known = list(z[max(0, i - DEGREE) : i + 1].flip(0))
+        corrected = [z[i + 1], *known]
         steps.append(
             _Step(
                 transfer=transfer[i],
-                prediction=nodes.weights(j, before, constant),
-                correction=nodes.weights(j, among, constant),
-                growth=_integrals(among, masses[j], totals[i]),
-                lower=_integrals(less, masses[j], totals[i]),
+                prediction=nodes.weights(j, known),
+                correction=nodes.weights(j, corrected),
+                growth=_integrals(lagrange(corrected, nodes.z[j]), masses[j], totals[i]),
+                lower=_integrals(lagrange(corrected[:-1], nodes.z[j]), masses[j], totals[i]),
             )
         )
     return steps
 
 
-def _masses(sde: LinearSDE, tau: Tensor, t: Tensor, s: Tensor) -> Tensor:
+def _clock(sde: LinearSDE, tau: Tensor) -> Tensor:
+    """z in the shape of tau."""
+    return clock(sde, tau.flatten()).reshape(tau.shape)
+
+
+def _masses(sde: LinearSDE, t: Tensor, s: Tensor, num_nodes: int) -> Tensor:
     """c dtau at the nodes (N, n) of the steps."""
-    _, w = gauss_legendre(tau.shape[1])
-    rate = 0.5 * sde.trace_M(tau.flatten()).reshape(tau.shape)
-    span = (s ** (1 / ROOT) - t ** (1 / ROOT)).unsqueeze(1)
-    return rate * ROOT * tau ** (1 - 1 / ROOT) * span * torch.as_tensor(w).to(tau)
+    x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre(num_nodes))
+    a, b = (t ** (1 / ROOT)).unsqueeze(1), (s ** (1 / ROOT)).unsqueeze(1)
+    r = a + (b - a) * x
+    rate = 0.5 * sde.trace_M(r.flatten() ** ROOT).reshape(r.shape)
+    return rate * ROOT * r ** (ROOT - 1) * (b - a) * w
 
 
 def _integrals(polynomials: Tensor, masses: Tensor, total: Tensor) -> list[float]:
