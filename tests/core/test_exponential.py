@@ -83,12 +83,24 @@ STATED: list[dict] = [
 ]
 """Orders of convergence that the module's docstring states; iPNDM 0 is t-AB 0."""
 SMOOTH = [replace(sde, t_min=0.05) for sde in FIVE]
+IN_BRIEF = (VP, CLD)
+"""The diffusions, of scalar and of matrix coefficients, that stand for all outside the slow tests."""
+
+
+def slow_unless(brief: bool, *values: object) -> object:
+    """Parameters that are among the slow tests, but for brief ones."""
+    return pytest.param(*values, marks=() if brief else pytest.mark.slow)
 
 
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("sde", "stated"),
-    [(sde, stated) for sde in SMOOTH for stated in STATED if sde.scalar or not stated["method"].startswith("rho")],
+    [
+        slow_unless(isinstance(sde, IN_BRIEF), sde, stated)
+        for sde in SMOOTH
+        for stated in STATED
+        if sde.scalar or not stated["method"].startswith("rho")
+    ],
     ids=lambda value: f"{value['method']}-{value['order']}" if isinstance(value, dict) else ids(value),
 )
 def test_every_method_has_the_order_that_is_stated(sde, stated):
@@ -144,7 +156,7 @@ def test_euler_maruyama_without_noise_has_order_1(sde):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("order", [0, 1, 2, 3])
+@pytest.mark.parametrize("order", [slow_unless(order == 3, order) for order in range(4)])
 @pytest.mark.parametrize(
     ("sde", "basis"),
     [(SMOOTH[0], "score"), (SMOOTH[3], "score"), (SMOOTH[3], "L")],
@@ -176,7 +188,9 @@ def test_rho_rk_on_vp_has_its_order(order, least):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize("sde", [replace(sde, t_min=1e-3) for sde in FIVE[1:]], ids=ids)
+@pytest.mark.parametrize(
+    "sde", [slow_unless(isinstance(sde, CLD), replace(sde, t_min=1e-3)) for sde in FIVE[1:]], ids=ids
+)
 def test_order_1_is_kept_at_small_times(sde):
     assert slope(sde, (160, 320), order=1, warmup="exact") >= 1.85
 

@@ -110,6 +110,7 @@ def test_samples_invert_the_flow():
     assert float((euler - x).abs().max()) < 0.05
 
 
+@pytest.mark.slow
 def test_training_lowers_the_likelihood_loss():
     torch.manual_seed(0)
     model = FFJORD(SmallBackbone(2, seed=3), shape=(2,), num_steps=4).double()

@@ -257,7 +257,7 @@ def test_nodes_may_have_weights_and_times_per_row(sde):
     torch.testing.assert_close(alone, together[:1], rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.parametrize("num_draws", [1, 2, 16])
+@pytest.mark.parametrize("num_draws", [pytest.param(1, marks=pytest.mark.slow), 2, 16])
 @pytest.mark.parametrize("gain", [1.0, 1.1], ids=["exact score", "wrong score"])
 @EVERY
 @pytest.mark.usefixtures("unchecked")

@@ -119,6 +119,7 @@ def test_a_file_that_cannot_be_imported_is_refused_in_one_line(script, text, par
     one_line(capsys.readouterr().err, "error: ", *parts)
 
 
+@pytest.mark.slow
 def test_several_files_are_imported_and_one_that_changed_or_moved_is_said(tmp_path, capsys):
     mine, other = tmp_path / "mine.py", tmp_path / "other.py"
     text = MINE.replace("Halved", "Lessened").replace("Stretch", "Widen")  # a class has one definition in a process
