@@ -3,19 +3,18 @@ r"""What `sampler="auto"` stands for: the sampler that was measured to be best o
 On every linear diffusion it is a multistep exponential integrator (`exponential`) in the posterior mean, polynomials in t, with
 the corrector that costs no evaluation and a power grid:
 
-                                 up to 8 steps              above
-    rho a scalar (VP, VE, ...)   degree 1, power 1.5        degree 1, power 2
-    otherwise (CLD, BDM)         degree 1, power 2          degree 2, power 2
+    rho a scalar (VP, sub-VP, VE)   degree 1; power 1.5 up to 6 steps, 2 from 10 on, linear between
+    otherwise (CLD, BDM)            degree 1 up to 8 steps, 2 above; power 2
 
 The rule was chosen on the tables of docs/RESULTS.md. On trained networks (digits, VP, a linear diffusion and an INDM's latents)
 degree 1 is below all other degrees, forms and clocks from 5 to 20 evaluations: a polynomial of higher degree extrapolates the
-network's own error as well. On exact scores of mixtures degree 3 is better by 1.4 to 2 times from 15 evaluations on, and the
-quadratic grid already from 5. For CLD and BDM there are tables of exact scores alone.
+network's own error as well. On exact scores of mixtures degree 3 is better by 1.4 to 2 times from 15 evaluations on, and on one
+of them the quadratic grid already from 5. For CLD and BDM there are tables of exact scores alone.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from indm_core.sampling import Sampling
 from indm_core.sde import SDE
@@ -24,21 +23,7 @@ __all__ = ["settled"]
 
 EVALUATIONS = 20
 """Where none are given."""
-FEW = 8
-"""Steps."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """The samplers of a kind of diffusion: of at most `FEW` steps, and of more."""
-
-    few: Sampling
-    many: Sampling
-
-
 _DATA = Sampling(sampler="deis", order=1, prediction="data", corrector=True, reevaluate=False)
-_SCALAR = Choice(few=replace(_DATA, grid="power", power=1.5), many=_DATA)
-_MATRIX = Choice(few=_DATA, many=replace(_DATA, order=2))
 
 
 def settled(sde: SDE, sampling: Sampling) -> Sampling:
@@ -61,10 +46,18 @@ def settled(sde: SDE, sampling: Sampling) -> Sampling:
         )
         return replace(taken, **kept)
     nfe = sampling.nfe or EVALUATIONS
-    choice = _SCALAR if linear.scalar else _MATRIX
     steps = nfe - sampling.denoise
-    taken = choice.few if steps <= FEW else choice.many
+    taken = _of_scalar(steps) if linear.scalar else _of_matrix(steps)
     taken = replace(taken, nfe=nfe, order=max(0, min(taken.order, steps - 1)), **kept)
     if sampling.grid == "auto":
         return taken
     return replace(taken, grid=sampling.grid, power=0.0, times=sampling.times)
+
+
+def _of_scalar(steps: int) -> Sampling:
+    power = max(1.5, 0.75 + steps / 8)
+    return replace(_DATA, grid="power", power=power) if power < 2 else _DATA  # 2 is its own
+
+
+def _of_matrix(steps: int) -> Sampling:
+    return _DATA if steps <= 8 else replace(_DATA, order=2)

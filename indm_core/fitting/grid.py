@@ -99,8 +99,8 @@ def fit_grid(
 
 
 def usual_grids(sde: LinearSDE, num_steps: int, *, low: float | None = None, high: float | None = None) -> list[Tensor]:
-    """Uniform, quadratic and cubic grids and, where rho grows with t, those equally spaced in log rho and EDM's."""
-    grids = [power_times(sde, num_steps, power, low=low, high=high) for power in (1.0, 2.0, 3.0)]
+    """Uniform grids, power grids of 1.5, 2 and 3 and, where rho grows with t, those equally spaced in log rho and EDM's."""
+    grids = [power_times(sde, num_steps, power, low=low, high=high) for power in (1.0, 1.5, 2.0, 3.0)]
     for times in (log_rho_times, edm_times):
         try:
             grids.append(times(sde, num_steps, low=low, high=high))
