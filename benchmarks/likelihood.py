@@ -5,7 +5,7 @@
 
 The last is the form of public codes: scipy's solve_ivp over the batch as one vector, in t, one step size for all samples. All
 take the same states at t_min and the same probes. The error is the mean over samples of |log p - reference|, nats; the
-reference is RK45 at 1e-9 (of a network at 1e-7), and all is in float64. Evaluations are of the network, per sample; seconds
+reference is RK45 at 1e-9 (of a network `--reference`). Evaluations are of the network, per sample; seconds
 those of the processor, one thread, the median of `--rounds` in turn. The last columns are interpolated ratios: the seconds, and
 the evaluations, that RK45 of the whole batch and RK45 per sample take for the same error, over those of the row.
 """
@@ -17,7 +17,7 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -91,16 +91,16 @@ def of_mixture(make: Callable[[LinearSDE], Mixture], num: int) -> Case:
     return Case(model=model, u=u, reference=solved(model, u, rtol=1e-9, atol=1e-9))
 
 
-def of_run(run: str, num: int) -> Case:
-    """Digits, dequantised, encoded and noised to t_min; in float64, so that the same seed gives the reference's probes."""
-    model, generator = load(run).double().eval(), torch.Generator().manual_seed(1)
+def of_run(run: str, num: int, dtype: torch.dtype, tolerance: float) -> Case:
+    """Digits, dequantised, encoded and noised to t_min."""
+    model, generator = load(run).to(dtype).eval(), torch.Generator().manual_seed(1)
     with torch.no_grad():
-        u_0, _ = model.encode(digits((1, 8, 8))[-num:].double(), generator)
+        u_0, _ = model.encode(digits((1, 8, 8))[-num:].to(dtype), generator)
     if not isinstance(model, INDM):
         raise ValueError(f"{run} is of a {type(model).__name__}; give the run of an INDM")
     sde, t = model.sde, torch.tensor(model.sde.t_min, dtype=torch.float64)
-    u = sde.perturb(u_0, t, torch.randn(u_0.shape, generator=generator, dtype=torch.float64))
-    return Case(model=model, u=u, reference=solved(model, u, rtol=1e-7, atol=1e-7))
+    u = sde.perturb(u_0, t, torch.randn(u_0.shape, generator=generator, dtype=dtype))
+    return Case(model=model, u=u, reference=solved(model, u, rtol=tolerance, atol=tolerance).double())
 
 
 def solved(model: GenerativeModel, u: Tensor, **options: object) -> Tensor:
@@ -130,16 +130,16 @@ def by_scipy(model: GenerativeModel, u: Tensor, tolerance: float) -> Tensor:
     return model.log_prob_start(end) + torch.from_numpy(found[u.numel() :]).to(u.dtype)
 
 
-def measure(case: Case, rounds: int) -> list[Row]:
-    """All solvers in turn."""
+def measure(case: Case, rounds: int, rtol: Sequence[float], nfe: Sequence[int], nats: Sequence[float]) -> list[Row]:
+    """All solvers in turn: both RK45 at the tolerances, the exponential one at numbers of evaluations and to errors in nats."""
     solvers: dict[str, Callable[[], Tensor]] = {}
-    for tolerance in RTOL:
+    for tolerance in rtol:
         solvers[f"whole batch {tolerance:g}"] = lambda r=tolerance: by_scipy(case.model, case.u, r)
         solvers[f"rk45 {tolerance:g}"] = lambda r=tolerance: solved(case.model, case.u, rtol=r, atol=r)
-    for nfe in NFE:
-        solvers[f"exponential, {nfe} evaluations"] = lambda n=nfe: _exponential(case, nfe=n)
-    for nats in TOLERANCES:
-        solvers[f"exponential to {nats:g} nats"] = lambda n=nats: _exponential(case, tolerance=n)
+    for num in nfe:
+        solvers[f"exponential, {num} evaluations"] = lambda n=num: _exponential(case, nfe=n)
+    for error in nats:
+        solvers[f"exponential to {error:g} nats"] = lambda n=error: _exponential(case, tolerance=n)
     seconds: dict[str, list[float]] = {name: [] for name in solvers}
     found: dict[str, tuple[Tensor, float]] = {}
     for _ in range(rounds):
@@ -196,19 +196,25 @@ def at_error(rows: list[Row], kind: str, error: float, of: Callable[[Row], float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", default="")
+    parser.add_argument("--float32", action="store_true", help="a network in float32, not float64")
+    parser.add_argument("--reference", type=float, default=1e-7, help="tolerance of a network's reference")
+    parser.add_argument("--rtol", type=float, nargs="*", default=RTOL)
+    parser.add_argument("--nfe", type=int, nargs="*", default=NFE)
+    parser.add_argument("--nats", type=float, nargs="*", default=TOLERANCES)
     parser.add_argument("--num", type=int, default=16, help="samples")
     parser.add_argument("--rounds", type=int, default=1)
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.run:
-        cases = {given.run: lambda: of_run(given.run, given.num)}
+        dtype = torch.float32 if given.float32 else torch.float64
+        cases = {given.run: lambda: of_run(given.run, given.num, dtype, given.reference)}
     else:
         cases = {
             name: lambda make=make: of_mixture(make, given.num)
             for name, make in (("25 modes", modes), ("correlated, 64-D", correlated))
         }
     for name, make_case in cases.items():
-        rows = measure(make_case(), given.rounds)
+        rows = measure(make_case(), given.rounds, given.rtol, given.nfe, given.nats)
         print(f"{name}, {given.num} samples\n\n| solver | error (nats) | largest | evaluations | seconds | ", end="")
         print("whole batch / this: seconds | rk45 / this: evaluations |\n|---|---|---|---|---|---|---|")
         for row in rows:

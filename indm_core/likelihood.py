@@ -51,7 +51,7 @@ __all__ = ["Node", "Solver", "bits_per_dim", "check_solver", "dequantise", "log_
 Solver = Literal["rk45", "exponential"]
 
 LADDER = tuple(round(30 * 1.5**k) for k in range(10))
-"""Steps of the grids that `exponential` refines to a tolerance: 30, 45, ..., 1153. On coarser ones the estimate is no bound."""
+"""Steps of the grids that `exponential` refines to a tolerance: 30, 45, ..., 1153. On coarser ones the estimate may be too small."""
 
 
 def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: float) -> Tensor:
@@ -251,16 +251,13 @@ def _exponential(field: _Field, u: Tensor, t: float, nfe: int, tolerance: float)
 def _refined(carried: Callable[[Tensor, int], Carried], rows: Tensor, tolerance: float) -> Carried:
     """Every sample on the grid that it needs, whatever the others do.
 
-    All begin with the coarsest grid of the ladder. A sample whose estimate is above the tolerance goes to a finer one, as fine
-    as a third of the estimate asks for where errors fall with the third power of the steps. Then the difference d of the two is
-    known as well, of which d / ((N/N_before)^3 - 1) is left (Richardson): that is its estimate, unless the grid's own one is
-    smaller or more than ten times as large, for a difference may be small by chance.
+    All begin with the coarsest grid of the ladder. A sample whose estimate is above the tolerance goes to a finer one, the one
+    that the estimate asks for where it falls with the third power of the steps.
     """
     steps = torch.tensor(LADDER, dtype=torch.float64, device=rows.device)
     found, rung = carried(rows, LADDER[0]), torch.zeros_like(rows)
-    left = found.error.double()
-    while bool((unfit := ~(left <= tolerance)).any()):
-        wanted = steps[rung] * (left / (3 * tolerance)).nan_to_num(math.inf) ** (1 / 3)
+    while bool((unfit := ~(found.error <= tolerance)).any()):
+        wanted = steps[rung] * (found.error.double() / tolerance).nan_to_num(math.inf) ** (1 / 3)
         following = torch.maximum(torch.searchsorted(steps, wanted), rung + 1)
         k = int(following[unfit].min())
         if k == len(LADDER):
@@ -269,10 +266,7 @@ def _refined(carried: Callable[[Tensor, int], Carried], rows: Tensor, tolerance:
                 f"of {len(rows)} samples; use a larger tolerance, or rk45, or check that the model's output is finite"
             )
         here = (unfit & (following == k)).nonzero().squeeze(1)
-        finer, ratio = carried(rows[here], LADDER[k]), steps[k] / steps[rung[here]]
-        own, d = finer.error.double(), finer.difference(found.of(here)).abs().double() / (ratio**3 - 1)
-        left[here], rung[here] = torch.minimum(own, torch.maximum(d, 0.1 * own)), k
-        found = found.with_rows(here, finer)
+        found, rung[here] = found.with_rows(here, carried(rows[here], LADDER[k])), k
     return found
 
 

@@ -78,21 +78,11 @@ class Carried:
         u: The state at the last time.
         growth: int div v, (b,): log p at the first time is log p at the last one and this.
         error: What log p at the first time may be wrong by, nats (b,).
-        score: At the last evaluation, where the state was the predicted one.
     """
 
     u: Tensor
     growth: Tensor
     error: Tensor
-    score: Tensor
-
-    def difference(self, coarse: Carried) -> Tensor:
-        """log p at the first time by this grid less by a coarser one, to first order in the last state, (b,)."""
-        return self.growth - coarse.growth + (self.score * (self.u - coarse.u)).flatten(1).sum(1)
-
-    def of(self, rows: Tensor) -> Carried:
-        """Of some samples."""
-        return Carried(u=self.u[rows], growth=self.growth[rows], error=self.error[rows], score=self.score[rows])
 
     def with_rows(self, rows: Tensor, new: Carried) -> Carried:
         """With some samples replaced."""
@@ -100,7 +90,6 @@ class Carried:
             u=self.u.index_copy(0, rows, new.u),
             growth=self.growth.index_copy(0, rows, new.growth),
             error=self.error.index_copy(0, rows, new.error),
-            score=self.score.index_copy(0, rows, new.score),
         )
 
 
@@ -153,9 +142,7 @@ def carry_density(
         squares = squares + ((now.score * (u - predicted)).flatten(1).sum(1) + gained - less).square()
         past = past[: DEGREE + 1]
     closed = sde.log_det_psi0(times[-1]) - sde.log_det_psi0(times[0])
-    return Carried(
-        u=u, growth=growth + event_sum(closed.to(u.device), u).to(u.dtype), error=squares.sqrt(), score=now.score
-    )
+    return Carried(u=u, growth=growth + event_sum(closed.to(u.device), u).to(u.dtype), error=squares.sqrt())
 
 
 def _eps(sde: LinearSDE, local: Local, t: Tensor) -> Tensor:
