@@ -39,8 +39,8 @@ from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
-from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
+from pipelines.runs.kept import Kept
 from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of
 from pipelines.storage.signals import Stop
