@@ -22,6 +22,7 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from pipelines.cluster.memory import memory_variables
 from pipelines.cluster.session import uses_gpus
 from pipelines.runs.job import AnyJob
 from pipelines.runs.store import environment
@@ -58,6 +59,8 @@ def build_trainer(
         name: Of the group, used once; the first job's name and the time where it is None.
     """
     use_gpu, variables = uses_gpus(launch.device, launch.workers), environment(root)
+    if not use_gpu:
+        variables |= memory_variables()
     if launch.network_interface:
         variables["GLOO_SOCKET_IFNAME"] = launch.network_interface
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)  # as long as the driver
