@@ -44,7 +44,7 @@ def test_a_figure_is_a_function_of_a_file_and_is_found_without_importing_it(tmp_
 
 def test_every_figure_of_the_folder_says_what_it_is():
     found = figures()
-    assert {"training-step", "sampler-overhead", "growth", "startup", "workers", "reading"} <= found.keys()
+    assert {"training-step", "inverse", "sampler-overhead", "growth", "startup", "workers", "reading"} <= found.keys()
     assert all(len(figure.says) > 20 for figure in found.values())
 
 
