@@ -190,7 +190,7 @@ def mlflow(asked: Asked) -> Row:
     """Every step's figures have to be in the store at the end."""
     from mlflow.tracking import MlflowClient
 
-    from pipelines.runs.catalogue import run_id
+    from pipelines.runs.kept import run_id
 
     server = Server(asked.out / "mlflow-server")
     server.start()

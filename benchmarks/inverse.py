@@ -17,7 +17,7 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -29,6 +29,8 @@ import torch
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from benchmarks.figure import AT_LEAST, Absent, Bound
+from benchmarks.figure import Row as Line
 from indm_core.flow import ResFlow
 from indm_core.flow.residual_block import ResidualBlock
 from indm_core.model import INDM
@@ -37,6 +39,8 @@ from pipelines import load
 __all__ = ["FLOWS", "Row", "by_fixed_point", "fixed_point", "measure"]
 
 BATCH = 64
+FEW = 8.0
+"""Evaluations of a block, above which the fixed point's are to be halved."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +178,28 @@ def _counted(flow: ResFlow, z: Tensor, inverse: Callable[[], Tensor]) -> tuple[f
 def _blocks(flow: ResFlow) -> list[ResidualBlock]:
     """Of a flow of one scale, the last first."""
     return list(flow.scales[0])[::-1]  # pyright: ignore[reportArgumentType]
+
+
+def figure(quick: bool) -> Iterator[Line | Absent]:
+    """The inverse of residual flows beside the plain fixed point, at 1e-5 and 1e-6: seconds, and evaluations of a block."""
+    for name, make in list(FLOWS.items())[: 1 if quick else None]:
+        flow, z = make()
+        for tolerance in (1e-5, 1e-6):
+            row, label = measure(flow, z, tolerance, 5 if quick else 9), f"{name}, {tolerance:g}"
+            plain, fast = (1e3 * seconds for seconds in row.seconds)
+            yield _line(label, "ms", fast, plain, row.ratio, Bound(AT_LEAST, 1.0))
+            theirs, mine = row.evaluations
+            bound = Bound(AT_LEAST, 2.0) if theirs > FEW else None
+            fewer = theirs / mine
+            yield _line(f"{label}, evaluations", "a block", mine, theirs, (fewer, fewer, fewer), bound)
+
+
+def _line(
+    what: str, unit: str, ours: float, theirs: float, ratio: tuple[float, float, float], target: Bound | None
+) -> Line:
+    middle, low, high = ratio
+    numbers = {"ours": ours, "theirs": theirs, "ratio": middle, "low": low, "high": high}
+    return Line(what=what, reference="the fixed point", unit=unit, target=target, **numbers)
 
 
 def main() -> None:

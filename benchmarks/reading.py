@@ -34,6 +34,7 @@ if __package__ in (None, ""):
 import numpy as np
 import pyarrow.parquet as pq
 
+from benchmarks.figure import AT_MOST, Absent, Bound, Pairs, Row
 from pipelines.data.card import Card, load_card, write_card
 from pipelines.data.order import Order, Streams, Windows
 from pipelines.data.shards import Rows, ShardWriter, read_all, read_groups
@@ -62,12 +63,12 @@ class Counted:
         pq.ParquetFile.read_row_group = self._read
 
 
-def synthetic(directory: Path) -> None:
+def synthetic(directory: Path, num: int = 60_000) -> None:
     """Noise of 16 levels, which compresses by a half."""
     generator = np.random.default_rng(0)
     card = Card(name="noise", source="benchmark", kind="image", shape=(1, 16, 16), levels=16, group_rows=64)
     with ShardWriter(directory, card, "train", 4096) as writer:
-        writer.add(generator.integers(0, 16, (60_000, 1, 16, 16)), np.zeros(60_000))
+        writer.add(generator.integers(0, 16, (num, 1, 16, 16)), np.zeros(num))
         split = writer.close()
     write_card(directory, replace(card, splits={"train": split}))
 
@@ -168,7 +169,7 @@ def measure_on_ray(directory: Path, order: Order, step: float) -> None:
         read, spent = [], 0.0
         for rank in range(world):
             share, summed = Share(order=order, rank=rank, world=world, last=steps), Summed()
-            for _ in summed.add(parts_on_ray(directory, share, counted_groups)):
+            for _ in summed.add(parts_on_ray(directory, share, read=counted_groups)):
                 pass
             read.append(summed.stored)
             spent += summed.spent
@@ -176,6 +177,43 @@ def measure_on_ray(directory: Path, order: Order, step: float) -> None:
         waits = timed(first.batches(parts_on_ray(directory, first)), step)
         free = timed(first.batches(parts_on_ray(directory, first)))
         show("ray", first, [part / whole for part in read], spent, waits, free, step, best)
+
+
+def figure(quick: bool) -> Iterator[Row | Absent]:
+    """The wait for rows as a part of a step, the decode rate against the need, and the first batch.
+
+    A step takes 10 ms, less than that of any recipe for images takes here.
+    """
+    step, pairs = 0.01, 2 if quick else 5
+    with tempfile.TemporaryDirectory() as folder:
+        directory = Path(folder)
+        synthetic(directory, 6_000 if quick else 60_000)
+        order = Streams(card=load_card(directory), split="train", batch_size=BATCH, seed=0)
+        share = Share(order=order, rank=0, world=1, last=2 * order.epoch_steps)
+        waits = [timed(read_rows(directory, share), step) for _ in range(pairs)]
+        second = [each[order.epoch_steps :] for each in waits]
+        yield Pairs(tuple(float(each.mean()) for each in second), (step,) * pairs).row(
+            "wait for a batch, second epoch", "a step of 10 ms", Bound(AT_MOST, 0.02), faster=False
+        )
+        yield Pairs(tuple(float(np.quantile(each, 0.99)) for each in second), (step,) * pairs).row(
+            "99 of 100 waits are shorter, second epoch", "a step of 10 ms", faster=False
+        )
+        yield Pairs(tuple(float(each[0]) for each in waits), (step,) * pairs).row(
+            "first batch", "a step of 10 ms", faster=False
+        )
+        groups = list(tasks(Share(order=order, rank=0, world=1, last=order.epoch_steps)))
+        decode = [decoding(directory, order, groups) / order.epoch_steps for _ in range(pairs)]
+        yield Pairs(tuple(decode), (step,) * pairs).row(
+            "decoding a batch, on one core", "a step of 10 ms", Bound(AT_MOST, 0.25), faster=False
+        )
+
+
+def decoding(directory: Path, order: Order, groups: list[tuple[int, ...]]) -> float:
+    """Processor time of reading and decoding row groups, s."""
+    began = time.process_time()
+    for task in groups:
+        read_groups(directory, order.card, order.split, task)
+    return time.process_time() - began
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ import argparse
 import math
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
@@ -34,12 +34,14 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
+from benchmarks.figure import AT_MOST, Absent, Bound, Row
 from indm_core.exponential import check_method, sample_deis
 from indm_core.sample import sample_em, sample_ode
 from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
 from indm_core.sde.algebra import log_abs_det
 from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
 
+Samplers = dict[str, Callable[[Tensor], Tensor]]
 COUNTS = (5, 8, 10, 15, 20)
 GRIDS: dict[str, Callable[[LinearSDE, int], Tensor]] = {
     "uniform": uniform_times,
@@ -176,13 +178,38 @@ def by_peer(kind: str, options: dict, law: Mixture, u: Tensor, ts: Tensor) -> Te
 
 def table(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
     """One table: a row for each method that the SDE allows, the smallest error over the grids and its grid in each cell."""
+    mine, peers, error = _rows(sde, law, num)
+    _print(sde, mine | peers, chosen, error)
+
+
+def _rows(sde: LinearSDE, law: Mixture, num: int) -> tuple[Samplers, Samplers, Callable[[Tensor], float]]:
+    """Our samplers and the peers, from the same starts, and the error of where they end."""
     like = torch.zeros(num, *law.means.shape[1:], sde.prior_cov().shape[-1], dtype=torch.float64)
     u = sde.sample_prior(like, torch.Generator().manual_seed(1))
     exact = sample_ode(sde, law.score, u, uniform_times(sde, 1), rtol=1e-9, atol=1e-9)[..., 0]
-    rows = {label: partial(ours, law, u, options) for label, options in OURS.items() if _has(sde, options)}
-    if isinstance(sde, VP) and find_spec("diffusers"):
-        rows |= {label: partial(by_peer, kind, options, law, u) for label, (kind, options) in PEERS.items()}
-    _print(sde, rows, chosen, lambda u: float((u[..., 0] - exact).square().mean().sqrt()))
+    mine = {label: partial(ours, law, u, options) for label, options in OURS.items() if _has(sde, options)}
+    peers = {label: partial(by_peer, kind, options, law, u) for label, (kind, options) in PEERS.items()}
+    there = isinstance(sde, VP) and find_spec("diffusers")
+    return mine, peers if there else {}, lambda u: float((u[..., 0] - exact).square().mean().sqrt())
+
+
+def figure(quick: bool) -> Iterator[Row | Absent]:
+    """Error of our best sampler against the ODE's solution beside that of diffusers' best, at equal evaluations."""
+    for name, make_law, sides in (("modes", modes, (1, 2)), ("correlated", correlated, (8, 8))):
+        sde = diffused("VP", *sides)
+        mine, peers, error = _rows(sde, make_law(sde), 8 if quick else 64)
+        if not peers:
+            yield Absent(what=name, reason="diffusers is not installed")
+            continue
+        for count in COUNTS[:1] if quick else COUNTS:
+            (here, own), (there, peer) = (
+                min((_best(sde, label, sampler, count, error)[0], label) for label, sampler in samplers.items())
+                for samplers in (mine, peers)
+            )
+            ratio = here / there
+            numbers = {"ours": here, "theirs": there, "ratio": ratio, "low": ratio, "high": ratio}
+            what = f"{name}, {count} evaluations: {own}"
+            yield Row(what=what, reference=f"diffusers: {peer}", unit="rms", target=Bound(AT_MOST, 1.0), **numbers)
 
 
 def table_of_laws(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
@@ -208,13 +235,19 @@ def _print(
     for label, sampler in rows.items():
         if not re.search(chosen, label):
             continue
-        cells, options = [], (OURS | NOISY).get(label, {})
-        for count in COUNTS:
-            steps = count // (1 + options["order"]) if options.get("method", "").endswith("RK") else count
-            errors = {grid: error(sampler(make(sde, steps))) for grid, make in GRIDS.items()}
-            best = min(errors, key=lambda grid: math.inf if math.isnan(errors[grid]) else errors[grid])
-            cells.append(f"{errors[best]:.2g} {best}")
+        cells = ["{:.2g} {}".format(*_best(sde, label, sampler, count, error)) for count in COUNTS]
         print(f"| {label} | {' | '.join(cells)} |", flush=True)
+
+
+def _best(
+    sde: LinearSDE, label: str, sampler: Callable[[Tensor], Tensor], count: int, error: Callable[[Tensor], float]
+) -> tuple[float, str]:
+    """The smallest error over the grids at so many evaluations, and its grid."""
+    options = (OURS | NOISY).get(label, {})
+    steps = count // (1 + options["order"]) if options.get("method", "").endswith("RK") else count
+    errors = {grid: error(sampler(make(sde, steps))) for grid, make in GRIDS.items()}
+    best = min(errors, key=lambda grid: math.inf if math.isnan(errors[grid]) else errors[grid])
+    return errors[best], best
 
 
 def _apart(a: Tensor, b: Tensor) -> float:

@@ -21,6 +21,7 @@ import os
 import statistics
 import sys
 import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from multiprocessing.queues import Queue
 from multiprocessing.synchronize import Barrier
@@ -30,10 +31,13 @@ from typing import Any
 if __package__ in (None, ""):
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import ray
 import torch
 import torch.distributed as dist
 
+from benchmarks.figure import AT_MOST, Absent, Bound, Pairs, Row
 from pipelines.cluster.session import connect
+from pipelines.config.run import RunConfig
 from pipelines.recipes import find
 from pipelines.runs.job import Job, read_metrics
 from pipelines.runs.record import Record
@@ -41,7 +45,7 @@ from pipelines.runs.tracking import open_run
 from pipelines.training.dataset import run_job
 from pipelines.training.jobs import jobs_for
 from pipelines.training.launch import Launch
-from pipelines.training.on_ray.driver import build_trainer, fit
+from pipelines.training.on_ray.group import build_trainer, fit
 from pipelines.training.on_ray.worker import average, wrapped
 from pipelines.training.session import Session
 from pipelines.training.stream import read_rows, share_of
@@ -111,6 +115,35 @@ def by_ray(job: Job, workers: int, root: Path) -> list[float]:
     return [record.images_per_s for record in read_metrics(job.directory)]
 
 
+def steps_only(recipe: str, steps: int, batch_size: int) -> RunConfig:
+    """A recipe that trains so many steps, without pictures, validation and checkpoints between."""
+    run = find(recipe)()
+    train = replace(run.train, steps=steps, batch_size=batch_size, log_every=EVERY, checkpoint_every=steps)
+    return replace(run, train=replace(train, sample_every=0, validate_every=0))
+
+
+def by(name: str, run: RunConfig, workers: int, root: Path, number: int) -> list[float]:
+    """Images/s of the intervals that count, one of the ways, in a round."""
+    (job,) = jobs_for(run, Launch(name=f"{name}-{number}", workers=workers), root)
+    store = str(root / f"store-{number}") if name == "ddp" else ""
+    return (by_ray(job, workers, root) if name == "ray" else by_bare(job, workers, store))[SKIPPED:]
+
+
+def figure(quick: bool) -> Iterator[Row | Absent]:
+    """A step of one worker of Ray Train beside the same loop in a bare process."""
+    recipe, batch_size, steps = "digits_linear_nll", 128, 100 if quick else 150
+    run = steps_only(recipe, steps, batch_size)
+    connect(1, 1.0)
+    rounds: dict[str, list[float]] = {"ray": [], "bare": []}
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(2 if quick else 5):
+            for name, seconds in rounds.items():
+                seconds.append(batch_size / statistics.median(by(name, run, 1, Path(folder), number)))
+    ray.shutdown()
+    pairs = Pairs(tuple(rounds["ray"]), tuple(rounds["bare"]))
+    yield pairs.row(f"{recipe}, 1 worker, a step", "the loop in a bare process", Bound(AT_MOST, 1.03), faster=False)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--workers", type=int, default=2)
@@ -119,22 +152,16 @@ def main() -> None:
     parser.add_argument("--recipe", default="digits_linear_nll")
     parser.add_argument("--batch-size", type=int, default=128)
     given = parser.parse_args()
-    run = find(given.recipe)()
-    train = replace(
-        run.train, steps=given.steps, batch_size=given.batch_size, log_every=EVERY, checkpoint_every=given.steps
-    )
-    run = replace(run, train=replace(train, sample_every=0, validate_every=0))
+    run = steps_only(given.recipe, given.steps, given.batch_size)
     connect(given.workers, 1.0)
     found: dict[str, list[float]] = {"bare": [], "ray": []} | ({"ddp": []} if given.workers > 1 else {})
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         for number in range(given.rounds):
             for name, speeds in found.items():
-                (job,) = jobs_for(run, Launch(name=f"{name}-{number}", workers=given.workers), root)
-                store = str(root / f"store-{number}") if name == "ddp" else ""
-                every = by_ray(job, given.workers, root) if name == "ray" else by_bare(job, given.workers, store)
-                speeds += every[SKIPPED:]
-                median, load = statistics.median(every[SKIPPED:]), os.getloadavg()[0]
+                counted = by(name, run, given.workers, root, number)
+                speeds += counted
+                median, load = statistics.median(counted), os.getloadavg()[0]
                 print(f"round {number + 1}, {name}: {median:.1f} images/s, load {load:.1f}", flush=True)
     medians = {name: statistics.median(speeds) for name, speeds in found.items()}
     print(f"{given.workers} workers, batch {given.batch_size}, medians of {len(found['ray'])} intervals:")

@@ -26,7 +26,7 @@ from indm_core.noise import Noise, randn_like
 from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sde import SDE, apply, sqrt_psd
-from indm_core.times import check_times, edm_times, log_rho_times, power_times, uniform_times
+from indm_core.times import check_times, edm_times, log_rho_times, on_device, power_times, uniform_times
 
 __all__ = [
     "Sampler",
@@ -67,7 +67,7 @@ def sample_em(sde: SDE, score: Score, u: Tensor, ts: Tensor, *, generator: Noise
     check_times(sde, ts)
     sde.check_state(u)
     check_not_negative(lam=lam)
-    for t, s in pairwise(ts):
+    for t, s in pairwise(on_device(ts, u.device)):
         u = _em_step(sde, score, u, t, s, lam, generator)
     return u
 
@@ -109,7 +109,7 @@ def sample_pc(
     check_positive(snr=snr)
     if corrector_steps < 0:
         raise ValueError(f"corrector_steps={corrector_steps} must not be negative")
-    for t, s in pairwise(ts):
+    for t, s in pairwise(on_device(ts, u.device)):
         for _ in range(corrector_steps):
             u = _langevin_step(u, score(u, t), snr, generator)
         u = _em_step(sde, score, u, t, s, 1.0, generator)

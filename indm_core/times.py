@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ __all__ = [
     "clock",
     "edm_times",
     "log_rho_times",
+    "on_device",
     "power_times",
     "times_at",
     "uniform_times",
@@ -164,3 +166,14 @@ def check_times(sde: SDE, ts: Tensor) -> None:
         raise ValueError(f"ts must decrease: ts[{i}]={float(ts[i]):g} is followed by ts[{i + 1}]={float(ts[i + 1]):g}")
     sde.check_time("ts[0]", float(ts[0]))
     sde.check_time("ts[-1]", float(ts[-1]))
+
+
+def on_device(ts: Float[Tensor, " n"], device: torch.device) -> Float[Tensor, " n"]:
+    """The grid on a device, float64. It is sent there once for all samplings of the same grid, so that nothing is sent in the
+    middle of one that is recorded as a CUDA graph."""
+    return _sent(tuple(ts.tolist()), device)
+
+
+@lru_cache(maxsize=8)
+def _sent(times: tuple[float, ...], device: torch.device) -> Tensor:
+    return torch.tensor(times, dtype=torch.float64, device="cpu").to(device)

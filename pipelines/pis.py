@@ -142,9 +142,10 @@ def _train_on_ray(job: PISJob, launch: Launch, root: Path, stop: Stop) -> None:
     check_machine(launch.workers, launch.cpus_per_worker, launch.device)
     try:
         from pipelines.training.on_ray.driver import train_on_ray  # Ray and MLflow from here on
+
+        train_on_ray([job], launch, root, stop, work=work_on_density)
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
-    train_on_ray([job], launch, root, stop, work=work_on_density)
 
 
 if __name__ == "__main__":

@@ -127,23 +127,26 @@ def _run(words: list[str], given: dict[str, str], stop: Stop) -> int:
 def _train_and_measure(jobs: Sequence[Job], launch: Launch, root: Path, stop: Stop, along: Settings | None) -> None:
     """Trains by Ray's workers what is not trained yet, and measures it."""
     from pipelines.runs.job import finished
+    from pipelines.training.brief import measurement
 
     complete = all(finished(job.training) for job in jobs)
     if not complete:
         check_machine(launch.workers, launch.cpus_per_worker, launch.device)
+    settings = measurement(jobs) if launch.evaluate else None
     try:
-        from pipelines.training.conclude import conclude, measurement  # Ray and MLflow from here on
-        from pipelines.training.on_ray.beside import measure_left
-        from pipelines.training.on_ray.driver import train_on_ray
+        if complete:
+            from pipelines.training.on_ray.beside import measure_left
+
+            measure_left([job.training for job in jobs], along, root, launch.device, stop)
+            for job in jobs:
+                print(f"{job.directory.name}: complete, {job.training.train.steps} steps in {job.directory}")
+        else:
+            from pipelines.training.on_ray.driver import train_on_ray
+
+            train_on_ray(jobs, launch, root, stop, along)
+        from pipelines.training.conclude import conclude
     except ModuleNotFoundError as error:
         raise ValueError(f"{error.name} is not installed; install it, or train in this process: --local") from error
-    settings = measurement(jobs) if launch.evaluate else None
-    if complete:
-        measure_left([job.training for job in jobs], along, root, launch.device, stop)
-        for job in jobs:
-            print(f"{job.directory.name}: complete, {job.training.train.steps} steps in {job.directory}")
-    else:
-        train_on_ray(jobs, launch, root, stop, along)
     stop.remark = "the runs are trained, their weights are saved; the same command measures them"
     conclude(jobs, settings, root)
 

@@ -23,7 +23,7 @@ from pipelines.runs.tracking import close_runs, deliver, open_run
 from pipelines.storage.messages import FailedError, one_line
 from pipelines.storage.outputs import only_one
 from pipelines.storage.signals import Stop
-from pipelines.training.on_ray.driver import build_trainer, fit
+from pipelines.training.on_ray.group import build_trainer, fit
 from pipelines.training.on_ray.stream import READ_CPUS
 from tune.figures import draw
 from tune.options import Options

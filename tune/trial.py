@@ -42,7 +42,7 @@ from pipelines.runs.store import tracking_uri
 from pipelines.runs.tracking import close_runs, open_run
 from pipelines.storage.messages import one_line
 from pipelines.storage.outputs import only_one
-from pipelines.training.on_ray.driver import build_trainer, fit
+from pipelines.training.on_ray.group import build_trainer, fit
 from tune.plan import Plan, built
 from tune.results import Figure, Outcome
 

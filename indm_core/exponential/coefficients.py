@@ -26,7 +26,7 @@ from indm_core.exponential.forms import Form, form_of
 from indm_core.exponential.options import Multistep
 from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, over_event
-from indm_core.sde.algebra import gauss_legendre
+from indm_core.sde.algebra import gauss_legendre_like
 
 __all__ = ["Nodes", "Step", "each_step", "lagrange", "placed", "plan", "rho_of", "root_of", "variable"]
 
@@ -152,7 +152,7 @@ class Nodes:
         whole: Tensor | None,
     ) -> Nodes:
         """Gauss-Legendre nodes in t^(1/root) of the steps to s from t (N,)."""
-        x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre(form.num_nodes))
+        x, w = gauss_legendre_like(t, form.num_nodes)
         a, b = (t ** (1 / root)).unsqueeze(1), (s ** (1 / root)).unsqueeze(1)
         r = a + (b - a) * x
         tau = r**root

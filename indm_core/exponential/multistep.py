@@ -33,6 +33,7 @@ from indm_core.exponential.options import Multistep
 from indm_core.noise import Noise
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, over_event
+from indm_core.times import on_device
 
 __all__ = ["multistep"]
 
@@ -42,6 +43,7 @@ def multistep(
 ) -> Tensor:
     """From ts[0] down to ts[-1]; the generator is of the noise, where options.lam > 0."""
     form, steps = form_of(options), placed(sde, tuple(ts.tolist()), options, u.dtype, u.device)
+    ts = on_device(ts, u.device)
     past, ahead = [], None  # ahead: the value at the next time, where the corrector leaves one
     for i, step in enumerate(steps):
         now = form.combined(step.value, u, score(u, ts[i])) if ahead is None else ahead

@@ -41,6 +41,7 @@ from indm_core.exponential.options import Multistep
 from indm_core.noise import Noise
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, inverse, over_event
+from indm_core.times import on_device
 
 __all__ = ["runge_kutta"]
 
@@ -53,6 +54,11 @@ class Stages:
     inner: Sequence[Step]
     last: Step
 
+    def to(self, dtype: torch.dtype, device: torch.device) -> Stages:
+        """In the type and on the device of a state; the times in their own type."""
+        times, inner = [t.to(device) for t in self.times], [step.to(dtype, device) for step in self.inner]
+        return Stages(times, inner, self.last.to(dtype, device))
+
 
 def runge_kutta(
     sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, options: Multistep, generator: Noise = None
@@ -60,19 +66,32 @@ def runge_kutta(
     """From ts[0] down to ts[-1], each step from a time that churn has raised; the generator is of its noise."""
     form, times = form_of(options), tuple(ts.tolist())
     began = tuple(raised(sde, torch.tensor(times, dtype=torch.float64), options).tolist())
-    starts = ts.new_tensor(began)
-    for i, stages in enumerate(_plan(sde, began, times[1:], options)):
+    starts, ts = (on_device(torch.tensor(grid, dtype=torch.float64), u.device) for grid in (began, times))
+    for i, stages in enumerate(_placed(sde, began, times[1:], options, u.dtype, u.device)):
         if began[i] > times[i]:
             u = noised(sde, u, starts[i], ts[i], options.churn_noise, generator)
         values = [form.value(sde, score, u, starts[i])]
         for t, step in zip(stages.times, stages.inner, strict=True):
-            values.append(form.value(sde, score, _state(step.to(u.dtype, u.device), u, values), t.to(u.device)))
-        u = _state(stages.last.to(u.dtype, u.device), u, values)
+            values.append(form.value(sde, score, _state(step, u, values), t))
+        u = _state(stages.last, u, values)
     return u
 
 
 def _state(step: Step, u: Tensor, values: Sequence[Tensor]) -> Tensor:
     return apply(step.transfer, u) + sum(apply(w, k) for w, k in zip(step.weights, values, strict=True))
+
+
+@lru_cache(maxsize=8)
+def _placed(
+    sde: LinearSDE,
+    starts: tuple[float, ...],
+    ends: tuple[float, ...],
+    options: Multistep,
+    dtype: torch.dtype,
+    device: torch.device,
+) -> list[Stages]:
+    """`_plan` in the type and on the device of states, once per grid."""
+    return [stages.to(dtype, device) for stages in _plan(sde, starts, ends, options)]
 
 
 @lru_cache(maxsize=8)

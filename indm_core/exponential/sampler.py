@@ -22,7 +22,7 @@ from indm_core.exponential.stochastic import stochastic
 from indm_core.noise import Noise
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE
-from indm_core.times import check_times
+from indm_core.times import check_times, on_device
 
 __all__ = ["sample_deis"]
 
@@ -100,11 +100,11 @@ def sample_deis(
     check_options(**vars(options))
     check_method(sde, method, prediction)
     sde.check_state(u)
-    ts = ts.to(device=u.device, dtype=torch.float64)
     if lam > 0 and order == 0 and prediction == "eps" and not corrector:
         u = stochastic(sde, score, u, ts, lam, generator)
     elif method in SINGLE_STEP or churn > 0:
         u = runge_kutta(sde, score, u, ts, options, generator)
     else:
         u = multistep(sde, score, u, ts, options, generator)
-    return sde.denoise(u, ts[-1], score(u, ts[-1])) if denoise else u
+    end = on_device(ts, u.device)[-1]
+    return sde.denoise(u, end, score(u, end)) if denoise else u

@@ -19,24 +19,28 @@ from indm_core.exponential.noise_factor import noise_factor
 from indm_core.noise import Noise, randn_like
 from indm_core.sample import Score
 from indm_core.sde import LinearSDE, apply, over_event, sqrt_psd
+from indm_core.times import on_device
 
 __all__ = ["stochastic"]
 
 
 def stochastic(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, lam: float, generator: Noise) -> Tensor:
-    psi, mean, spread = (part.to(u.device) for part in _stochastic_plan(sde, tuple(ts.tolist()), lam))
+    psi, mean, spread = _planned(sde, tuple(ts.tolist()), lam, u.device)
     eps = EpsForm("R")
-    for i, t in enumerate(ts[:-1]):
+    for i, t in enumerate(on_device(ts, u.device)[:-1]):
         u = apply(psi[i], u) + apply(mean[i], eps.value(sde, score, u, t)) + apply(spread[i], randn_like(u, generator))
     return u
 
 
 @lru_cache(maxsize=8)
-def _stochastic_plan(sde: LinearSDE, times: tuple[float, ...], lam: float) -> tuple[Tensor, Tensor, Tensor]:
-    """psi, R_s W - psi R_t and R_s (I - W W^T)^{1/2} of every step, once per grid."""
+def _planned(
+    sde: LinearSDE, times: tuple[float, ...], lam: float, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """psi, R_s W - psi R_t and R_s (I - W W^T)^{1/2} of every step, once per grid, computed on the CPU."""
     ts = torch.tensor(times, dtype=torch.float64)
     t, s = ts[:-1], ts[1:]
     psi, R_t, R_s = sde.psi(over_event(s), over_event(t)), sde.R(over_event(t)), sde.R(over_event(s))
     W = noise_factor(sde, t, s, lam)
     inner = torch.eye(R_s.shape[-1]).to(R_s) - W @ W.mT
-    return psi, R_s @ W - psi @ R_t, R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
+    spread = R_s @ sqrt_psd(inner.clamp(min=0) if inner.shape[-1] == 1 else inner)
+    return psi.to(device), (R_s @ W - psi @ R_t).to(device), spread.to(device)

@@ -1,6 +1,15 @@
 r"""Blocks: coefficients (*t, K, K) that act on states (b, *event, K), and the quadrature of their integrals.
 
 A coefficient couples the K numbers of one position and broadcasts over the event: every operation here is block by block.
+Blocks of two are inverted, and their roots taken, in closed form,
+
+    A^-1 = adj(A)/det A,        A^{1/2} = (A + sqrt(det A) I)/sqrt(tr A + 2 sqrt(det A)),
+
+because a factorisation waits for the GPU that it runs on. What is constant is sent to a device once (`constant`): a step of a
+sampler then sends nothing, and may be a part of a CUDA graph.
+
+References:
+    Higham 2008, "Functions of matrices", section 6.2 (the root of a 2 x 2 matrix).
 """
 
 from __future__ import annotations
@@ -16,8 +25,10 @@ from indm_core.shapes import Float
 
 __all__ = [
     "apply",
+    "constant",
     "event_sum",
     "gauss_legendre",
+    "gauss_legendre_like",
     "gaussian_log_prob",
     "instant",
     "inverse",
@@ -38,8 +49,13 @@ def apply(A: Float[Tensor, "*t j k"], u: Float[Tensor, "b *event k"]) -> Float[T
 
 
 def inverse(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
-    """A^-1."""
-    return A.reciprocal() if A.shape[-1] == 1 else torch.linalg.inv(A)
+    """A^-1; of a singular block of one or two, numbers that are not finite."""
+    if A.shape[-1] == 1:
+        return A.reciprocal()
+    if A.shape[-1] > 2:
+        return torch.linalg.inv(A)
+    a, b, c, d = _entries(A)
+    return _block(d, -b, -c, a) / (a * d - b * c)[..., None, None]
 
 
 def log_abs_det(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t"]:
@@ -51,8 +67,23 @@ def sqrt_psd(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
     """The symmetric square root of a positive semi-definite A, which may be singular."""
     if A.shape[-1] == 1:
         return A.sqrt()
-    values, vectors = torch.linalg.eigh(A)
-    return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    if A.shape[-1] > 2:
+        values, vectors = torch.linalg.eigh(A)
+        return (vectors * values.clamp(min=0).sqrt().unsqueeze(-2)) @ vectors.mT
+    a, b, c, d = _entries(A)
+    det = (a * d - b * c).clamp(min=0).sqrt()
+    trace = (a + d + 2 * det).clamp(min=torch.finfo(A.dtype).tiny).sqrt()  # of the zero matrix the root is 0
+    return _block(a + det, b, c, d + det) / trace[..., None, None]
+
+
+def _entries(A: Float[Tensor, "*t 2 2"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Row by row."""
+    return A[..., 0, 0], A[..., 0, 1], A[..., 1, 0], A[..., 1, 1]
+
+
+def _block(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Float[Tensor, "*t 2 2"]:
+    """Of the entries, row by row."""
+    return torch.stack([torch.stack([a, b], -1), torch.stack([c, d], -1)], -2)
 
 
 def instant(t: float | Tensor, like: Tensor) -> Tensor:
@@ -85,3 +116,24 @@ def gauss_legendre(num_nodes: int = NODES) -> tuple[np.ndarray, np.ndarray]:
     """Gauss-Legendre nodes and weights on [0, 1]."""
     x, w = np.polynomial.legendre.leggauss(num_nodes)
     return (x + 1) / 2, w / 2
+
+
+def gauss_legendre_like(t: Tensor, num_nodes: int = NODES) -> tuple[Tensor, Tensor]:
+    """`gauss_legendre` in t's dtype, on its device."""
+    return _nodes(num_nodes, t.dtype, t.device)
+
+
+def constant(rows: tuple[tuple[float, ...], ...], like: Tensor) -> Float[Tensor, "m n"]:
+    """A matrix of numbers in the dtype of `like`, on its device."""
+    return _matrix(rows, like.dtype, like.device)
+
+
+@lru_cache(maxsize=64)
+def _nodes(num_nodes: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+    x, w = (torch.as_tensor(v, device="cpu").to(device=device, dtype=dtype) for v in gauss_legendre(num_nodes))
+    return x, w
+
+
+@lru_cache(maxsize=64)
+def _matrix(rows: tuple[tuple[float, ...], ...], dtype: torch.dtype, device: torch.device) -> Tensor:
+    return torch.tensor(rows, dtype=torch.float64, device="cpu").to(device=device, dtype=dtype)

@@ -76,7 +76,7 @@ class BDM(LinearSDE):
 
     def _fading(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """d and d'/d, broadcast(t, (H, W))."""
-        lam = _eigenvalues(self.height, self.width).to(t)
+        lam = _eigenvalues(self.height, self.width, t.dtype, t.device)
         angle = math.pi * t / (2 * self.t_max)
         tau = 0.5 * (self.sigma_blur_max * angle.sin().square()).square()
         rate = self.sigma_blur_max**2 * angle.sin().pow(3) * angle.cos() * math.pi / self.t_max
@@ -118,12 +118,12 @@ class BDM(LinearSDE):
                 f"x: an event of shape {tuple(x.shape[1:])}, the SDE has height={self.height}, width={self.width}; give both"
             )
         with torch.autocast(x.device.type, enabled=False):
-            rows, columns = (_dct(side).to(x) for side in (self.height, self.width))
+            rows, columns = (_dct(side, x.dtype, x.device) for side in (self.height, self.width))
             return (rows @ x @ columns.mT).unsqueeze(-1)
 
     def project(self, u: Tensor) -> Tensor:
         with torch.autocast(u.device.type, enabled=False):
-            rows, columns = (_dct(side).to(u) for side in (self.height, self.width))
+            rows, columns = (_dct(side, u.dtype, u.device) for side in (self.height, self.width))
             return rows.mT @ u.squeeze(-1) @ columns
 
     def to_network(self, u: Tensor) -> Tensor:
@@ -134,17 +134,17 @@ class BDM(LinearSDE):
         return self.embed(out)
 
 
-@lru_cache
-def _dct(side: int) -> Tensor:
-    """The orthonormal DCT-II, rows by frequency, (side, side) float64."""
-    i, x = torch.arange(side, dtype=torch.float64).unsqueeze(1), torch.arange(side, dtype=torch.float64)
-    basis = torch.cos(math.pi / side * (x + 0.5) * i) * math.sqrt(2 / side)
+@lru_cache(maxsize=64)
+def _dct(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal DCT-II, rows by frequency, (side, side); computed in float64, and sent to a device once."""
+    x = torch.arange(side, dtype=torch.float64, device="cpu")
+    basis = torch.cos(math.pi / side * (x + 0.5) * x.unsqueeze(1)) * math.sqrt(2 / side)
     basis[0] /= math.sqrt(2)
-    return basis
+    return basis.to(device=device, dtype=dtype)
 
 
-@lru_cache
-def _eigenvalues(height: int, width: int) -> Tensor:
-    """lambda of the heat equation, (height, width) float64."""
-    i, j = (torch.arange(side, dtype=torch.float64) / side for side in (height, width))
-    return math.pi**2 * (i.square().unsqueeze(1) + j.square())
+@lru_cache(maxsize=64)
+def _eigenvalues(height: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """lambda of the heat equation, (height, width), likewise."""
+    i, j = (torch.arange(side, dtype=torch.float64, device="cpu") / side for side in (height, width))
+    return (math.pi**2 * (i.square().unsqueeze(1) + j.square())).to(device=device, dtype=dtype)

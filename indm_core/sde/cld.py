@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 
 from indm_core.ranges import check_positive
-from indm_core.sde.algebra import gauss_legendre
+from indm_core.sde.algebra import constant, gauss_legendre, gauss_legendre_like
 from indm_core.sde.base import LinearSDE
 
 __all__ = ["CLD"]
@@ -78,12 +78,11 @@ class CLD(LinearSDE):
         return self.vv_gamma / self.m_inv
 
     def F(self, t: Tensor) -> Tensor:
-        A = torch.tensor([[0.0, self.m_inv], [-1.0, -self.gamma * self.m_inv]], dtype=torch.float64)
-        return (self.beta * A).to(t, non_blocking=True).expand(*t.shape, 2, 2)
+        rows = (0.0, self.beta * self.m_inv), (-self.beta, -self.beta * self.gamma * self.m_inv)
+        return constant(rows, t).expand(*t.shape, 2, 2)
 
     def GG(self, t: Tensor) -> Tensor:
-        GG = torch.tensor([[0.0, 0.0], [0.0, 2 * self.gamma * self.beta]], dtype=torch.float64)
-        return GG.to(t, non_blocking=True).expand(*t.shape, 2, 2)
+        return constant(((0.0, 0.0), (0.0, 2 * self.gamma * self.beta)), t).expand(*t.shape, 2, 2)
 
     def psi(self, t: Tensor, s: Tensor) -> Tensor:
         tau = self.beta * (t - s)
@@ -107,14 +106,14 @@ class CLD(LinearSDE):
         return -self.beta * self.gamma * self.m_inv * t  # the determinant of psi itself loses digits at strong damping
 
     def cov(self, t: Tensor) -> Tensor:
-        x, w = (torch.as_tensor(v).to(t, non_blocking=True) for v in gauss_legendre())
+        x, w = gauss_legendre_like(t)
         early = t.clamp(max=self._memory)
         c = self.psi0(early.unsqueeze(-1) * x)[..., 1]
         noise = 2 * self.gamma * self.beta * torch.einsum("...n,...ni,...nj->...ij", early.unsqueeze(-1) * w, c, c)
         start = self.psi0(early)[..., 1]
         summed = self.start_var * start.unsqueeze(-1) * start.unsqueeze(-2) + noise
-        psi, last = self.psi0(t), self.prior_cov().to(t, non_blocking=True)
-        first = torch.diag(torch.tensor([0.0, self.start_var], dtype=t.dtype)).to(t, non_blocking=True)
+        psi, last = self.psi0(t), constant(((1.0, 0.0), (0.0, 1 / self.m_inv)), t)
+        first = constant(((0.0, 0.0), (0.0, self.start_var)), t)
         relaxed = last - psi @ (last - first) @ psi.mT
         return torch.where((t <= self._memory)[..., None, None], summed, relaxed)
 
@@ -157,7 +156,7 @@ class CLD(LinearSDE):
     def unseen(self, t: Tensor) -> Tensor:
         M = self.M(t)
         trace = M.diagonal(dim1=-2, dim2=-1).sum(-1)[..., None, None]
-        return torch.eye(2, device=t.device).to(t) - M / trace
+        return torch.eye(2, dtype=t.dtype, device=t.device) - M / trace
 
     def embed(self, x: Tensor) -> Tensor:
         return torch.stack([x, torch.zeros_like(x)], -1)

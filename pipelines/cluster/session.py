@@ -3,7 +3,9 @@
 A cluster is joined where RAY_ADDRESS names one, or where the user (or root) has begun one on this machine by `ray start`. It is
 asked for a few seconds whether it answers: the address of a cluster that has died is refused, or passed over, at once.
 
-A session of this machine's own listens on the loopback, so that nobody else reaches it.
+A session of this machine's own listens on the loopback, so that nobody else reaches it. Its processes inherit their environment
+from this one, as far as this module sets it: with a runtime environment of Ray's each would be started twice. It has no
+dashboard, and no watcher of machines that are to leave, since there is one machine; a training starts the sooner.
 
 The session's processes are told its address (RAY_ADDRESS). What Ray Train leaves to give back the CPUs of workers whose
 controller has ended, as that of a trial that a scheduler stops, asks for it, and where several sessions are on a machine would
@@ -36,11 +38,14 @@ from ray._private import ray_constants, services, utils, worker
 from pipelines.cluster.address import address_to_join, record
 from pipelines.cluster.entry import refusal, show_token
 
-__all__ = ["check_resources", "connect", "logical_cpus"]
+__all__ = ["check_resources", "connect", "logical_cpus", "uses_gpus"]
 
 LEAST_LOGICAL_CPUS = 4
 LOCAL_OBJECT_STORE = 1 << 30
 ANSWER_SECONDS = 5.0
+NO_WORKERS_AHEAD = {"RAY_prestart_worker_first_driver": "0"}
+"""Ray would start as many workers as CPUs before it lets the driver go on; those of Ray Train have an environment of their own,
+and take none of them."""
 ALONE = "or give RAY_ADDRESS=local for a session of this command's own"
 REMEDY = "where it is busy or short of memory or disk, end other programs or wait, and give the same command again"
 GREETING = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])
@@ -85,11 +90,13 @@ def connect(workers: int, cpus_per_worker: float) -> str:
     if address:
         print(f"{record()}: the Ray cluster at {address} does not answer, `ray stop` forgets it", flush=True)
     cpus = max(LEAST_LOGICAL_CPUS, os.cpu_count() or 1, int(workers * cpus_per_worker) + 2)
-    own, port = _loopback(), _free_port()
-    with _within(own | {ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE: str(port)}):
+    port = _free_port()
+    own = _loopback() | NO_WORKERS_AHEAD | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
+    own[ray_constants.GCS_PORT_ENVIRONMENT_VARIABLE] = str(port)
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this process tells Ray Train's controller of it
+    with _within(variables | own):
         try:
-            told = variables | own | {"RAY_ADDRESS": f"127.0.0.1:{port}"}
-            _begin(told, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE)
+            _begin({}, address="local", num_cpus=cpus, object_store_memory=LOCAL_OBJECT_STORE, include_dashboard=False)
         except Exception as error:  # Ray raises nothing more special where a process of its own does not start
             raise ValueError(f"Ray did not start on this machine ({error}); {REMEDY}") from error
     atexit.register(_end)
@@ -131,7 +138,8 @@ def _begin(variables: dict[str, str], **where: Any) -> None:
     """Starts or joins. Signals stay the command's, and Ray's processes do not take those that are sent to all of a group:
     workers end when the command tells them to."""
     with _signals_of_the_command():
-        ray.init(**where, runtime_env={"env_vars": variables}, log_to_driver=False, logging_level="ERROR")  # pyright: ignore[reportArgumentType]
+        runtime_env = {"env_vars": variables} if variables else None
+        ray.init(**where, runtime_env=runtime_env, log_to_driver=False, logging_level="ERROR")  # pyright: ignore[reportArgumentType]
 
 
 @contextmanager
@@ -211,6 +219,11 @@ def _within(variables: dict[str, str]) -> Iterator[None]:
 def logical_cpus() -> int:
     """Of the session that is there, on all its machines; at least one."""
     return max(1, int(ray.cluster_resources().get("CPU", 0.0)))
+
+
+def uses_gpus(device: str, workers: int) -> bool:
+    """Whether each worker gets a GPU: as `device` says, or, for auto, where the cluster has enough of them."""
+    return device == "cuda" or (device == "auto" and ray.cluster_resources().get("GPU", 0) >= workers)
 
 
 def check_resources(workers: int, cpus_per_worker: float, data_cpus: float, use_gpu: bool) -> None:

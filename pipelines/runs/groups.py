@@ -18,7 +18,8 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
 from pipelines.config.history import Command
-from pipelines.runs.catalogue import Kept, source_tags
+from pipelines.runs.catalogue import source_tags
+from pipelines.runs.kept import Kept
 from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.runs.tracking import experiment
 from pipelines.storage.messages import one_line

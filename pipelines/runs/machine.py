@@ -10,7 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pipelines.runs.catalogue import run_id
+from pipelines.runs.kept import run_id
 
 __all__ = ["Machine"]
 

@@ -20,7 +20,7 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 from pipelines.config.weights import Weights
-from pipelines.runs.catalogue import run_id
+from pipelines.runs.kept import run_id
 from pipelines.runs.shipping import METRICS_PER_CALL, Shipper
 from pipelines.runs.tracking import store_of
 

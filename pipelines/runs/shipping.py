@@ -20,8 +20,9 @@ from typing import Protocol, final
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
-from pipelines.runs.catalogue import began, finished_at, log_end, run_id
+from pipelines.runs.catalogue import log_end
 from pipelines.runs.job import METRICS
+from pipelines.runs.kept import began, finished_at, run_id
 from pipelines.runs.record import Record, RecordReader
 from pipelines.runs.store import named, reach
 from pipelines.storage.along import Measured, read_measured

@@ -25,21 +25,9 @@ from pipelines.config.history import History
 from pipelines.config.store import CONFIG
 from pipelines.config.terminal.cli import options
 from pipelines.config.weights import Weights
-from pipelines.runs.catalogue import (
-    REASON,
-    Kept,
-    Made,
-    began,
-    end,
-    finished_at,
-    inputs,
-    log_end,
-    log_made,
-    log_models,
-    run_id,
-    source_tags,
-)
+from pipelines.runs.catalogue import REASON, inputs, log_end, log_made, log_models, source_tags
 from pipelines.runs.job import AnyJob
+from pipelines.runs.kept import Kept, Made, began, end, finished_at, run_id
 from pipelines.runs.shipping import Feed
 from pipelines.runs.store import named, reach, tracking_uri
 from pipelines.storage.locks import is_held

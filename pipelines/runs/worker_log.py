@@ -19,7 +19,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TextIO
 
-from pipelines.runs.catalogue import run_id
+from pipelines.runs.kept import run_id
 
 __all__ = ["WorkerLog"]
 

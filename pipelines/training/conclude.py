@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,38 +11,19 @@ from pipelines.cluster.session import connect
 from pipelines.config.run import RunConfig
 from pipelines.config.store import CONFIG
 from pipelines.config.weights import Weights
-from pipelines.data.card import load_card
 from pipelines.evaluation.measure import evaluate
-from pipelines.evaluation.needs import attainable
 from pipelines.evaluation.results.archive import measured_so
 from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.results.legend import legend
 from pipelines.evaluation.results.seeds import seed_lines
 from pipelines.evaluation.results.shares import share_lines
 from pipelines.evaluation.results.table import log, table
-from pipelines.evaluation.settings import BRIEF_SETTINGS, Settings
+from pipelines.evaluation.settings import Settings
 from pipelines.runs.job import Job
 from pipelines.runs.tracking import Made, deliver, open_missed, post
 from pipelines.training.leave import draw_curves, what_next
 
-__all__ = ["conclude", "measurement"]
-
-LARGE = 1024
-"""Dimensions above which data are measured on less, so that the measurement takes less time than a short training does."""
-BRIEF_SETTINGS_OF_LARGE = replace(BRIEF_SETTINGS, images=64, rtol=1e-3, atol=1e-3, samples=200)
-
-
-def measurement(jobs: Sequence[Job]) -> Settings:
-    """What the brief measurement at the end of a training will be, found out before its first step: a distance that the data do
-    not allow is left out, and said.
-
-    Raises:
-        ValueError: data on which nothing can be measured.
-    """
-    first = jobs[0]
-    settings = BRIEF_SETTINGS if first.spec.num_dims <= LARGE else BRIEF_SETTINGS_OF_LARGE
-    partner = load_card(first.partner) if first.partner else None
-    return attainable(first.data, load_card(first.data), settings, partner)
+__all__ = ["conclude"]
 
 
 def conclude(jobs: Sequence[Job], settings: Settings | None, root: Path) -> None:

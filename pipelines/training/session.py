@@ -15,7 +15,7 @@ from indm_core.model import Trainable
 from pipelines.runs.job import Training
 from pipelines.runs.record import HeldOut, Record, Unit
 
-__all__ = ["Batch", "Session", "Work"]
+__all__ = ["Batch", "Session", "Work", "WorkOf"]
 
 T = TypeVar("T", bound=Trainable)
 Batch = Callable[[torch.Generator], Sequence[tuple[Any, Tensor | None]]]
@@ -80,3 +80,7 @@ class Session:
     publish: Callable[[Training, Record], None]
     checkpointed: Callable[[Training, Path, Record], None]
     say: Callable[[str], None] = field(default=partial(print, flush=True))
+
+
+WorkOf = Callable[[Any, Session], Work[Any]]
+"""work(job, session) -> what the loop is given of a job; a function of a module, since it goes to the workers of a cluster."""

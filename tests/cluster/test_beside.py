@@ -43,7 +43,7 @@ def test_an_actor_measures_what_one_process_does_and_may_die(tmp_path, monkeypat
 def _series_is_in_mlflow(out: Path) -> None:
     from mlflow.tracking import MlflowClient
 
-    from pipelines.runs.catalogue import run_id
+    from pipelines.runs.kept import run_id
     from pipelines.runs.store import tracking_uri
 
     assert "MLFLOW_TRACKING_URI" not in os.environ

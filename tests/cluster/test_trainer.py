@@ -74,10 +74,10 @@ def test_labels_come_with_their_images_as_without_ray(root):
 
 def test_a_group_is_made_without_being_started_and_is_told_of(root):
     """As a parameter search takes it: callbacks and the name come from outside, and reports carry the figures."""
-    from ray import cloudpickle
+    import ray
     from ray.train import UserCallback
 
-    from pipelines.training.on_ray.driver import build_trainer, fit
+    from pipelines.training.on_ray.group import build_trainer, fit
 
     heard, job = root / "heard.jsonl", job_of(root, "listened")
 
@@ -91,7 +91,7 @@ def test_a_group_is_made_without_being_started_and_is_told_of(root):
     trainer = build_trainer([job], Launch(threads=1), root, callbacks=[Listener()], name="trial-1")
     assert not job.directory.joinpath("metrics.jsonl").exists()
     assert trainer.run_config.name == "trial-1"
-    told = cloudpickle.loads(cloudpickle.dumps(trainer.train_loop_config))["assignment"]
+    told = ray.get(trainer.train_loop_config["assignment"])
     assert (told.jobs, told.threads) == ((job,), 1)
     assert fit(trainer).refusal is None
     assert finished(job.training)
@@ -104,7 +104,7 @@ def test_a_group_is_made_without_being_started_and_is_told_of(root):
 
 
 def test_what_a_worker_refuses_comes_back_with_its_trace(root):
-    from pipelines.training.on_ray.driver import build_trainer, fit
+    from pipelines.training.on_ray.group import build_trainer, fit
 
     job = job_of(root, "refused")
     other = replace(job, start_from=root / "nowhere")

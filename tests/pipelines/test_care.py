@@ -18,7 +18,7 @@ def group(monkeypatch):
 
     found = SimpleNamespace(killed=[], draining={}, dead=set(), notices=Notices(10.0))
     for rank, node in enumerate(("here", "there")):
-        found.notices.join(rank, 2, Member(f"worker {rank}", node))
+        found.notices.join(rank, 2, Member.of(f"worker {rank}", node))
     handle: Any = SimpleNamespace(
         state=SimpleNamespace(remote=found.notices.state),
         ask_to_leave=SimpleNamespace(remote=found.notices.ask_to_leave),
@@ -48,7 +48,7 @@ def elsewhere(group: SimpleNamespace) -> None:
     from pipelines.training.on_ray.notices import Member
 
     for rank, node in enumerate(("here", "new")):
-        group.notices.join(rank, 2, Member(f"worker {rank}", node))
+        group.notices.join(rank, 2, Member.of(f"worker {rank}", node))
     group.notices.begin()
     group.notices.stopping("r", 1)
 
@@ -129,7 +129,7 @@ def test_a_command_that_is_to_stop_does_not_move(group):
 def test_a_smaller_group_forgets_the_workers_beyond_it(group):
     from pipelines.training.on_ray.notices import Member
 
-    group.notices.join(0, 1, Member("worker 2", "here"))
+    group.notices.join(0, 1, Member.of("worker 2", "here"))
     assert [member.worker for member in group.notices.state().members] == ["worker 2"]
 
 

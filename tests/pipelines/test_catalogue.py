@@ -19,6 +19,7 @@ from pipelines.data.cache import ensure
 from pipelines.data.card import load_card
 from pipelines.runs import catalogue, tracking
 from pipelines.runs.job import Job
+from pipelines.runs.kept import Kept, run_id
 from pipelines.storage import checkpoint
 
 
@@ -39,7 +40,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> tuple[Job, Path, str]:
 
 def test_a_run_names_its_source_and_its_data(logged):
     job, _, uri = logged
-    run = MlflowClient(uri).get_run(catalogue.run_id(job.directory))
+    run = MlflowClient(uri).get_run(run_id(job.directory))
     tags, command = run.data.tags, job.command
     assert (tags["mlflow.source.name"], tags["command"]) == (command.line.split()[0], command.line)
     assert len(tags["mlflow.source.git.commit"]) == 40
@@ -71,7 +72,7 @@ def tiny(seed: int):
 
 def test_kept_checkpoints_are_models_that_load_reads(logged, tmp_path):
     job, _, uri = logged
-    client, kept = MlflowClient(uri), catalogue.Kept.read(job.directory)
+    client, kept = MlflowClient(uri), Kept.read(job.directory)
     steps = [int(place.name.removeprefix("step-")) for place in checkpoint.checkpoints(job.directory)]
     assert sorted(kept.models) == steps
     for step, place in zip(steps, checkpoint.checkpoints(job.directory), strict=True):
@@ -87,14 +88,14 @@ def test_kept_checkpoints_are_models_that_load_reads(logged, tmp_path):
 
 def test_a_checkpoint_is_logged_once(logged):
     job, _, uri = logged
-    before = catalogue.Kept.read(job.directory)
+    before = Kept.read(job.directory)
     catalogue.log_models(job.directory, uri)
-    assert catalogue.Kept.read(job.directory) == before
+    assert Kept.read(job.directory) == before
 
 
 def test_later_figures_are_linked_to_the_last_model_and_its_data(logged, tmp_path):
     job, _, uri = logged
-    card, kept = load_card(job.data), catalogue.Kept.read(job.directory)
+    card, kept = load_card(job.data), Kept.read(job.directory)
     table = tmp_path / "table.json"
     table.write_text("{}")
     made = catalogue.Made(figures={"test/nll": 1.5}, files=(str(table), str(tmp_path / "absent.png")))
@@ -116,4 +117,4 @@ def test_the_page_opens_in_the_mode_of_model_training(logged):
 
 def test_a_directory_without_a_run_is_left_alone(tmp_path):
     catalogue.log_figures(tmp_path, "sqlite:////nowhere/at/all.db", catalogue.Made(figures={"a": 1.0}))
-    assert catalogue.run_id(tmp_path) == ""
+    assert run_id(tmp_path) == ""

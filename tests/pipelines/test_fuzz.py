@@ -40,7 +40,7 @@ from pipelines.data.spec import DataSpec
 from pipelines.evaluation.results.document import Evaluation
 from pipelines.evaluation.sampling.comparison import Comparison
 from pipelines.recipes import RECIPES
-from pipelines.runs.catalogue import Kept
+from pipelines.runs.kept import Kept
 from pipelines.runs.record import Record, RecordReader
 from pipelines.storage import checkpoint
 from pipelines.storage.manifest import OWN

@@ -39,8 +39,8 @@ from pipelines.evaluation.settings import Settings
 from pipelines.recipes import RECIPES
 from pipelines.reporting.options import ReportOptions
 from pipelines.reporting.summary import report
-from pipelines.runs.catalogue import Kept
 from pipelines.runs.job import Job, read_metrics
+from pipelines.runs.kept import Kept
 from pipelines.storage import checkpoint
 from pipelines.storage.files import sha256_of
 from pipelines.storage.signals import Stop
@@ -100,7 +100,7 @@ def out(session, tmp_path_factory):
     killer = kill_when(due.is_file, "ray::RayTrainWorker")
     words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--threads", "1", "--out", str(root)]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.training.conclude.BRIEF_SETTINGS", BRIEF)
+        patch.setattr("pipelines.training.brief.BRIEF_SETTINGS", BRIEF)
         assert main_of("train")(words) == 0
     assert not killer.is_alive()
     return root
@@ -187,7 +187,7 @@ def test_the_model_in_mlflow_is_the_run_s(out, tmp_path):
 
 
 def test_the_same_command_says_that_the_run_is_complete(out, capsys, monkeypatch):
-    monkeypatch.setattr("pipelines.training.conclude.BRIEF_SETTINGS", BRIEF)
+    monkeypatch.setattr("pipelines.training.brief.BRIEF_SETTINGS", BRIEF)
     words = [*MAIN, "--baseline", "digits_linear_nll", "--workers", "2", "--out", str(out)]
     before = (out / "digits_vp_nll" / "evaluation.json").read_bytes()
     assert main_of("train")(words) == 0

@@ -26,8 +26,8 @@ from pipelines.config.store import CONFIG, read_run, write_weights
 from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.runs import shipping, store, tracking
-from pipelines.runs.catalogue import Ended, Kept, began, run_id
 from pipelines.runs.job import METRICS, Job, read_metrics
+from pipelines.runs.kept import Ended, Kept, began, run_id
 from pipelines.runs.record import Record
 from pipelines.runs.series import streaming
 from pipelines.runs.shipping import Feed, Shipper

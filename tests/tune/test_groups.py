@@ -10,8 +10,8 @@ from ray_session import TINY, train
 
 from pipelines.config import load
 from pipelines.config.history import Command
-from pipelines.runs.catalogue import run_id
 from pipelines.runs.groups import Member, close_group, log_members, open_group, register
+from pipelines.runs.kept import run_id
 from pipelines.runs.store import tracking_uri
 from pipelines.runs.tracking import close_runs, deliver, open_run
 from pipelines.training.jobs import jobs_for

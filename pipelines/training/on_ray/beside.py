@@ -25,7 +25,6 @@ from ray.exceptions import RayError, RayTaskError
 
 from pipelines.cluster.session import connect
 from pipelines.config.terminal.device import device_of
-from pipelines.evaluation.checkpoints import CheckpointMeasurer
 from pipelines.evaluation.settings import Settings
 from pipelines.runs.job import Training
 from pipelines.storage import checkpoint
@@ -50,6 +49,8 @@ class Aside:
     """The actor."""
 
     def __init__(self, settings: Settings, root: Path, device: str) -> None:
+        from pipelines.evaluation.checkpoints import CheckpointMeasurer  # seconds, which a driver does not need
+
         os.nice(NICENESS)
         torch.set_num_threads(1)
         self.measurer = CheckpointMeasurer(settings, root, str(device_of(device)))

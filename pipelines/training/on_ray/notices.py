@@ -6,6 +6,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from ray import cloudpickle
+
 from pipelines.training.watch.course import Course
 
 __all__ = ["Member", "Notices", "Refusal", "State"]
@@ -31,12 +33,22 @@ class Member:
     """A worker of a group.
 
     Args:
-        worker: Handle of Ray Train's actor.
-        node: Id of its machine in the cluster.
+        pickled: The handle of Ray Train's actor: the actor `Notices` passes it on, and would import Ray Train to read it.
+        node: Id of the worker's machine in the cluster.
     """
 
-    worker: Any
+    pickled: bytes
     node: str
+
+    @staticmethod
+    def of(worker: Any, node: str) -> Member:
+        """Of a handle."""
+        return Member(cloudpickle.dumps(worker), node)  # pyright: ignore[reportPrivateImportUsage]
+
+    @property
+    def worker(self) -> Any:
+        """The handle."""
+        return cloudpickle.loads(self.pickled)
 
 
 @dataclass(frozen=True, kw_only=True)

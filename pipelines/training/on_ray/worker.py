@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import time
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -21,23 +21,20 @@ import ray.train.torch
 import torch
 from ray.train.collective import broadcast_from_rank_zero
 
-from indm_core.model import GenerativeModel
-from pipelines.runs.job import AnyJob, Job, Training
+from pipelines.runs.job import AnyJob, Training
 from pipelines.runs.machine import Machine
 from pipelines.runs.record import Record
 from pipelines.runs.worker_log import WorkerLog
-from pipelines.training.dataset import work_on_rows
 from pipelines.training.launch import REFUSED
 from pipelines.training.loop import run
 from pipelines.training.on_ray.gauges import Gauges
 from pipelines.training.on_ray.notices import Member, Refusal
-from pipelines.training.on_ray.stream import ray_rows
-from pipelines.training.session import Session, Work
+from pipelines.training.session import Session, WorkOf
 from pipelines.training.watch.divergence import DivergedError
 from pipelines.training.watch.halt import Halted
 from pipelines.training.watch.progress import show
 
-__all__ = ["Assignment", "Outcome", "average", "train_worker", "work_on_ray_rows", "wrapped"]
+__all__ = ["Assignment", "Outcome", "average", "train_worker", "wrapped"]
 
 REFUSAL_SECONDS = 10.0
 BUCKET_MB = 25
@@ -70,23 +67,19 @@ class Assignment:
     """
 
     jobs: Sequence[AnyJob]
-    work: Callable[[Any, Session], Work[Any]]
+    work: WorkOf
     threads: int
     notices: Any
 
 
-def work_on_ray_rows(job: Job, session: Session) -> Work[GenerativeModel]:
-    """A model on its data set, whose rows Ray Data reads."""
-    return work_on_rows(job, lambda job, first_row: ray_rows(job, first_row, session.rank, session.world), session)
-
-
-def train_worker(config: dict[str, Assignment]) -> Outcome:
+def train_worker(config: dict[str, Any]) -> Outcome:
     """What every Ray Train worker runs.
 
     Args:
-        config: The assignment, under the name "assignment": Ray passes nothing but a dict.
+        config: A reference to the assignment, under the name "assignment": Ray passes nothing but a dict.
     """
-    assignment, context = config["assignment"], ray.train.get_context()
+    context = ray.train.get_context()
+    assignment: Assignment = ray.get(config["assignment"])
     notices = assignment.notices
     if refused := ray.get(notices.all.remote()):  # by one of the workers before this one
         return Outcome(refused[0])
@@ -127,7 +120,7 @@ def train_worker(config: dict[str, Assignment]) -> Outcome:
 def _joined(notices: Any, rank: int, world: int) -> tuple[bool, int]:
     """Joins the group; returns whether its workers need not begin, and how many groups began before."""
     here = ray.get_runtime_context()
-    ray.get(notices.join.remote(rank, world, Member(here.current_actor, here.get_node_id())))
+    ray.get(notices.join.remote(rank, world, Member.of(here.current_actor, here.get_node_id())))
     begun: Any = ray.get(notices.begin.remote()) if rank == 0 else None
     return cast(tuple[bool, int], broadcast_from_rank_zero(begun))
 
