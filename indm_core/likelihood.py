@@ -51,7 +51,7 @@ __all__ = ["Node", "Solver", "bits_per_dim", "check_solver", "dequantise", "log_
 Solver = Literal["rk45", "exponential"]
 
 LADDER = tuple(round(30 * 1.5**k) for k in range(10))
-"""Steps of the grids that `exponential` refines to a tolerance: 30, 45, ..., 1153; coarser ones may err by more than they say."""
+"""Steps of the grids that `exponential` refines to a tolerance; coarser ones may err by more than they say."""
 
 
 def bits_per_dim(nats: Tensor, num_dims: int, levels: int, low: float, high: float) -> Tensor:
