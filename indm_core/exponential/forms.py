@@ -81,7 +81,8 @@ def basis_at(sde: LinearSDE, t: Tensor, basis: Basis) -> Tensor:
     if basis == "R":
         return sde.R(t)
     if basis == "score":
-        return torch.eye(sde.prior_cov().shape[-1]).to(t)
+        k = sde.prior_cov().shape[-1]
+        return torch.eye(k).to(t).expand(*t.shape, k, k)
     cov = sde.cov(t)
     return cov.sqrt() if cov.shape[-1] == 1 else torch.linalg.cholesky(cov)
 
