@@ -123,16 +123,18 @@ def test_velocity_and_divergence_against_the_whole_jacobian(sde):
     u, t = randn(3, *event, k), scalar(0.3)
     probes = likelihood._probes(sde, u, 1, True, None)
     assert len(probes) == int(sde.driven(u).sum())
-    v, closed, probed = likelihood._velocity_and_divergence(given, u, t, probes, None)
+    field = likelihood._Field(given, probes, 1.0, None)
+    v, divergence = field(t, (u,), torch.arange(3))
+    _, _, probed = field.evaluate(u, t, torch.arange(3))
     torch.testing.assert_close(v, sde.reverse_drift(u, t, given.score(u, t), lam=0.0), rtol=1e-12, atol=1e-12)
     for i in range(3):
-        field = lambda flat: sde.reverse_drift(w := flat.reshape(1, *event, k), t, given.score(w, t), lam=0.0).flatten()  # noqa: E731
-        jacobian = torch.autograd.functional.jacobian(field, u[i].flatten())
-        assert float(closed[i] + probed[i]) == pytest.approx(float(jacobian.trace()), rel=1e-10, abs=1e-10)
+        whole = lambda flat: sde.reverse_drift(w := flat.reshape(1, *event, k), t, given.score(w, t), lam=0.0).flatten()  # noqa: E731
+        jacobian = torch.autograd.functional.jacobian(whole, u[i].flatten())
+        assert float(divergence[i]) == pytest.approx(float(jacobian.trace()), rel=1e-10, abs=1e-10)
     alone = u[:1].expand(4000, *event, k)
     many = likelihood._probes(sde, alone, 1, False, rng(3))
     assert bool((many * (1 - sde.driven(u)) == 0).all())
-    draws = likelihood._velocity_and_divergence(given, alone, t, many, None)[2]
+    _, _, draws = likelihood._Field(given, many, 1.0, None).evaluate(alone, t, torch.arange(4000))
     assert abs(float(draws.mean() - probed[0])) < 5 * float(draws.std()) / math.sqrt(4000) + 1e-9
 
 

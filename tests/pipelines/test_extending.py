@@ -74,8 +74,10 @@ def test_the_reader_of_the_page_reads_its_format_alone(folder):
 def test_the_metric_of_the_page_measures_the_samples_of_the_distances(folder):
     train = torch.tensor([[0.0, 1.0], [2.0, 3.0]])
     known = SimpleNamespace(found=None)
+    settings = Settings(samples=3)
     plan = SimpleNamespace(
-        settings=Settings(samples=3),
+        settings=settings,
+        sampling=lambda model: settings.sampling,
         train=train,
         labelled=lambda model: False,
         spans=lambda of, size: [],

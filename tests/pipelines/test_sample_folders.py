@@ -170,7 +170,7 @@ def test_a_grid_is_fitted_once_and_kept(root: Path, sample, fits, tmp_path) -> N
     assert "fitting the grid of deis:nfe=3,grid=fitted,order=1, once" in first
     assert f"fitted grid of 2 steps, error against the ODE 0.1, 0.3 on the best grid without a fit, {kept}" in second
     assert (outs[0] / "samples.npy").read_bytes() == (outs[1] / "samples.npy").read_bytes()
-    sample("points", *words, "--order", "2", "--out", str(outs[2]))
+    sample("points", *words, "--prediction", "data", "--out", str(outs[2]))
     kept.write_text("{")
     sample("points", *words, "--out", str(outs[0]))
     assert fits == [2, 2, 2]  # of another sampler, and of a damaged file
