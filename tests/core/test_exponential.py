@@ -129,6 +129,7 @@ AT_LEAST: list[dict] = [
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else ids(value),
 )
+@pytest.mark.slow
 def test_every_method_has_at_least_the_order_that_is_guaranteed(sde, stated):
     """VE and BDM, where the first steps of the low-order warm-up weigh most."""
     options = {name: value for name, value in stated.items() if name != "expected"}
@@ -188,9 +189,8 @@ def test_rho_rk_on_vp_has_its_order(order, least):
 
 
 @pytest.mark.usefixtures("unchecked")
-@pytest.mark.parametrize(
-    "sde", [slow_unless(isinstance(sde, CLD), replace(sde, t_min=1e-3)) for sde in FIVE[1:]], ids=ids
-)
+@pytest.mark.parametrize("sde", [replace(sde, t_min=1e-3) for sde in FIVE[1:]], ids=ids)
+@pytest.mark.slow
 def test_order_1_is_kept_at_small_times(sde):
     assert slope(sde, (160, 320), order=1, warmup="exact") >= 1.85
 

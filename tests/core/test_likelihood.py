@@ -258,7 +258,9 @@ def test_nodes_may_have_weights_and_times_per_row(sde):
 
 
 @pytest.mark.parametrize("num_draws", [pytest.param(1, marks=pytest.mark.slow), 2, 16])
-@pytest.mark.parametrize("gain", [1.0, 1.1], ids=["exact score", "wrong score"])
+@pytest.mark.parametrize(
+    "gain", [pytest.param(1.0, marks=pytest.mark.slow, id="exact score"), pytest.param(1.1, id="wrong score")]
+)
 @EVERY
 @pytest.mark.usefixtures("unchecked")
 def test_nelbo_by_draws_is_unbiased(sde, gain, num_draws):

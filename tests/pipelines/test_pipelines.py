@@ -325,6 +325,7 @@ def test_samples_from_data_are_near_them(out, tmp_path):
     assert (grey(tmp_path / "a") != grey(tmp_path / "b")).any()
 
 
+@pytest.mark.slow
 def test_compared_samplers_are_kept_and_gone_on_with(out, capsys):
     runs = [str(out / name) for name in ("digits_vp_nll", "digits_linear_nll")]
     words = [*runs, "--rows", "em:2 em:2:start=data ode:rtol=1e-2,atol=1e-2", "--actors", "2", "--out", str(out)]
