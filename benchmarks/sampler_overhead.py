@@ -5,7 +5,7 @@
 States of 16 x 3 x 32 x 32 in float32, 20 evaluations, one thread. The network gives its own input back, to all alike, so that
 what is timed is coefficients, arithmetic of the states, and bookkeeping. A sampling begins where a user's does: the project's
 with its times, the schedulers of diffusers with `set_timesteps`, the samplers of azula with their call. Each of ours is beside
-the peer that takes the same kind of step; the target is the least of theirs.
+the peer that takes the same kind of step; the target is the least of theirs. CLD and BDM, which no peer has, are beside VP.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 from benchmarks.figure import AT_LEAST, Absent, Bound, Row, in_turn
 from indm_core.exponential import sample_deis
 from indm_core.sample import power_times
-from indm_core.sde import VP
+from indm_core.sde import BDM, CLD, VP, LinearSDE
 
 EVALUATIONS, SHAPE = 20, (16, 3, 32, 32)
 TARGET = Bound(AT_LEAST, 1.0)
@@ -75,10 +75,9 @@ def same(u: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
     return u
 
 
-def ours(kind: Kind) -> None:
+def ours(kind: Kind, sde: LinearSDE) -> None:
     """One sampling by `sample_deis`."""
-    sde = VP()
-    u = torch.randn(*SHAPE, 1)
+    u = torch.randn(*SHAPE, sde.prior_cov().shape[-1])
     sample_deis(sde, same, u, power_times(sde, EVALUATIONS, 2.0), **kind.options)
 
 
@@ -124,6 +123,10 @@ def figure(quick: bool) -> Iterator[Row | Absent]:
         for label, kind in KINDS.items():
             theirs = kind.scheduler if package == "diffusers" else kind.sampler
             if theirs:
-                pairs = in_turn(partial(ours, kind), by(kind), num_pairs=5 if quick else 15, warm_up=2)
+                pairs = in_turn(partial(ours, kind, VP()), by(kind), num_pairs=5 if quick else 15, warm_up=2)
                 name = theirs.removesuffix("Scheduler").removesuffix("Sampler")
                 yield pairs.row(f"{label}, an evaluation", f"{package}: {name}", TARGET, per=EVALUATIONS)
+    label, kind = "data, t, 1, PEC", KINDS["data, t, 1, PEC"]
+    for sde in (CLD(), BDM(height=SHAPE[2], width=SHAPE[3])):
+        pairs = in_turn(partial(ours, kind, sde), partial(ours, kind, VP()), num_pairs=5 if quick else 15, warm_up=2)
+        yield pairs.row(f"{type(sde).__name__}, {label}, an evaluation", "VP, the same", None, per=EVALUATIONS)

@@ -34,11 +34,11 @@ if __package__ in (None, ""):
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 from torch.profiler import ProfilerActivity, profile
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.figure import AT_LEAST, AT_MOST, Absent, Bound, Pairs, Row
+from benchmarks.peak import convolution, gemm
 from indm_core.flow import lipschitz, residual_block
 from indm_core.flow.lipschitz import LipschitzLayer
 from indm_core.flow.residual_block import ResidualBlock
@@ -272,11 +272,9 @@ def profiled(case: Case) -> list[str]:
     with FlopCounterMode(display=False) as counter:
         side.step(9)
     counts = {str(operator): count / 1e9 for operator, count in counter.get_flop_counts()["Global"].items()}
-    peak = max(rates().values())
-    lines = [
-        f"{1e3 * seconds:.0f} ms, {sum(counts.values()):.1f} GFLOP: {100 * sum(counts.values()) / seconds / peak:.0f} %"
-    ]
-    lines += [f"  {name} {rate:.0f} GFLOP/s" for name, rate in rates().items()]
+    fastest, done = rates(), sum(counts.values())
+    lines = [f"{1e3 * seconds:.0f} ms, {done:.1f} GFLOP: {100 * done / seconds / max(fastest.values()):.0f} %"]
+    lines += [f"  {name} {rate:.0f} GFLOP/s" for name, rate in fastest.items()]
     lines += [f"  {operator} {count:.2f} GFLOP" for operator, count in counts.items()]
     with profile(activities=[ProfilerActivity.CPU]) as record:
         side.step(10)
@@ -290,25 +288,12 @@ def profiled(case: Case) -> list[str]:
 
 def rates() -> dict[str, float]:
     """GFLOP/s of one thread in a product of matrices, and in a convolution of 3 x 3 in two orders of its entries."""
-    A = torch.randn(1024, 1024)
-    x, weight = torch.randn(16, 64, 16, 16), torch.randn(64, 64, 3, 3)
-    x_last, weight_last = (of.contiguous(memory_format=torch.channels_last) for of in (x, weight))
-    size = 2 * 16 * 64 * 64 * 9 * 256
-    return {
-        "product": 2e-9 * 1024**3 / _fastest(lambda: A @ A),
-        "convolution": 1e-9 * size / _fastest(lambda: functional.conv2d(x, weight, padding=1)),
-        "convolution, channels last": 1e-9 * size / _fastest(lambda: functional.conv2d(x_last, weight_last, padding=1)),
+    kernels = {
+        "product": gemm(),
+        "convolution": convolution(channels=64, side=16),
+        "convolution, channels last": convolution(channels=64, side=16, channels_last=True),
     }
-
-
-def _fastest(work: Callable[[], Any]) -> float:
-    """Seconds, the least of ten."""
-    times = []
-    for _ in range(10):
-        began = time.process_time()
-        work()
-        times.append(time.process_time() - began)
-    return min(times)
+    return {name: 1e-9 * kernel.rate() for name, kernel in kernels.items()}
 
 
 def main() -> None:

@@ -138,7 +138,7 @@ class Sampling:
         _check_name(self.sampler)
         self._check_ranges()
         if self.sampler == "deis":
-            check_options(**vars(self.multistep))
+            check_options(self.multistep)
         self._check_fitted()
         for name, value in self.given().items():
             if name in set().union(*READ.values()) - set(READ[self.sampler]):

@@ -28,7 +28,7 @@ from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, over_event
 from indm_core.sde.algebra import gauss_legendre_like
 
-__all__ = ["Nodes", "Step", "each_step", "lagrange", "placed", "plan", "rho_of", "root_of", "variable"]
+__all__ = ["Nodes", "Step", "each_step", "lagrange", "placed", "plan", "quadrature", "rho_of", "root_of", "variable"]
 
 PLAN_ENTRIES = 1 << 20
 
@@ -132,6 +132,14 @@ def each_step(
         yield from (partial(nodes.weights, row) for row in range(len(nodes.z)))
 
 
+def quadrature(t: Tensor, s: Tensor, num_nodes: int, root: int) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes in tau^(1/root) of the steps to s from t (N,), and their weights dtau, (N, n)."""
+    x, w = gauss_legendre_like(t, num_nodes)
+    a, b = (t ** (1 / root)).unsqueeze(1), (s ** (1 / root)).unsqueeze(1)
+    r = a + (b - a) * x
+    return r**root, root * r ** (root - 1) * (b - a) * w
+
+
 @dataclass(frozen=True)
 class Nodes:
     """z at the nodes of every step (N, n), the integrand times their weights (N, n, *e, K, K), and its integrals (N, *e, K, K)
@@ -152,14 +160,11 @@ class Nodes:
         whole: Tensor | None,
     ) -> Nodes:
         """Gauss-Legendre nodes in t^(1/root) of the steps to s from t (N,)."""
-        x, w = gauss_legendre_like(t, form.num_nodes)
-        a, b = (t ** (1 / root)).unsqueeze(1), (s ** (1 / root)).unsqueeze(1)
-        r = a + (b - a) * x
-        tau = r**root
-        s, t = (over_event(end.repeat_interleave(len(x))) for end in (s, t))
+        tau, weight = quadrature(t, s, form.num_nodes, root)
+        s, t = (over_event(end.repeat_interleave(form.num_nodes)) for end in (s, t))
         inner = form.integrand(sde, s, over_event(tau.flatten()), t)
-        weight = (root * r ** (root - 1) * (b - a) * w).flatten().reshape(-1, *[1] * (inner.ndim - 1))
-        return Nodes(z(tau), (weight * inner).reshape(*tau.shape, *inner.shape[1:]), whole)
+        weighted = weight.flatten().reshape(-1, *[1] * (inner.ndim - 1)) * inner
+        return Nodes(z(tau), weighted.reshape(*tau.shape, *inner.shape[1:]), whole)
 
     def weights(self, i: int, points: Sequence[Tensor]) -> list[Tensor]:
         """The weights, in step i, of values at points of z; together they are `whole`, where that is known."""

@@ -44,10 +44,10 @@ from functools import lru_cache, partial
 import torch
 from torch import Tensor
 
-from indm_core.exponential.coefficients import PLAN_ENTRIES, Nodes, lagrange
+from indm_core.exponential.coefficients import PLAN_ENTRIES, Nodes, lagrange, quadrature
 from indm_core.exponential.forms import EpsForm
 from indm_core.sde import LinearSDE, apply, over_event
-from indm_core.sde.algebra import event_sum, gauss_legendre
+from indm_core.sde.algebra import event_sum
 from indm_core.times import arctan_times, clock
 
 __all__ = ["Carried", "Local", "carry_density"]
@@ -191,11 +191,8 @@ def _clock(sde: LinearSDE, tau: Tensor) -> Tensor:
 
 def _masses(sde: LinearSDE, t: Tensor, s: Tensor, num_nodes: int) -> Tensor:
     """c dtau at the nodes (N, n) of the steps."""
-    x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre(num_nodes))
-    a, b = (t ** (1 / ROOT)).unsqueeze(1), (s ** (1 / ROOT)).unsqueeze(1)
-    r = a + (b - a) * x
-    rate = 0.5 * sde.trace_M(r.flatten() ** ROOT).reshape(r.shape)
-    return rate * ROOT * r ** (ROOT - 1) * (b - a) * w
+    tau, weight = quadrature(t, s, num_nodes, ROOT)
+    return 0.5 * sde.trace_M(tau.flatten()).reshape(tau.shape) * weight
 
 
 def _integrals(polynomials: Tensor, masses: Tensor, total: Tensor) -> list[float]:

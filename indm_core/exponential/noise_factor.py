@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 
 from indm_core.sde import LinearSDE, inverse, over_event
-from indm_core.sde.algebra import gauss_legendre
+from indm_core.sde.algebra import gauss_legendre, gauss_legendre_like
 
 __all__ = ["noise_factor"]
 
@@ -58,7 +58,7 @@ def noise_factor(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
 
 def _collocated(sde: LinearSDE, t: Tensor, s: Tensor, lam: float) -> Tensor:
     """W by Gauss's collocation, for K > 1."""
-    x, w = (torch.as_tensor(v).to(t) for v in gauss_legendre())
+    x, w = gauss_legendre_like(t)
     first, last = (end.unsqueeze(1) ** 0.25 for end in (t, s))
     r = first + (last - first) * x
     M = sde.M(over_event(r.flatten().pow(4)))

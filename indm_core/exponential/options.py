@@ -89,67 +89,48 @@ def check_method(sde: LinearSDE, method: str, prediction: str = "eps") -> None:
         )
 
 
-def check_options(
-    *,
-    order: int = 3,
-    method: str = "t-AB",
-    lam: float = 0.0,
-    warmup: str = "low-order",
-    corrector: bool = False,
-    reevaluate: bool = True,
-    basis: str = "R",
-    prediction: str = "eps",
-    final: str = "full",
-    churn: float = 0.0,
-    churn_noise: float = 1.0,
-    churn_from: float = 0.0,
-    churn_to: float = 1.0,
-) -> None:
+def check_options(options: Multistep) -> None:
     """Refuses options of `sample_deis` that do not go together, whatever the SDE."""
-    _check_words(method, warmup, basis, prediction, final)
+    order, method, lam, churn = options.order, options.method, options.lam, options.churn
+    _check_words(options)
     if order not in (0, 1, 2, 3):
         raise ValueError(f"order={order} must be 0, 1, 2 or 3")
-    if not (corrector or reevaluate):
+    if not (options.corrector or options.reevaluate):
         raise ValueError("reevaluate=False is of a corrector; give corrector=True with it")
-    if basis != "R" and (method != "t-AB" or lam > 0 or churn > 0 or prediction != "eps"):
+    if options.basis != "R" and (method != "t-AB" or lam > 0 or churn > 0 or options.prediction != "eps"):
         raise ValueError(
-            f"basis={basis!r} needs method='t-AB' and lam=0, got method={method!r}, lam={lam}; and eps, got {prediction}, and "
-            f"churn=0, got {churn}"
+            f"basis={options.basis!r} needs method='t-AB' and lam=0, got method={method!r}, lam={lam}; and eps, got "
+            f"{options.prediction}, and churn=0, got {churn}"
         )
-    _check_methods(method, warmup=warmup, corrector=corrector, prediction=prediction, final=final)
-    _check_noise(lam, method=method, warmup=warmup, prediction=prediction)
-    _check_churn(churn, churn_noise, churn_from, churn_to)
+    _check_methods(options)
+    _check_noise(options)
+    _check_churn(options)
     single = method in SINGLE_STEP or order == 0
-    if churn > 0 and (corrector or lam > 0 or not single):
+    if churn > 0 and (options.corrector or lam > 0 or not single):
         raise ValueError(
             f"churn={churn} needs steps that know no earlier ones, order=0 or method among {_listed(SINGLE_STEP)}, with lam=0 "
-            f"and corrector=False; got order={order}, {method!r}, lam={lam}, {corrector}"
+            f"and corrector=False; got order={order}, {method!r}, lam={lam}, {options.corrector}"
         )
 
 
-def _check_words(method: str, warmup: str, basis: str, prediction: str, final: str) -> None:
-    words = (
-        ("method", method, Method),
-        ("warmup", warmup, Warmup),
-        ("basis", basis, Basis),
-        ("prediction", prediction, Prediction),
-        ("final", final, Final),
-    )
-    for name, value, kind in words:
-        if value not in get_args(kind):
-            raise ValueError(f"{name}={value!r} is none of {', '.join(get_args(kind))}")
+def _check_words(options: Multistep) -> None:
+    kinds = {"method": Method, "warmup": Warmup, "basis": Basis, "prediction": Prediction, "final": Final}
+    for name, kind in kinds.items():
+        if getattr(options, name) not in get_args(kind):
+            raise ValueError(f"{name}={getattr(options, name)!r} is none of {', '.join(get_args(kind))}")
 
 
-def _check_methods(method: str, **options: str | bool) -> None:
+def _check_methods(options: Multistep) -> None:
     """Refuses what a method has not: a corrector, say, of Runge-Kutta."""
     for name, plain in (("warmup", "low-order"), ("corrector", False), ("prediction", "eps"), ("final", "full")):
-        able = (*POLYNOMIAL, *SINGLE_STEP) if name == "prediction" else POLYNOMIAL
-        if options[name] != plain and method not in able:
-            raise ValueError(f"{name}={options[name]!r} needs method among {_listed(able)}, got {method!r}")
+        able, given = (*POLYNOMIAL, *SINGLE_STEP) if name == "prediction" else POLYNOMIAL, getattr(options, name)
+        if given != plain and options.method not in able:
+            raise ValueError(f"{name}={given!r} needs method among {_listed(able)}, got {options.method!r}")
 
 
-def _check_noise(lam: float, *, method: str, warmup: str, prediction: str) -> None:
+def _check_noise(options: Multistep) -> None:
     """Refuses a stochasticity out of range, or one that a method has not."""
+    lam, method, warmup, prediction = options.lam, options.method, options.warmup, options.prediction
     if not 0 <= lam <= 1:
         raise ValueError(f"lam={lam} must lie in [0, 1]")
     if lam > 0 and (method not in POLYNOMIAL or warmup != "low-order" or prediction == "velocity"):
@@ -159,11 +140,11 @@ def _check_noise(lam: float, *, method: str, warmup: str, prediction: str) -> No
         )
 
 
-def _check_churn(churn: float, churn_noise: float, churn_from: float, churn_to: float) -> None:
-    check_not_negative(churn=churn, churn_noise=churn_noise)
-    if not 0 <= churn_from <= churn_to <= 1:
+def _check_churn(options: Multistep) -> None:
+    check_not_negative(churn=options.churn, churn_noise=options.churn_noise)
+    if not 0 <= options.churn_from <= options.churn_to <= 1:
         raise ValueError(
-            f"churn_from={churn_from} and churn_to={churn_to} are shares of t_max; they must rise, in [0, 1]"
+            f"churn_from={options.churn_from} and churn_to={options.churn_to} are shares of t_max; they must rise, in [0, 1]"
         )
 
 

@@ -97,7 +97,7 @@ def sample_deis(
         churn_from=churn_from,
         churn_to=churn_to,
     )
-    check_options(**vars(options))
+    check_options(options)
     check_method(sde, method, prediction)
     sde.check_state(u)
     if lam > 0 and order == 0 and prediction == "eps" and not corrector:

@@ -45,7 +45,9 @@ def apply(A: Float[Tensor, "*t j k"], u: Float[Tensor, "b *event k"]) -> Float[T
     if A.shape[-1] != u.shape[-1]:
         raise ValueError(f"u: its blocks have size {u.shape[-1]} but the coefficient's have {A.shape[-1]}")
     A = A.to(u)
-    return A[..., 0] * u if A.shape[-1] == 1 else (A * u.unsqueeze(-2)).sum(-1)  # a matmul would be autocast to bf16
+    # by columns: a matmul would be autocast to bf16, and a sum along so short an axis takes six times as long
+    first, *others = (A[..., k] * u[..., k : k + 1] for k in range(A.shape[-1]))
+    return sum(others, first)
 
 
 def inverse(A: Float[Tensor, "*t k k"]) -> Float[Tensor, "*t k k"]:
