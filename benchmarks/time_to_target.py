@@ -1,12 +1,12 @@
 """Minutes of training to a stated likelihood and Frechet distance.
 
-    python benchmarks/time_to_target.py digits_vp_nll [--nll 2.05 --fd 8] [--every 100] [--tree DIR] [--out DIR] [-- --steps 9]
+    python benchmarks/time_to_target.py digits_vp_nll [--nll 2.05 --fd 8] [--every 100] [--tree DIR] [--out DIR] [--steps 9]
 
 RECIPE is trained by pipelines/train.py, here or in a checkout of another commit (--tree), with a checkpoint every EVERY
-steps; what stands after -- is given to it. Then this checkout measures the averaged weights of each checkpoint on the same
-draws (pipelines/evaluate.py: 128 test images, 1,000 samples), so that figures of two commits can be compared. Printed are of
-each checkpoint the minutes of its steps (batches included; no start, validation or measurement), NLL and FD, and the
-minutes of the first one from which on a target is met, linear in between.
+steps; options that are not of this script are given to it. Then this checkout measures the averaged weights of each
+checkpoint on the same draws (pipelines/evaluate.py: 128 test images, 1,000 samples), so that figures of two commits can be
+compared. Printed are of each checkpoint the minutes of its steps (batches included; no start, validation or measurement),
+NLL and FD, and the minutes of the first one from which on a target is met, linear in between.
 """
 
 from __future__ import annotations
@@ -70,7 +70,8 @@ def measure(run: Path, steps: list[int]) -> list[tuple[float, float]]:
     references = [f"{run}@{step}" for step in steps]
     options = [word for name, value in MEASURED.items() for word in (f"--{name}", str(value))]
     subprocess.run([sys.executable, str(ROOT / "pipelines/evaluate.py"), *references, *options], cwd=ROOT, check=True)
-    figures = (next(iter(Evaluation.read(run / f"@{step}" / "evaluation.json").runs.values())) for step in steps)
+    runs = Evaluation.read(run / f"@{steps[0]}" / "evaluation.json").runs
+    figures = [runs[f"{run.name}@{step}"] for step in steps]
     found = ((each.of(NllResult), each.of(DistancesResult)) for each in figures)
     return [(nll.after.mean, distances.distances.frechet.value) for nll, distances in found if nll and distances]
 
@@ -95,9 +96,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100)
     parser.add_argument("--tree", type=Path, default=ROOT)
     parser.add_argument("--out", type=Path, default=Path("runs/time_to_target"))
-    parser.add_argument("options", nargs="*", help="after --, of pipelines/train.py")
-    asked = parser.parse_args()
-    run = train(asked.tree.resolve(), asked.recipe, asked.out.resolve(), asked.every, asked.options)
+    asked, options = parser.parse_known_args()
+    run = train(asked.tree.resolve(), asked.recipe, asked.out.resolve(), asked.every, options)
     steps = sorted(int(path.name.removeprefix("step-")) for path in (run / "checkpoints").glob("step-*"))
     minutes = minutes_of(run)
     figures = measure(run, steps)
