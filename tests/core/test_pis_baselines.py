@@ -11,8 +11,9 @@ from densities import Black, Mixture, Undefined, gaussian, modes
 from problems import rng
 from torch import Tensor
 
+from benchmarks.memory import LiveBytes
 from indm_core.errors import ConvergenceError
-from indm_core.pis import Counted, Draws, log_z
+from indm_core.pis import Counted, Draws, log_z, targets
 from indm_core.pis.baselines import (
     HMC,
     NUTS,
@@ -165,6 +166,23 @@ def test_a_mixture_has_the_density_it_is_drawn_from_and_em_finds_it():
     torch.testing.assert_close(found.means[order], means, rtol=0, atol=0.1)
     covs = (found.roots @ found.roots.mT)[order]
     torch.testing.assert_close(covs, roots @ roots.mT, rtol=0.1, atol=0.01)
+
+
+def test_a_mixture_draws_in_many_dimensions_without_a_matrix_per_sample():
+    k, n, d = 2, 5000, 50
+    roots = torch.randn(k, d, d, dtype=F64, generator=rng()).tril()
+    roots.diagonal(dim1=1, dim2=2).abs_().add_(1.0)
+    means = 10 * torch.randn(k, d, dtype=F64, generator=rng(1))
+    fitted = GaussianMixture(log_weights=torch.tensor([0.25, 0.75], dtype=F64).log(), means=means, roots=roots)
+    target = targets.GaussianMixture(means, covs=roots @ roots.mT, weights=torch.tensor([1.0, 3.0], dtype=F64))
+    for law in (fitted, target):
+        with LiveBytes() as count:
+            x = law.sample(n, rng(2))
+        assert count.peak < 10 * 8 * n * d  # n matrices are 50 times this
+        first = x[torch.cdist(x, means).argmin(1) == 0]
+        white = torch.linalg.solve_triangular(roots[0], (first - means[0]).mT, upper=False)
+        assert white.square().mean() == pytest.approx(1.0, abs=0.05)
+        assert len(first) / n == pytest.approx(0.25, abs=0.04)
 
 
 def test_em_takes_weights_as_repeated_samples(unchecked):

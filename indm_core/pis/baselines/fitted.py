@@ -32,6 +32,7 @@ from indm_core.pis.annealing import evaluated
 from indm_core.pis.draws import Counted, Draws, Method
 from indm_core.pis.estimates import resampled
 from indm_core.pis.targets.base import Target
+from indm_core.pis.targets.mixtures import by_component
 from indm_core.ranges import check_count
 from indm_core.shapes import Float
 
@@ -71,8 +72,8 @@ class GaussianMixture:
         """Draws, in an order that says nothing; components come as often as their weights say, to within one."""
         k = resampled(self.log_weights, num, generator)
         k = k[rand(num, self.means, generator).argsort()]
-        noise = randn_like(self.means[k], generator)
-        return self.means[k] + torch.einsum("nij,nj->ni", self.roots[k], noise)
+        means = self.means[k]
+        return means + by_component(self.roots, k, randn_like(means, generator))
 
 
 def fit(

@@ -27,7 +27,18 @@ from indm_core.pis.targets.base import Target
 from indm_core.ranges import check_count
 from indm_core.shapes import Float, Int
 
-__all__ = ["GaussianMixture", "Mixture", "StudentMixture", "mog40", "nine_modes", "students"]
+__all__ = ["GaussianMixture", "Mixture", "StudentMixture", "by_component", "mog40", "nine_modes", "students"]
+
+
+def by_component(
+    roots: Float[Tensor, "k d d"], which: Int[Tensor, " n"], z: Float[Tensor, "n d"]
+) -> Float[Tensor, "n d"]:
+    """L_k z of the component of each row, one component at a time: n matrices would not fit into memory."""
+    moved = torch.empty_like(z)
+    for k in which.unique().tolist():
+        here = which == k
+        moved[here] = z[here] @ roots[k].mT
+    return moved
 
 
 class Mixture(Target):
@@ -118,8 +129,8 @@ class GaussianMixture(Mixture):
         return -0.5 * white.square().sum(2) - log_det - 0.5 * self.dim * math.log(2 * math.pi)
 
     def offsets(self, which: Int[Tensor, " n"], generator: Noise) -> Float[Tensor, "n d"]:
-        z, roots = randn_like(self.means[which], generator), self.roots[which]
-        return (roots @ z[..., None])[..., 0] if roots.ndim == 3 else roots * z
+        z = randn_like(self.means[which], generator)
+        return by_component(self.roots, which, z) if self.roots.ndim == 3 else self.roots[which] * z
 
 
 @final
