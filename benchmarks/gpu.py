@@ -39,9 +39,9 @@ from torch import Tensor, nn
 
 from benchmarks.card import BF16, BF16_LAST, FLOAT32, TF32, TINY, Bench, Precision, Size, counted
 from benchmarks.peak import convolution, gemm
+from indm_core.compiled import compile_blocks
 from indm_core.exponential import sample_deis
 from indm_core.model import INDM
-from indm_core.nn.blocks import ResBlock
 from indm_core.optimiser import AdamW
 from indm_core.sample import power_times
 from indm_core.training import Trainer
@@ -100,19 +100,11 @@ def unet(bench: Bench, compiled: str = "") -> None:
             network = network.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             x = x.to(memory_format=torch.channels_last)
         flops = counted(stepping(network, x, FLOAT32))
-        compile_blocks(network, compiled)
+        if compiled:
+            compile_blocks(network, compiled)
         bench.rated(
             f"U-Net{', compiled' if compiled else ''}", precision, stepping(network, x, precision), len(x), flops
         )
-
-
-def compile_blocks(network: nn.Module, backend: str) -> None:
-    """Compiles each residual block of a U-Net, which bounds the time that it takes; with '' none."""
-    if backend:
-        torch._dynamo.config.recompile_limit = 64  # of so many shapes are the blocks
-        for block in network.modules():
-            if isinstance(block, ResBlock):
-                block.compile(backend=backend)
 
 
 def step(bench: Bench, compiled: str = "") -> None:
@@ -123,7 +115,8 @@ def step(bench: Bench, compiled: str = "") -> None:
         if bench.late():
             return
         trainer, generator = trainer_of(bench, precision), torch.Generator(bench.device)
-        compile_blocks(trainer.model.networks()["score"], compiled)
+        if compiled:
+            compile_blocks(trainer.model, compiled)
 
         def act(trainer: Trainer[INDM] = trainer, generator: torch.Generator = generator) -> None:
             generator.manual_seed(0)  # the same number of terms of the flow's series in every step

@@ -17,7 +17,7 @@ OPTIONAL_IN_CORE = {"indm_core/pis/baselines/nuts.py": {"pyro"}}
 """Packages that a file imports when it is used; the core is imported without them."""
 NO_FILES_IN_CORE = {"argparse", "io", "logging", "os", "pathlib", "pickle", "shutil", "subprocess", "tempfile"}
 LEVELS = [
-    {"shapes", "noise", "errors", "ranges", "precision"},
+    {"shapes", "noise", "errors", "ranges", "precision", "compiled"},
     {"flow", "nn", "frechet", "ode", "adjoint", "optimiser", "average"},
     {"sde", "metrics"},
     {"times"},

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm_core.compiled import Repeated
 from indm_core.nn.embedding import NEAR_ZERO, initialised
 from indm_core.shapes import Float
 
@@ -124,7 +125,7 @@ class Attention(nn.Module):
         return (x + h.transpose(1, 2).reshape(x.shape)) * math.sqrt(0.5)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Repeated):
     """Res, or Res then A, of the module docstring.
 
     Args:

@@ -37,6 +37,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from indm_core.compiled import Repeated
 from indm_core.nn.embedding import NEAR_ZERO, initialised
 from indm_core.shapes import Float, Int
 
@@ -98,7 +99,7 @@ class Embedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(waves)))
 
 
-class Res(nn.Module):
+class Res(Repeated):
     """Res of the module docstring."""
 
     def __init__(

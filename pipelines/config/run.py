@@ -50,6 +50,8 @@ class Train:
         ema_ramp: Whether the decay rises as (1 + n)/(10 + n) to `ema_decay`.
         precision: fp32; bf16 autocast of the networks (not of log-dets and losses) where the device has instructions for it,
             else fp32; or tf32, products of matrices with 10 bits of mantissa, of CUDA devices.
+        compile: Whether blocks that a network repeats are compiled (torch.compile), where the machine has a compiler: minutes
+            at the beginning, and on GPUs fewer reads of memory in every step.
         seed: Of weights, order of rows and noise.
         order: Of the rows: streams, of which each worker reads its own; or windows, of which every worker reads all, as it was
             before there were streams. A run keeps the one that it was begun with.
@@ -74,6 +76,7 @@ class Train:
     ema_decay: float = 0.9999
     ema_ramp: bool = True
     precision: Literal["fp32", "bf16", "tf32"] = "fp32"
+    compile: bool = False
     seed: int = 0
     order: Literal["streams", "windows"] = "streams"
     log_every: int = 50

@@ -25,6 +25,7 @@ from typing import Any
 
 import torch
 
+from indm_core.compiled import cannot_compile, compile_blocks
 from indm_core.errors import ConvergenceError
 from indm_core.precision import computes_in_bfloat16
 from indm_core.training import NonFiniteLossError, Trainer, network_tensors, step_seed
@@ -124,7 +125,7 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
     """What is trained, with the weights that belong to the seed, and its optimisers."""
     train = work.training.train
     torch.manual_seed(train.seed)
-    return Trainer(
+    trainer = Trainer(
         work.build().to(session.device),
         train.optimisers,
         steps=train.steps,
@@ -134,6 +135,9 @@ def _trainer(work: Work[Any], session: Session) -> Trainer[Any]:
         wrap=session.wrap,
         autocast=_autocast(train, session),
     )
+    if train.compile:
+        _compile(trainer.model, session)
+    return trainer
 
 
 def _diverged(work: Work[Any], session: Session, watch: Watch, step: int, reason: str) -> DivergedError:
@@ -277,6 +281,16 @@ def _autocast(train: Train, session: Session) -> Callable[[], AbstractContextMan
         session.say(f"precision=bf16: this {device.type} has no instructions for it, and so this is trained in fp32")
         return nullcontext
     return lambda: torch.autocast(device.type, torch.bfloat16)
+
+
+def _compile(model: torch.nn.Module, session: Session) -> None:
+    """What is trained; the average, which is measured, runs as it is."""
+    if why := cannot_compile(session.device):
+        session.say(
+            f"compile=true: nothing is compiled for this {session.device.type} ({why}), and so blocks run as they are"
+        )
+    elif not compile_blocks(model):
+        session.say("compile=true: no network of this model repeats a block that could be compiled; it runs as it is")
 
 
 def _truncate_metrics(directory: Path, step: int) -> None:

@@ -46,7 +46,7 @@ def test_every_name_is_there_and_every_module_has_one():
     for package in (indm_core, pipelines):
         for name in package.__all__:
             assert getattr(package, name) is not None
-    inner = {"shapes", "ranges", "ode", "adjoint", "optimiser", "average", "precision", "automatic"}
+    inner = {"shapes", "ranges", "ode", "adjoint", "optimiser", "average", "precision", "automatic", "compiled"}
     assert {module.name for module in pkgutil.iter_modules(indm_core.__path__)} - inner <= set(dir(indm_core))
     with pytest.raises(AttributeError, match="module 'indm_core' has no attribute 'Glwo'"):
         indm_core.Glwo  # noqa: B018

@@ -373,6 +373,27 @@ def test_bf16_autocast_trains(tmp_path, monkeypatch, capsys):
     assert all(tensor.dtype == torch.float32 for tensor in weights(tmp_path / "bf16").values())
 
 
+def test_what_cannot_be_compiled_trains_as_it_is_and_says_so_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(loop, "cannot_compile", lambda device: "no compiler")
+    for name, words in (("plain", []), ("asked", ["--compile", "true"])):
+        train(*later_wins(["digits_vp_nll", *TINY, *words, "--name", name]), out=tmp_path)
+        said = capsys.readouterr()
+        assert (said.out + said.err).count("nothing is compiled for this cpu (no compiler)") == (name == "asked")
+    one, other = ([r.terms["nelbo"] for r in read_metrics(tmp_path / name)] for name in ("plain", "asked"))
+    assert one == other
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_compiled_training_has_the_losses_of_a_plain_one(tmp_path, capsys):
+    for name, words in (("plain", []), ("compiled", ["--compile", "true"])):
+        train(*later_wins(["digits_vp_nll", *TINY, *words, "--name", name]), out=tmp_path)
+    if "nothing is compiled" in (said := capsys.readouterr()).out + said.err:
+        pytest.skip("no compiler")
+    one, other = ([r.terms["nelbo"] for r in read_metrics(tmp_path / name)] for name in ("plain", "compiled"))
+    assert other == pytest.approx(one, rel=1e-5)
+
+
 def test_data_without_labels(tmp_path):
     file = tmp_path / "vectors.npy"
     np.save(file, np.random.default_rng(0).normal(size=(64, 3)).astype(np.float32))
