@@ -39,7 +39,7 @@ from pipelines.data.card import Card, load_card, write_card
 from pipelines.data.order import Order, Streams, Windows
 from pipelines.data.shards import Rows, ShardWriter, read_all, read_groups
 from pipelines.data.share import Share
-from pipelines.training.stream import read_rows, tasks
+from pipelines.training.stream import ahead, read_rows, tasks
 
 BATCH, READERS = 128, (1, 2, 4, 8)
 
@@ -174,8 +174,8 @@ def measure_on_ray(directory: Path, order: Order, step: float) -> None:
             read.append(summed.stored)
             spent += summed.spent
         first = Share(order=order, rank=0, world=world, last=2 * steps)
-        waits = timed(first.batches(parts_on_ray(directory, first)), step)
-        free = timed(first.batches(parts_on_ray(directory, first)))
+        waits = timed(ahead(first.batches(parts_on_ray(directory, first)), first), step)
+        free = timed(ahead(first.batches(parts_on_ray(directory, first)), first))
         show("ray", first, [part / whole for part in read], spent, waits, free, step, best)
 
 

@@ -19,12 +19,14 @@ from pipelines.data.shards import Rows, read_groups
 from pipelines.data.share import Share
 from pipelines.runs.job import Job
 
-__all__ = ["RowStream", "Rows", "local_rows", "order_of", "read_rows", "share_of", "tasks"]
+__all__ = ["RowStream", "Rows", "ahead", "local_rows", "order_of", "read_rows", "share_of", "tasks"]
 
 RowStream = Callable[[Job, int], Iterator[Rows]]
 """rows(job, first_row) -> this rank's rows from a row of the run on, in chunks of its share of a batch."""
 TASK_ROWS, TASK_BYTES = 32_768, 1 << 24
 TASKS_AHEAD = 4
+AHEAD_BATCHES, AHEAD_BYTES = 64, 1 << 24
+"""Batches that are made ahead at most, and their bytes: they bridge the beginning of an epoch, which lays out a pool."""
 ORDERS = {"streams": Streams, "windows": Windows}
 
 
@@ -81,7 +83,21 @@ def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
 def read_rows(directory: Path, share: Share) -> Iterator[Rows]:
     """A worker's batches, without Ray; a thread reads ahead."""
     order = share.order
-    return share.batches(_read_ahead(partial(read_groups, directory, order.card, order.split), tasks(share)))
+    parts = _read_ahead(partial(read_groups, directory, order.card, order.split), tasks(share))
+    return ahead(share.batches(parts), share)
+
+
+def ahead(batches: Iterator[Rows], share: Share) -> Iterator[Rows]:
+    """A worker's batches, made in a thread while it trains on those before."""
+    num = max(1, min(AHEAD_BATCHES, AHEAD_BYTES // (share.size * share.order.card.row_bytes)))
+    maker = ThreadPoolExecutor(1)
+    try:
+        made = deque(maker.submit(next, batches, None) for _ in range(num))
+        while (batch := made.popleft().result()) is not None:
+            made.append(maker.submit(next, batches, None))
+            yield batch
+    finally:
+        maker.shutdown(cancel_futures=True)
 
 
 def _read_ahead(read: Callable[[tuple[int, ...]], Rows], wanted: Iterator[tuple[int, ...]]) -> Iterator[Rows]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 import tracemalloc
 from collections import Counter
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from pipelines.data.card import Card, Shard, Split
 from pipelines.data.order import Order, Streams, Windows, group_bounds, permutation
 from pipelines.data.shards import Rows
 from pipelines.data.share import Share
+from pipelines.training import stream
 
 
 def card_of(rows: int, group_rows: int, shard_rows: int = 0, dims: int = 1) -> Card:
@@ -336,6 +338,34 @@ def test_other_row_groups_than_were_asked_for_are_refused():
         list(share.batches(iter(parts[1:])))
     with pytest.raises(ValueError, match="does not give rows"):
         list(share.batches(islice(parts, 3)))
+
+
+def test_batches_are_made_ahead_as_far_as_their_bytes_allow_and_a_fault_comes_in_its_place(monkeypatch):
+    monkeypatch.setattr(stream, "AHEAD_BYTES", 3 * 10 * 4)
+    share = Share(order=streams(card_of(100, 10), 10), last=10)
+    made: list[np.ndarray] = []
+
+    def noted() -> Iterator[Rows]:
+        for batch in share.batches(supply(share, 10)):
+            made.append(batch["row"])
+            yield batch
+
+    batches = stream.ahead(noted(), share)
+    first = next(batches)
+    time.sleep(0.2)
+    assert len(made) == 4
+    assert np.array_equal(np.array([batch["row"] for batch in (first, *batches)]), trained_on(share))
+
+    wrong = stream.ahead(share.batches(iter(list(supply(share, 10))[1:])), share)
+    with pytest.raises(ValueError, match="does not give rows"):
+        list(wrong)
+
+    left = stream.ahead(noted(), share)
+    next(left)
+    left.close()
+    num = len(made)
+    time.sleep(0.05)
+    assert len(made) == num
 
 
 def test_row_groups_are_those_of_the_shards():

@@ -24,7 +24,7 @@ from pipelines.data.share import Share
 from pipelines.runs.job import Job
 from pipelines.training.dataset import work_on_rows
 from pipelines.training.session import Session, Work
-from pipelines.training.stream import share_of, tasks
+from pipelines.training.stream import ahead, share_of, tasks
 
 __all__ = ["READ_CPUS", "parts_on_ray", "ray_rows", "work_on_ray_rows"]
 
@@ -53,7 +53,7 @@ def ray_rows(job: Job, first_row: int, rank: int, world: int) -> Iterator[Rows]:
     batches = share.batches(parts)
     yield from islice(batches, 1)
     parts.hand_over()
-    yield from batches
+    yield from ahead(batches, share)
 
 
 def parts_on_ray(directory: Path, share: Share, read: Callable[..., Rows] = read_groups) -> Iterator[Rows]:
