@@ -1,6 +1,6 @@
 """Error of every fast sampler against the ODE's own solution, at equal evaluations of the score, each on its best grid.
 
-    python benchmarks/samplers.py                      # VP, both problems, beside the schedulers of diffusers where installed
+    python benchmarks/samplers.py                      # VP, both problems, beside the peers that are installed
     python benchmarks/samplers.py --sde CLD --problem modes
     python benchmarks/samplers.py --law --num 4000     # the law of the samples: the table for samplers with noise
 
@@ -9,8 +9,8 @@ Problems with exact scores, float64: (modes) 25 Gaussians of standard deviation 
 are in that basis, a rotation, which VP, sub-VP, VE and CLD do not see and in which BDM works anyway.
 
 The error is the root mean square over states and coordinates of x at t_min, against RK45 at 1e-9 from the same starts. A row
-is a method, a cell its smallest error over the grids, with the grid. The peers take the same grids: their noise levels are set
-to those of the times, so that every row ends at the same t_min.
+is a method, a cell its smallest error over the grids, with the grid. The peers (`peers`) take the same grids, so that every row
+ends at the same t_min.
 
 With --law the error is that of the law: the root mean square distance of the quantiles of samples and of as many draws of the
 data's own law at t_min, over 64 directions (sliced Wasserstein distance of order 2); the last row is that of two sets of draws.
@@ -25,7 +25,6 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from importlib.util import find_spec
 from pathlib import Path
 
 if __package__ in (None, ""):
@@ -35,9 +34,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.figure import AT_MOST, Absent, Bound, Row
+from benchmarks.peers import peers
 from indm_core.exponential import check_method, sample_deis
-from indm_core.sample import sample_em, sample_ode
-from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, apply, inverse
+from indm_core.fitting import fit_grid, usual_grids
+from indm_core.sample import Score, sample_em, sample_ode
+from indm_core.sde import BDM, CLD, VE, VP, LinearSDE, SubVP, inverse
 from indm_core.sde.algebra import log_abs_det
 from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
 
@@ -73,7 +74,12 @@ OURS: dict[str, dict] = {
     "velocity, t, 3": {"order": 3, "prediction": "velocity"},
     "velocity, t, 1, PEC": {"order": 1, "prediction": "velocity", **PEC},
     "velocity, t, 2, PEC": {"order": 2, "prediction": "velocity", **PEC},
-    "velocity, log rho, 2": {"order": 2, "method": "log-rho-AB", "prediction": "velocity"},
+    **{f"velocity, log rho, {r}": {"order": r, "method": "log-rho-AB", "prediction": "velocity"} for r in (1, 2, 3)},
+    **{
+        f"velocity, log rho, {r}, PEC": {"order": r, "method": "log-rho-AB", "prediction": "velocity", **PEC}
+        for r in (1, 2, 3)
+    },
+    "velocity, t, 3, PEC": {"order": 3, "prediction": "velocity", **PEC},
     "eps, Heun": {"order": 1, "method": "t-RK"},
     "eps, t-RK 2": {"order": 2, "method": "t-RK"},
     "data, Heun": {"order": 1, "method": "t-RK", "prediction": "data"},
@@ -82,6 +88,7 @@ OURS: dict[str, dict] = {
     "data, t, 1, PEC, low-order end": {"order": 1, "prediction": "data", "final": "low-order", **PEC},
     "data, t, 2, PEC, low-order end": {"order": 2, "prediction": "data", "final": "low-order", **PEC},
 }
+FITTED = ("data, t, 1, PEC", "velocity, t, 1, PEC", "velocity, t, 2, PEC")
 DATA = {"prediction": "data"}
 NOISY: dict[str, dict] = {
     "DDIM": {"order": 0},
@@ -94,13 +101,6 @@ NOISY: dict[str, dict] = {
     **{f"data, Heun, churn {c}": {"order": 1, "method": "t-RK", "churn": c, **DATA} for c in (0.5, 2.0)},
 }
 """Samplers with noise, beside the same without."""
-PEERS = {
-    "UniPC 2": ("UniPCMultistepScheduler", {"solver_order": 2}),
-    "UniPC 3": ("UniPCMultistepScheduler", {"solver_order": 3}),
-    "UniPC 3, eps": ("UniPCMultistepScheduler", {"solver_order": 3, "predict_x0": False}),
-    "DPM-Solver++ 2M": ("DPMSolverMultistepScheduler", {"solver_order": 2}),
-    "DPM-Solver++ 3M": ("DPMSolverMultistepScheduler", {"solver_order": 3}),
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,25 +161,17 @@ def diffused(name: str, height: int, width: int) -> LinearSDE:
     return {"VP": VP(), "SubVP": SubVP(), "VE": VE(), "CLD": CLD()}[name]
 
 
-def by_peer(kind: str, options: dict, law: Mixture, u: Tensor, ts: Tensor) -> Tensor:
-    """A scheduler of diffusers whose noise levels are those of our times."""
-    import diffusers
-
-    sde, num = law.sde, len(ts) - 1
-    scheduler = getattr(diffusers, kind)(num_train_timesteps=1000, final_sigmas_type="sigma_min", **options)
-    scheduler.set_timesteps(num)
-    scheduler.sigmas, scheduler.timesteps = sde.log_rho(ts).exp(), torch.arange(num)
-    x = u.squeeze(-1)
-    for k in range(num):
-        eps = -apply(sde.R(ts[k]).mT, law.score(x.unsqueeze(-1), ts[k]))
-        x = scheduler.step(eps.squeeze(-1), scheduler.timesteps[k], x).prev_sample
-    return x.unsqueeze(-1)
-
-
-def table(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
-    """One table: a row for each method that the SDE allows, the smallest error over the grids and its grid in each cell."""
-    mine, peers, error = _rows(sde, law, num)
-    _print(sde, mine | peers, chosen, error)
+def table(sde: LinearSDE, law: Mixture, num: int, chosen: str, fit: list[int]) -> None:
+    """One table: a row for each method that the SDE allows, the smallest error over the grids and its grid in each cell; then
+    those of `FITTED` on grids that are fitted."""
+    mine, theirs, error = _rows(sde, law, num)
+    _print(sde, mine | theirs, chosen, error)
+    for label in FITTED if fit else ():
+        if label in mine:
+            cells = [
+                f"{error(mine[label](fitted(sde, law, label, count))):.2g}" if count in fit else "-" for count in COUNTS
+            ]
+            print(f"| {label}, fitted | {' | '.join(cells)} |", flush=True)
 
 
 def _rows(sde: LinearSDE, law: Mixture, num: int) -> tuple[Samplers, Samplers, Callable[[Tensor], float]]:
@@ -188,28 +180,39 @@ def _rows(sde: LinearSDE, law: Mixture, num: int) -> tuple[Samplers, Samplers, C
     u = sde.sample_prior(like, torch.Generator().manual_seed(1))
     exact = sample_ode(sde, law.score, u, uniform_times(sde, 1), rtol=1e-9, atol=1e-9)[..., 0]
     mine = {label: partial(ours, law, u, options) for label, options in OURS.items() if _has(sde, options)}
-    peers = {label: partial(by_peer, kind, options, law, u) for label, (kind, options) in PEERS.items()}
-    there = isinstance(sde, VP) and find_spec("diffusers")
-    return mine, peers if there else {}, lambda u: float((u[..., 0] - exact).square().mean().sqrt())
+    theirs = peers() if isinstance(sde, VP) else {}
+    others = {label: partial(peer, sde, law.score, u) for label, peer in theirs.items()}
+    return mine, others, lambda u: float((u[..., 0] - exact).square().mean().sqrt())
+
+
+def fitted(sde: LinearSDE, law: Mixture, label: str, count: int) -> Tensor:
+    """The times that are fitted to a method of ours on 256 other starts."""
+
+    def sampler(sde: LinearSDE, score: Score, u: Tensor, ts: Tensor, *rest: object) -> Tensor:
+        return sample_deis(sde, score, u, ts, **OURS[label])
+
+    like = torch.zeros(256, *law.means.shape[1:], sde.prior_cov().shape[-1], dtype=torch.float64)
+    starts = sde.sample_prior(like, torch.Generator().manual_seed(7))
+    return fit_grid(sde, sampler, law.score, starts, usual_grids(sde, count)).times
 
 
 def figure(quick: bool) -> Iterator[Row | Absent]:
-    """Error of our best sampler against the ODE's solution beside that of diffusers' best, at equal evaluations."""
+    """Error of our best sampler against the ODE's solution beside that of the peers' best, at equal evaluations."""
     for name, make_law, sides in (("modes", modes, (1, 2)), ("correlated", correlated, (8, 8))):
         sde = diffused("VP", *sides)
-        mine, peers, error = _rows(sde, make_law(sde), 8 if quick else 64)
-        if not peers:
-            yield Absent(what=name, reason="diffusers is not installed")
+        mine, theirs, error = _rows(sde, make_law(sde), 8 if quick else 64)
+        if not theirs:
+            yield Absent(what=name, reason="neither diffusers nor azula is installed")
             continue
         for count in COUNTS[:1] if quick else COUNTS:
             (here, own), (there, peer) = (
                 min((_best(sde, label, sampler, count, error)[0], label) for label, sampler in samplers.items())
-                for samplers in (mine, peers)
+                for samplers in (mine, theirs)
             )
             ratio = here / there
             numbers = {"ours": here, "theirs": there, "ratio": ratio, "low": ratio, "high": ratio}
             what = f"{name}, {count} evaluations: {own}"
-            yield Row(what=what, reference=f"diffusers: {peer}", unit="rms", target=Bound(AT_MOST, 1.0), **numbers)
+            yield Row(what=what, reference=peer, unit="rms", target=Bound(AT_MOST, 1.0), **numbers)
 
 
 def table_of_laws(sde: LinearSDE, law: Mixture, num: int, chosen: str) -> None:
@@ -274,10 +277,15 @@ if __name__ == "__main__":
     parser.add_argument("--num", type=int, default=64, help="starts")
     parser.add_argument("--rows", default="", help="only rows with this pattern in their name: 'velocity|Heun'")
     parser.add_argument("--law", action="store_true", help="the error of the law, of samplers with noise")
+    parser.add_argument("--fit", default="", help="numbers of evaluations for which grids are fitted too: 5,8,10")
     given = parser.parse_args()
+    fit = [int(count) for count in given.fit.split(",") if count]
     for problem, make_law, sides in (("modes", modes, (1, 2)), ("correlated", correlated, (8, 8))):
         if given.problem in (problem, "both"):
             sde = diffused(given.sde, *sides)
             what = "sliced Wasserstein distance" if given.law else "root mean square error"
             print(f"{given.sde}, {problem}, {given.num} starts: {what} at so many evaluations, best grid")
-            (table_of_laws if given.law else table)(sde, make_law(sde), given.num, given.rows)
+            if given.law:
+                table_of_laws(sde, make_law(sde), given.num, given.rows)
+            else:
+                table(sde, make_law(sde), given.num, given.rows, fit)

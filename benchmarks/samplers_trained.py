@@ -6,7 +6,7 @@
 The state is the diffusion's: of an INDM the latent. The error is the root mean square over starts and coordinates at t_min,
 against RK45 at 1e-5 from the same draws of the prior. A row is a method, a cell its smallest error over the grids, with the
 grid; `auto` takes what its rule says, and `fitted` the same method on a grid that is fitted to other starts. The peers
-(diffusers) take the same grids: their noise levels are set to those of the times.
+(`peers`) take the same grids.
 """
 
 from __future__ import annotations
@@ -23,14 +23,15 @@ if __package__ in (None, ""):
 import torch
 from torch import Tensor
 
-from benchmarks.samplers import COUNTS, GRIDS, OURS, PEERS
+from benchmarks.peers import peers
+from benchmarks.samplers import COUNTS, GRIDS, OURS
 from indm_core.automatic import settled
 from indm_core.draw import fit_times, times_of
 from indm_core.exponential import sample_deis
 from indm_core.model import GenerativeModel
 from indm_core.sample import sample_ode
 from indm_core.sampling import Sampling, sampler_of
-from indm_core.sde import LinearSDE, apply
+from indm_core.sde import LinearSDE
 from indm_core.times import uniform_times
 from pipelines.config import load
 
@@ -46,14 +47,10 @@ CHOSEN = (
     "data, t, 1, PEC, low-order end",
     "data, t, 2, PEC, low-order end",
     "data, t, 3, PEC",
+    "velocity, t, 1, PEC",
+    "velocity, t, 2, PEC",
 )
 """Rows of `samplers.OURS`; all of it with --all."""
-SIGMA_MIN = {"final_sigmas_type": "sigma_min"}
-SCHEDULERS = {label: (kind, options | SIGMA_MIN) for label, (kind, options) in PEERS.items()} | {
-    "DEIS 2": ("DEISMultistepScheduler", {"solver_order": 2}),
-    "DEIS 3": ("DEISMultistepScheduler", {"solver_order": 3}),
-}
-"""DDIM of diffusers is ours, and DPM-Solver++ of order 1."""
 
 
 class Problem:
@@ -81,19 +78,6 @@ class Problem:
 
     def ours(self, options: dict, ts: Tensor) -> Tensor:
         return sample_deis(self.sde, self.score, self.u, ts, **options)
-
-    def peer(self, kind: str, options: dict, ts: Tensor) -> Tensor:
-        """A scheduler of diffusers whose noise levels are those of our times."""
-        import diffusers
-
-        num, x = len(ts) - 1, self.u.squeeze(-1)
-        scheduler = getattr(diffusers, kind)(num_train_timesteps=1000, **options)
-        scheduler.set_timesteps(num)
-        scheduler.sigmas, scheduler.timesteps = self.sde.log_rho(ts).exp(), torch.arange(num)
-        for k in range(num):
-            eps = -apply(self.sde.R(ts[k]).mT, self.score(x.unsqueeze(-1), ts[k]))
-            x = scheduler.step(eps.squeeze(-1), scheduler.timesteps[k], x).prev_sample
-        return x.unsqueeze(-1)
 
     def named(self, sampling: Sampling) -> Tensor:
         ts = times_of(self.model, sampling)
@@ -124,17 +108,17 @@ def table(problem: Problem, fitted: set[int], every: bool) -> None:
         label: partial(best_of_grids, problem, partial(problem.ours, OURS[label])) for label in chosen
     }
     rows |= {"auto": partial(by_rule, problem), "auto, fitted": partial(by_fit, problem, fitted)}
-    peers = {
-        label: partial(best_of_grids, problem, partial(problem.peer, kind, options))
-        for label, (kind, options) in SCHEDULERS.items()
+    others = {
+        label: partial(best_of_grids, problem, partial(peer, problem.sde, problem.score, problem.u))
+        for label, peer in peers().items()
     }
     print(f"| method | {' | '.join(map(str, COUNTS))} |\n|---|{'---|' * len(COUNTS)}")
     least: dict[bool, list[float]] = {}
-    for label, row in (rows | peers).items():
+    for label, row in (rows | others).items():
         cells = [row(count) for count in COUNTS]
         print(f"| {label} | {' | '.join(f'{error:.2g} {grid}' for error, grid in cells)} |", flush=True)
-        before = least.get(label in peers, [float("inf")] * len(COUNTS))
-        least[label in peers] = [
+        before = least.get(label in others, [float("inf")] * len(COUNTS))
+        least[label in others] = [
             min(a, error) if error == error else a for a, (error, _) in zip(before, cells, strict=True)
         ]
     ratios = (f"{ours / peer:.2f}" for ours, peer in zip(least[False], least[True], strict=True))
