@@ -1,4 +1,5 @@
-"""Samplers of other packages, as far as they are installed: the schedulers of diffusers and the samplers of azula.
+"""Samplers of other packages, as far as they are installed: the schedulers of diffusers (among the tools for development) and
+the samplers of azula (`pip install --no-deps azula==0.11.1 einops`: of its other needs none is for samplers).
 
 They take our times, and so does their last step: diffusers' noise levels are set to those of the times, azula's schedule is
 that of our diffusion. What they ask a score for is eps or the posterior mean, of a scalar diffusion:
