@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from numbers import Integral, Real
 
-__all__ = ["check_count", "check_not_negative", "check_positive"]
+__all__ = ["check_count", "check_not_negative", "check_positive", "check_whole"]
 
 
 def check_count(**values: int | float) -> None:
@@ -21,6 +21,17 @@ def check_count(**values: int | float) -> None:
     for name, value in values.items():
         if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
             raise ValueError(f"{name}={value!r} must be an integer of at least 1")
+
+
+def check_whole(**values: int | float) -> None:
+    """Refuses a number, named by its keyword, that is no integer of at least 0; True and False are none.
+
+    Raises:
+        ValueError: the first such number.
+    """
+    for name, value in values.items():
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < 0:
+            raise ValueError(f"{name}={value!r} must be an integer of at least 0")
 
 
 def check_positive(**values: int | float) -> None:

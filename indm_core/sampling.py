@@ -6,10 +6,11 @@ and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -26,6 +27,7 @@ from indm_core.exponential import (
     sample_deis,
 )
 from indm_core.noise import Noise
+from indm_core.ranges import check_count, check_not_negative, check_positive, check_whole
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
 
@@ -136,6 +138,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check_name(self.sampler)
+        self._check_words()
         self._check_ranges()
         if self.sampler == "deis":
             check_options(self.multistep)
@@ -148,24 +151,21 @@ class Sampling:
                 f"power={self.power}: grid={self.spacing} has no power; do not give it, or take grid=power or grid=edm"
             )
 
+    def _check_words(self) -> None:
+        for name, words in (("grid", ("auto", *get_args(Grid))), ("predictor", get_args(Predictor))):
+            if getattr(self, name) not in words:
+                raise ValueError(f"{name}={getattr(self, name)!r} is none of {', '.join(words)}")
+
     def _check_ranges(self) -> None:
-        if self.steps < 1:
-            raise ValueError(f"steps={self.steps} must be at least 1")
-        if self.corrector_steps < 0 or not 0 <= self.stop < 1:
-            raise ValueError(
-                f"corrector_steps={self.corrector_steps} and stop={self.stop} must not be negative, stop below 1"
-            )
-        if self.langevin_steps < 0 or self.repeats < 1:
-            raise ValueError(
-                f"langevin_steps={self.langevin_steps} must not be negative, and repeats={self.repeats} at least 1"
-            )
-        if self.nfe < 0 or self.power < 0:
-            raise ValueError(f"nfe={self.nfe} and power={self.power} must not be negative")
-        if self.lam < 0 and self.lam != -1:
-            raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
+        check_count(steps=self.steps, repeats=self.repeats)
+        check_whole(nfe=self.nfe, corrector_steps=self.corrector_steps, langevin_steps=self.langevin_steps)
+        check_not_negative(power=self.power)
+        if not 0 <= self.stop < 1:
+            raise ValueError(f"stop={self.stop} must not be negative, and must be below 1")
+        if self.lam != -1 and not 0 <= self.lam < math.inf:
+            raise ValueError(f"lam={self.lam} must not be negative, and must be finite; -1 takes the sampler's own")
         for name in ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+            check_positive(**{name: getattr(self, name)})
 
     def _check_fitted(self) -> None:
         noisy = self.lam > 0 or self.churn > 0

@@ -53,7 +53,9 @@ def power_times(
     check_positive(power=power)
     share, (low, high) = _descending(num_steps), _ends(sde, low, high)
     first, last = low ** (1 / power), high ** (1 / power)
-    return _with_lengths(((first + share * (last - first)) ** power).clamp(low, high), power)
+    ts = ((first + share * (last - first)) ** power).clamp(low, high)
+    ts[0], ts[-1] = high, low  # a root and its power leave a rounding
+    return _with_lengths(ts, power)
 
 
 def log_rho_times(

@@ -15,7 +15,7 @@ from indm_core.automatic import settled
 from indm_core.draw.samples import Drawable, check_sampling, conditioned
 from indm_core.fitting import Fit, fit_grid, usual_grids
 from indm_core.noise import seeded
-from indm_core.ranges import check_not_negative
+from indm_core.ranges import check_whole
 from indm_core.sampling import Sampling, sampler_of
 
 __all__ = ["FittedSampling", "fit_times"]
@@ -64,7 +64,7 @@ def fit_times(
             not know.
         ConvergenceError: the model's ODE is not to be solved at that tolerance.
     """
-    check_not_negative(nfe=nfe, num=num, seed=seed)
+    check_whole(nfe=nfe, num=num, seed=seed)
     wanted = replace(sampling, grid="fitted", times=(), **({"nfe": nfe} if nfe else {}))
     check_sampling(model, wanted)
     wanted = settled(model.sde, wanted)

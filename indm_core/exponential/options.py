@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal, get_args
 
 from indm_core.ranges import check_not_negative
@@ -68,11 +69,21 @@ class Multistep:
     def check_steps(self, num_steps: int) -> None:
         """Refuses a grid on which a degree that was asked for is never reached; 3, the default, is what a short grid allows."""
         begins_low = self.method not in SINGLE_STEP and self.warmup == "low-order"
-        if begins_low and self.order in (1, 2) and num_steps <= self.order:
+        ends_low = self.final == "low-order" and not self.corrector
+        # the degree rises to the order and may have to fall again
+        needed = 2 * self.order + 1 if ends_low else self.order + 1
+        if not begins_low or self.order not in (1, 2) or num_steps >= needed:
+            return
+        lower = (num_steps - 1) // 2 if ends_low else num_steps - 1
+        if num_steps <= self.order:
             raise ValueError(
                 f"order={self.order}: its polynomial goes through {self.order + 1} values, and a grid of {num_steps} steps has "
-                f"{num_steps}; take order={num_steps - 1} or more steps"
+                f"{num_steps}; take order={lower} or at least {needed} steps"
             )
+        raise ValueError(
+            f"order={self.order}: with final='low-order' a grid of {num_steps} steps never reaches it; take "
+            f"order={lower}, final='full' or at least {needed} steps"
+        )
 
 
 def check_method(sde: LinearSDE, method: str, prediction: str = "eps") -> None:
@@ -93,8 +104,8 @@ def check_options(options: Multistep) -> None:
     """Refuses options of `sample_deis` that do not go together, whatever the SDE."""
     order, method, lam, churn = options.order, options.method, options.lam, options.churn
     _check_words(options)
-    if order not in (0, 1, 2, 3):
-        raise ValueError(f"order={order} must be 0, 1, 2 or 3")
+    if not isinstance(order, Integral) or isinstance(order, bool) or not 0 <= order <= 3:
+        raise ValueError(f"order={order!r} must be 0, 1, 2 or 3")
     if not (options.corrector or options.reevaluate):
         raise ValueError("reevaluate=False is of a corrector; give corrector=True with it")
     if options.basis != "R" and (method != "t-AB" or lam > 0 or churn > 0 or options.prediction != "eps"):

@@ -11,6 +11,7 @@ from torch import Tensor
 from indm_core.fitting.cheapest import cheapest_path, fine_solution, step_costs
 from indm_core.fitting.least_squares import Refined, refine
 from indm_core.fitting.remembered import Remembered
+from indm_core.ranges import check_positive, check_whole
 from indm_core.sample import Sampler, Score
 from indm_core.sde import LinearSDE
 from indm_core.times import edm_times, log_rho_times, power_times
@@ -68,9 +69,11 @@ def fit_grid(
         The grid, whose error on these starts is at most that of each of `grids`.
 
     Raises:
-        ValueError: no grid to begin with.
+        ValueError: no grid to begin with, or a number out of range.
         ConvergenceError: the ODE does not reach its tolerance.
     """
+    check_positive(tolerance=tolerance)
+    check_whole(iterations=iterations, fine_steps=fine_steps)
     if not grids:
         raise ValueError("grids: there is none; give the grids to begin with, for instance usual_grids(sde, num_steps)")
     num_steps, rows = len(grids[0]) - 1, 0

@@ -236,7 +236,8 @@ class DiffFlow(GenerativeModel):
         finest = max(num for _, num in self.schedule)
         if not 2 <= num_steps <= finest:
             raise ValueError(
-                f"num_steps={num_steps}: a DiffFlow trained on N={finest} steps is sampled in 2 to {finest} on its grid"
+                f"num_steps={num_steps}: a DiffFlow trained on N={finest} steps is sampled in 2 to {finest} on its grid; take "
+                "so many, or grid=uniform"
             )
         ts = self._fixed_times(num_steps)[1:].flip(0)
         return ts[ts >= low * (1 - 1e-9)]

@@ -233,6 +233,27 @@ def test_a_grid_with_fewer_steps_than_the_order_needs_is_named(order, steps):
         assert replace(few, **allowed).num_steps == allowed.get("steps", steps)
 
 
+@pytest.mark.parametrize(("order", "steps", "lower"), [(1, 2, 0), (2, 3, 1), (2, 4, 1)])
+def test_a_degree_that_falls_before_it_is_reached_is_named(order, steps, lower):
+    """With `final` low-order such a grid has the steps of a lower order; a corrector's degree is higher by one."""
+    sde, law = VP(), Modes(VP())
+    u, ts = starts(sde, 2), power_times(sde, steps, 2.0)
+    same = [sample_deis(sde, law.score, u, ts, order=r, final="low-order") for r in (order, lower)]
+    assert torch.equal(*same)
+    few = Sampling(sampler="deis", order=order, steps=steps, final="low-order")
+    with pytest.raises(ValueError, match=f"order={order}: .* of {steps} steps never reaches it; take order={lower}"):
+        _ = few.num_steps
+    for allowed in ({"steps": 2 * order + 1}, {"order": lower}, {"final": "full"}, {"corrector": True}):
+        assert replace(few, **allowed).num_steps == allowed.get("steps", steps)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["grid", "predictor"])
+def test_a_word_that_there_is_not_is_named(name):
+    with pytest.raises(ValueError, match=f"{name}='none' is none of "):
+        Sampling(sampler="collage", **{name: "none"})
+
+
 def test_the_options_of_a_sampling_are_those_of_the_function():
     """Every option that deis reads reaches it; -1 is its own stochasticity, 0."""
     chosen = {"order": 2, "prediction": "data", "lam": 0.5, "corrector": True, "reevaluate": False}

@@ -11,7 +11,7 @@ from problems import SmallBackbone, randn, rng
 from torch import Tensor
 
 from indm_core.diagnostics import discretisation_error, induced_norm_ratio
-from indm_core.draw import draw, forward_path
+from indm_core.draw import draw, fit_times, forward_path
 from indm_core.exponential import sample_deis
 from indm_core.flow import Identity
 from indm_core.metrics import kernel_distance
@@ -21,6 +21,7 @@ from indm_core.model.score import ScoreModel
 from indm_core.nn import UNet
 from indm_core.ode import rk45
 from indm_core.sample import sample_em, sample_ode, sample_pc
+from indm_core.sampling import Sampling
 from indm_core.sde import BDM, CLD, VE, VP, LearnedODE, LearnedSDE, SubVP, Volatility
 from indm_core.times import edm_times, log_rho_times, power_times, uniform_times
 from indm_core.training import AdamW, Trainer
@@ -29,6 +30,7 @@ SDE = VP(t_min=1e-3)
 U, X, TS = randn(4, 2, 1), randn(4, 2), uniform_times(SDE, 3)
 POSITIVE = (0.0, -1.0, math.nan, math.inf, -math.inf)
 NOT_NEGATIVE = POSITIVE[1:]
+WHOLE = (-1, True)
 SHARE = (-0.1, 1.0, math.nan, math.inf)
 
 
@@ -112,6 +114,24 @@ TRAINING_ARGUMENTS = [
     ("Trainer batches", lambda v: trained().step(v, rng()), ([],)),
 ]
 SAMPLING_ARGUMENTS = [
+    *(
+        (f"Sampling {name}", lambda v, name=name: Sampling(**{name: v}), values)
+        for names, values in (
+            (("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature"), POSITIVE),
+            (("steps", "repeats"), (0, *WHOLE)),
+            (("nfe", "corrector_steps", "langevin_steps"), WHOLE),
+            (("power",), NOT_NEGATIVE),
+            (("lam",), (-0.5, math.nan, math.inf, -math.inf)),
+            (("stop",), SHARE),
+        )
+        for name in names
+    ),
+    ("deis order", lambda v: Sampling(sampler="deis", order=v), (4, *WHOLE)),
+    ("fit_times nfe", lambda v: fit_times(indm(), v), WHOLE),
+    ("fit_times num", lambda v: fit_times(indm(), 3, num=v), WHOLE),
+    ("fit_times seed", lambda v: fit_times(indm(), 3, seed=v), WHOLE),
+    ("fit_times tolerance", lambda v: fit_times(indm(), 3, tolerance=v), POSITIVE),
+    ("fit_times iterations", lambda v: fit_times(indm(), 3, iterations=v), WHOLE),
     ("sample_em lam", lambda v: sample_em(SDE, score, U, TS, lam=v), NOT_NEGATIVE),
     ("sample_pc snr", lambda v: sample_pc(SDE, score, U, TS, snr=v), POSITIVE),
     ("sample_pc corrector_steps", lambda v: sample_pc(SDE, score, U, TS, corrector_steps=v), (-1,)),
@@ -163,6 +183,14 @@ def test_a_number_out_of_range_is_refused(build, value):
     assert "\n" not in str(refused.value)
     if isinstance(value, float):
         assert any(shown in str(refused.value) for shown in (str(value), f"{value:g}"))
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("name", ["steps", "nfe", "repeats", "corrector_steps", "langevin_steps", "order"])
+@pytest.mark.parametrize("value", [2.5, math.nan])
+def test_a_count_that_is_no_integer_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name}={value} must be"):
+        Sampling(sampler="deis", **{name: value})
 
 
 @pytest.mark.parametrize("sde", [VP, SubVP, VE, CLD, BDM])

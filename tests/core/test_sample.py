@@ -220,6 +220,7 @@ def test_grids_decrease_from_t_max_to_t_min(sde):
         uniform_times(sde, 17),
         power_times(sde, 17, 2.0),
         power_times(sde, 17, 7.0),
+        power_times(sde, 17, 1.5),
         log_rho_times(sde, 17),
         edm_times(sde, 17),
         uniform_times(sde, 1),
@@ -227,8 +228,7 @@ def test_grids_decrease_from_t_max_to_t_min(sde):
     for ts in grids:
         assert ts.dtype == torch.float64
         assert (ts[1:] < ts[:-1]).all()
-        assert float(ts[0]) == pytest.approx(sde.t_max, rel=1e-12)
-        assert float(ts[-1]) == pytest.approx(sde.t_min, rel=1e-9)
+        assert (float(ts[0]), float(ts[-1])) == (sde.t_max, sde.t_min)
         sample.check_times(sde, ts)
     torch.testing.assert_close(
         grids[0].diff(), torch.full((17,), -(1 - 1e-5) / 17, dtype=torch.float64), rtol=1e-9, atol=0
@@ -334,10 +334,10 @@ def test_draw_returns_the_law_of_the_data(sde):
 def test_grids_take_other_ends(sde, grid):
     """Where sampling starts and stops early; the diffusion itself is not rescaled."""
     ts = grid(sde, 6, low=0.01, high=0.7)
-    assert (float(ts[0]), float(ts[-1])) == pytest.approx((0.7, 0.01))
+    assert (float(ts[0]), float(ts[-1])) == (0.7, 0.01)
     assert bool((ts.diff() < 0).all())
     whole = grid(sde, 6)
-    assert (float(whole[0]), float(whole[-1])) == pytest.approx((sde.t_max, sde.t_min))
+    assert (float(whole[0]), float(whole[-1])) == (sde.t_max, sde.t_min)
     with pytest.raises(ValueError, match=r"low=0\.8 must lie below high=0\.7"):
         grid(sde, 6, low=0.8, high=0.7)
 
