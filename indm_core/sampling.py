@@ -6,6 +6,7 @@ and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import partial
@@ -26,8 +27,10 @@ from indm_core.exponential import (
     sample_deis,
 )
 from indm_core.noise import Noise
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
+from indm_core.times import MOST_STEPS
 
 __all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
@@ -159,13 +162,14 @@ class Sampling:
             raise ValueError(
                 f"langevin_steps={self.langevin_steps} must not be negative, and repeats={self.repeats} at least 1"
             )
-        if self.nfe < 0 or self.power < 0:
-            raise ValueError(f"nfe={self.nfe} and power={self.power} must not be negative")
-        if self.lam < 0 and self.lam != -1:
-            raise ValueError(f"lam={self.lam} must not be negative; -1 takes the sampler's own")
-        for name in ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
+        check_not_negative(nfe=self.nfe, power=self.power)
+        for name in ("steps", "nfe", "corrector_steps", "langevin_steps", "repeats"):
+            if getattr(self, name) > MOST_STEPS:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {MOST_STEPS:,}")
+        if self.lam != -1 and not 0 <= self.lam < math.inf:
+            raise ValueError(f"lam={self.lam} must not be negative, and must be finite; -1 takes the sampler's own")
+        positive = ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature")
+        check_positive(**{name: getattr(self, name) for name in positive})
 
     def _check_fitted(self) -> None:
         noisy = self.lam > 0 or self.churn > 0
