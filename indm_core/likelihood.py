@@ -45,6 +45,7 @@ from indm_core.ode import State, in_sqrt_time, rk45
 from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sde import SDE, apply
 from indm_core.shapes import Float
+from indm_core.times import MOST_STEPS
 
 __all__ = ["Node", "Solver", "bits_per_dim", "check_solver", "dequantise", "log_prob_u", "nelbo", "nll", "quantise"]
 
@@ -182,9 +183,11 @@ def check_solver(solver: str, nfe: int, tolerance: float) -> None:
         raise ValueError(f"solver={solver!r} is none of {', '.join(get_args(Solver))}")
     check_positive(tolerance=tolerance)
     if nfe and solver != "exponential":
-        raise ValueError(f"nfe={nfe} is of solver='exponential'; rk45 goes to rtol and atol")
+        raise ValueError(f"nfe={nfe} is of solver='exponential', to be given with it; rk45 goes to rtol and atol")
     if nfe < 0 or nfe == 1:
         raise ValueError(f"nfe={nfe} must be at least 2, or 0, which takes as many as the tolerance needs")
+    if nfe > MOST_STEPS:
+        raise ValueError(f"nfe={nfe} must be at most {MOST_STEPS:,}")
 
 
 @dataclass(frozen=True)

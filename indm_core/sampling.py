@@ -30,6 +30,7 @@ from indm_core.noise import Noise
 from indm_core.ranges import check_count, check_not_negative, check_positive, check_whole
 from indm_core.sample import Sampler, Score, sample_em, sample_ode, sample_pc
 from indm_core.sde import SDE
+from indm_core.times import MOST_STEPS
 
 __all__ = ["Grid", "Sampler", "Sampling", "sampler_of"]
 
@@ -159,13 +160,16 @@ class Sampling:
     def _check_ranges(self) -> None:
         check_count(steps=self.steps, repeats=self.repeats)
         check_whole(nfe=self.nfe, corrector_steps=self.corrector_steps, langevin_steps=self.langevin_steps)
+        for name in ("steps", "nfe", "corrector_steps", "langevin_steps", "repeats"):
+            if getattr(self, name) > MOST_STEPS:
+                raise ValueError(f"{name}={getattr(self, name)} must be at most {MOST_STEPS:,}")
         check_not_negative(power=self.power)
         if not 0 <= self.stop < 1:
             raise ValueError(f"stop={self.stop} must not be negative, and must be below 1")
         if self.lam != -1 and not 0 <= self.lam < math.inf:
             raise ValueError(f"lam={self.lam} must not be negative, and must be finite; -1 takes the sampler's own")
-        for name in ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature"):
-            check_positive(**{name: getattr(self, name)})
+        positive = ("rtol", "atol", "snr", "langevin_step", "final_step", "temperature", "start_temperature")
+        check_positive(**{name: getattr(self, name) for name in positive})
 
     def _check_fitted(self) -> None:
         noisy = self.lam > 0 or self.churn > 0

@@ -23,6 +23,7 @@ from indm_core.sde import SDE, LinearSDE
 from indm_core.shapes import Float
 
 __all__ = [
+    "MOST_STEPS",
     "arctan_times",
     "check_times",
     "clock",
@@ -33,6 +34,9 @@ __all__ = [
     "times_at",
     "uniform_times",
 ]
+
+MOST_STEPS = 1_000_000
+"""Of a grid: the times of many more would fill the memory."""
 
 
 def uniform_times(
@@ -95,6 +99,8 @@ def clock(sde: LinearSDE, t: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
 def _descending(num_steps: int) -> Tensor:
     if num_steps < 1:
         raise ValueError(f"num_steps={num_steps} must be at least 1")
+    if num_steps > MOST_STEPS:
+        raise ValueError(f"num_steps={num_steps} must be at most {MOST_STEPS:,}")
     return torch.linspace(1, 0, num_steps + 1, dtype=torch.float64)
 
 

@@ -64,6 +64,8 @@ class Launch(Workers):
         super().__post_init__()
         check_count(num_samples=self.num_samples, repetitions=self.repetitions)
         check_not_negative(draw_seed=self.draw_seed)
+        if self.draw_seed >= 2**63:
+            raise ValueError(f"draw_seed={self.draw_seed} must lie below 2^63")
         if self.num_samples < 2:
             raise ValueError(f"num_samples={self.num_samples} must be at least 2: an error is the spread of several")
 

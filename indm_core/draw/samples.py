@@ -17,7 +17,7 @@ from torch import Tensor
 from indm_core.automatic import settled
 from indm_core.collage.conditions import guided
 from indm_core.collage.sampling import check_pixelwise
-from indm_core.exponential import check_method
+from indm_core.exponential import check_grid, check_method
 from indm_core.model.labels import labels_of, null_of
 from indm_core.noise import Noise, seeded
 from indm_core.ranges import check_not_negative, check_positive
@@ -282,7 +282,9 @@ def check_sampling(model: Drawable, sampling: Sampling, strength: float = 1.0) -
             check_pixelwise(linear)
     if sampling.grid == "fitted" and strength < 1:
         raise ValueError(f"strength={strength:g}: a fitted grid begins where the model starts; take another grid")
-    times_of(model, replace(sampling, grid="auto") if sampling.unfitted else sampling, strength)
+    ts = times_of(model, replace(sampling, grid="auto") if sampling.unfitted else sampling, strength)
+    if sampling.sampler == "deis":
+        check_grid(_linear(model.sde, "sampler=deis"), ts, sampling.multistep)
 
 
 def _linear(sde: SDE, what: str) -> LinearSDE:

@@ -21,7 +21,7 @@ import math
 import torch
 from torch import Tensor
 
-from indm_core.exponential.options import Multistep
+from indm_core.exponential.options import Multistep, check_grid
 from indm_core.noise import Noise, randn_like
 from indm_core.sde import LinearSDE, apply, sqrt_psd
 from indm_core.times import times_at
@@ -41,9 +41,8 @@ def raised(sde: LinearSDE, ts: Tensor, options: Multistep) -> Tensor:
     t = ts[:-1]
     if not options.churn:
         return t
+    check_grid(sde, ts, options)
     log_rho = sde.log_rho(ts)
-    if not bool((log_rho.diff() < 0).all()):
-        raise ValueError(f"churn={options.churn} needs a rho that grows with t, which {sde}'s does not; give churn=0")
     chosen = (t >= options.churn_from * sde.t_max) & (t <= options.churn_to * sde.t_max)
     gamma = min(options.churn / len(t), MOST)
     later = times_at(sde, (log_rho[:-1] + math.log1p(gamma)).clamp(max=log_rho[0]), float(ts[-1]), float(ts[0]))

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass
 from numbers import Integral
 from typing import Literal, get_args
 
+from torch import Tensor
+
 from indm_core.ranges import check_not_negative
 from indm_core.sde import LinearSDE
+from indm_core.shapes import Float
 
 __all__ = [
     "Basis",
@@ -16,6 +20,7 @@ __all__ = [
     "Multistep",
     "Prediction",
     "Warmup",
+    "check_grid",
     "check_method",
     "check_options",
     "evaluations",
@@ -98,6 +103,16 @@ def check_method(sde: LinearSDE, method: str, prediction: str = "eps") -> None:
             f"prediction='velocity': {type(sde).__name__} couples {size} coordinates, and its velocity is singular within "
             "steps of ordinary length; use 'eps' or 'data'"
         )
+
+
+def check_grid(sde: LinearSDE, ts: Float[Tensor, " n"], options: Multistep) -> None:
+    """Refuses a grid along which rho does not fall, where the options need that."""
+    polynomial = options.method == "log-rho-AB" and (options.order > 0 or options.corrector)
+    if (polynomial or options.churn > 0) and not bool((sde.log_rho(ts).diff() < 0).all()):
+        what, instead = (
+            (f"churn={options.churn}", "give churn=0") if options.churn else ("method='log-rho-AB'", "use 't-AB'")
+        )
+        raise ValueError(f"{what} needs a rho that grows with t, which {sde}'s does not; {instead}")
 
 
 def check_options(options: Multistep) -> None:
@@ -213,7 +228,7 @@ def steps_for(nfe: int, **options: object) -> int:
     Raises:
         ValueError: not even one step is to be had.
     """
-    steps = max((n for n in range(1, nfe + 1) if evaluations(n, **options) <= nfe), default=0)  # pyright: ignore
+    steps = bisect_right(range(1, nfe + 1), nfe, key=lambda n: evaluations(n, **options))  # pyright: ignore
     if not steps:
         raise ValueError(f"nfe={nfe}: one step takes {evaluations(1, **options)} evaluations; give more")  # pyright: ignore
     return steps

@@ -94,6 +94,10 @@ class Train:
         for name in ("seed", "measure_every", "sample_every", "validate_every"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must lie below 2^63")
+        if not 0 <= self.ema_decay < 1:
+            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1)")
         for optimiser in self.optimisers.values():
             optimiser.check_steps(self.steps)
         if self.measure_every % self.checkpoint_every:

@@ -11,8 +11,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from indm_core.draw import check_sampling
 from indm_core.model import GenerativeModel
 from indm_core.sampling import Sampling
+from indm_core.times import arctan_times
 from indm_core.training import load_networks, network_tensors
 from pipelines.config.run import RunConfig
 from pipelines.config.store import configuration, load
@@ -115,14 +117,28 @@ def check(runs: Sequence[Weights], settings: Settings, root: Path) -> dict[str, 
         data = ensure(config.data.source, root / "data", config.data.options)
         partner = config.data.partner and load_card(ensure(config.data.partner, root / "data", config.data.options))
         check_needs(data, load_card(data), settings, partner or None)
-    if settings.nll_solver == "exponential":
-        for name, subject in subjects.items():
-            if subject.build().sde.linear is None:
-                raise ValueError(f"nll_solver='exponential': the SDE of {name} is learned; give --nll-solver rk45")
+    for name, subject in subjects.items():
+        _check_model(name, subject.build(), settings)
     if settings.collages:
         for name, subject in subjects.items():
             check_canvases(name, subject.build(), subject.spec, settings.layout, settings.canvas_sampling)
     return configs
+
+
+def _check_model(name: str, model: GenerativeModel, settings: Settings) -> None:
+    """Refuses a sampler, or a solver, that a model does not allow; ValueError names it."""
+    if settings.samples:
+        try:
+            check_sampling(model, settings.sampling)
+        except ValueError as error:
+            raise ValueError(f"{settings.sampling} on {name}: {error}") from None
+    if settings.nll_solver == "exponential":
+        if (linear := model.sde.linear) is None:
+            raise ValueError(f"nll_solver='exponential': the SDE of {name} is learned; give --nll-solver rk45")
+        try:
+            arctan_times(linear, 1, high=model.t_start)
+        except ValueError as error:
+            raise ValueError(f"nll_solver='exponential' on {name}: {error}; or give --nll-solver rk45") from None
 
 
 @dataclass(frozen=True, eq=False)

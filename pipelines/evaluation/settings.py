@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from indm_core.likelihood import Solver, check_solver
+from indm_core.ranges import check_not_negative, check_positive
 from indm_core.sampling import Sampling
 from pipelines.config.terminal.cli import WHOLE
 from pipelines.config.terminal.device import check_device, check_device_of_workers
@@ -18,8 +19,11 @@ __all__ = ["BRIEF_SETTINGS", "EvaluateOptions", "SampleOptions", "Settings"]
 
 
 CANVASES = 200
+NLL_TOLERANCE = 3e-2
 FIRST_LOOK = 4
 """Replicates before a standard error is looked at, to stop: that of fewer says little."""
+MOST_SEED = 2**32 - 1
+"""That scikit-learn's mixtures take."""
 
 
 def _of_canvases() -> Sampling:
@@ -65,7 +69,7 @@ class Settings:
     rtol: float = 1e-5
     atol: float = 1e-5
     nll_nfe: int = 0
-    nll_tolerance: float = 3e-2
+    nll_tolerance: float = NLL_TOLERANCE
     nelbo_replicates: int = 8
     nelbo_draws: int = 64
     baselines: bool = True
@@ -101,7 +105,11 @@ class Settings:
                 f"samples={self.samples}: an Inception Score with its error needs {FEWEST_OF_SCORE}; "
                 f"give --samples {FEWEST_OF_SCORE} or more"
             )
-        check_solver(self.nll_solver, self.nll_nfe, self.nll_tolerance)
+        check_positive(rtol=self.rtol, atol=self.atol)
+        check_not_negative(actors=self.actors, seed=self.seed)
+        if self.seed > MOST_SEED:
+            raise ValueError(f"seed={self.seed} must be at most {MOST_SEED:,}")
+        self._check_solver()
         self._check_stops()
         self._check_canvases()
 
@@ -116,6 +124,17 @@ class Settings:
                     f"{kind}_replicates={replicates}: a standard error is first looked at after {FIRST_LOOK} replicates; give "
                     f"--{kind}-replicates {FIRST_LOOK + 1} or more, or 1, which stops after some of the images, or --until-se 0"
                 )
+
+    def _check_solver(self) -> None:
+        try:
+            check_solver(self.nll_solver, self.nll_nfe, self.nll_tolerance)
+        except ValueError as error:
+            raise ValueError(f"nll_{error}") from None
+        if self.nll_tolerance != NLL_TOLERANCE and (self.nll_solver != "exponential" or self.nll_nfe):
+            raise ValueError(
+                f"nll_tolerance={self.nll_tolerance:g} is of --nll-solver exponential without --nll-nfe, and is not read; "
+                "do not give it"
+            )
 
     @property
     def nll_tolerances(self) -> str:
@@ -252,6 +271,8 @@ class SampleOptions:
             raise ValueError(f"num_samples={self.num_samples} and batch={self.batch} must be at least 1")
         if self.seed < 0 or self.actors < 0:
             raise ValueError(f"seed={self.seed} and actors={self.actors} must not be negative")
+        if self.seed + self.num_samples > 2**63:
+            raise ValueError(f"seed={self.seed}: sample i has seed + i, which must lie below 2^63; give a smaller seed")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance={self.guidance} must be finite and not negative")
         if self.guidance and not self.label and not self.conditions.labelled:

@@ -30,7 +30,7 @@ from indm_core.pis import Counted, Estimate, PathIntegralSampler, Target, ess, l
 from indm_core.training import step_seed
 from pipelines.config.codec import from_json, to_json
 from pipelines.runs.pictures import save_weighted
-from pipelines.storage.files import replaced, write_text
+from pipelines.storage.files import replaced, sha256_of, write_text
 from pipelines.storage.reading import read_json
 
 __all__ = ["FIGURES", "PICTURE", "SAMPLES", "Drawing", "Figures", "Spread", "draw_weighted", "kept_figures", "table"]
@@ -100,6 +100,7 @@ class Figures:
 
     Args:
         weights: SHA-256 of the sampler's weights.
+        samples: SHA-256 of samples.parquet; '' where an earlier version wrote the figures.
         drawing: How its samples were drawn.
         truth: log Z where it is known, else nan.
         log_z, bound: Its estimates, reweighted and not.
@@ -109,6 +110,7 @@ class Figures:
     """
 
     weights: str
+    samples: str = ""
     drawing: Drawing
     truth: float
     log_z: Spread
@@ -149,6 +151,7 @@ def draw_weighted(
             shown = shown if repetition else x
     figures = Figures(
         weights=weights,
+        samples=sha256_of(directory / SAMPLES),
         drawing=drawing,
         truth=truth,
         log_z=Spread.of(list(map(log_z, log_ws)), truth),
@@ -165,14 +168,24 @@ def draw_weighted(
 
 
 def kept_figures(directory: Path, drawing: Drawing, weights: str) -> Figures | None:
-    """The figures that are there already of these samples of these weights; None where there are none."""
+    """The figures that are there already of these samples of these weights; None where there are none, or where the samples
+    beside them are gone or others than those that were written, which is said."""
     try:
         figures = from_json(Figures, read_json(directory / FIGURES), FIGURES)
     except (OSError, ValueError):
         return None
-    same = (figures.drawing, figures.weights) == (drawing, weights)
-    whole = all((directory / file).is_file() for file in (SAMPLES, PICTURE))
-    return figures if same and whole else None
+    if (figures.drawing, figures.weights) != (drawing, weights):
+        return None
+    if lost := [name for name in (SAMPLES, PICTURE) if not (directory / name).is_file()]:
+        print(f"{directory / lost[0]}: gone; the samples are drawn again", flush=True)
+        return None
+    if sha256_of(directory / SAMPLES) != figures.samples:
+        print(
+            f"{directory / SAMPLES}: not the file that {FIGURES} is of (SHA-256); the samples are drawn again",
+            flush=True,
+        )
+        return None
+    return figures
 
 
 def _pieces(

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import is_dataclass, replace
 from pathlib import Path
 
+import torch
+
 from indm_core.training import check_frozen
 from pipelines.config.history import Command
 from pipelines.config.provenance import Provenance, difference, say_unverified
@@ -85,7 +87,15 @@ def jobs_for(run: RunConfig, launch: Launch, root: Path, ending: str = "") -> li
         jobs.append(Job(run=other, spec=spec, directory=beside, data=data, start_from=after, command=command))
     for job in jobs:
         refuse_another_run(job)
+        _check_model(job)
     return jobs
+
+
+def _check_model(job: Job) -> None:
+    """Refuses a model that cannot be built for the data, of a run that has yet to begin: before workers are started for it."""
+    if not (job.directory / CONFIG).is_file():
+        with torch.random.fork_rng(devices=[]):
+            job.run.model.build(job.spec)
 
 
 def _check_data(run: RunConfig, card: Card, spec: DataSpec) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,10 +11,13 @@ import numpy as np
 import pytest
 from ray_session import TINY_2D, main_of, one_line, train
 
+from indm_core.sampling import Sampling
+from pipelines.config.weights import Weights
 from pipelines.data.cache import ensure
 from pipelines.data.card import Card, load_card, write_card
 from pipelines.data.shards import read_labels
 from pipelines.evaluation.needs import attainable, check_needs
+from pipelines.evaluation.plan import check
 from pipelines.evaluation.sampling.options import CompareOptions
 from pipelines.evaluation.settings import Settings
 
@@ -106,3 +111,76 @@ def test_an_evaluation_is_refused_before_a_session_is_started(tmp_path, capsys, 
     words = [str(tmp_path / "toy2d_spiral"), "--out", str(tmp_path), "--inception-weights", str(tmp_path / "w.pth")]
     assert main_of("evaluate")(words) == 2
     one_line(capsys.readouterr().err, "error: inception_weights=", "Inception takes images")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"rtol": 0.0}, "rtol=0.0 must be positive"),
+        ({"atol": math.inf}, "atol=inf must be positive and finite"),
+        ({"actors": -1}, "actors=-1 must not be negative"),
+        ({"seed": -1}, "seed=-1 must not be negative"),
+        ({"seed": 2**32}, "seed=4294967296 must be at most 4,294,967,295"),
+        ({"nll_nfe": 20}, "nll_nfe=20 is of solver='exponential', to be given with it"),
+        ({"nll_solver": "exponential", "nll_nfe": 1}, "nll_nfe=1 must be at least 2"),
+        ({"nll_solver": "exponential", "nll_nfe": 10**9}, "nll_nfe=1000000000 must be at most"),
+        ({"nll_tolerance": 0.1}, "nll_tolerance=0.1 is of --nll-solver exponential without --nll-nfe"),
+        ({"nll_solver": "exponential", "nll_nfe": 20, "nll_tolerance": 0.1}, "nll_tolerance=0.1 is of --nll-solver"),
+    ],
+)
+def test_settings_out_of_range_are_refused(given, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Settings(**given)
+    if "actors" in given:
+        with pytest.raises(ValueError, match=re.escape(said)):
+            CompareOptions(**given)
+
+
+def test_what_a_model_does_not_allow_is_refused_before_a_session(tmp_path):
+    tiny = (
+        "--width",
+        "8",
+        "--num-steps",
+        "2",
+        "--steps",
+        "1",
+        "--rows",
+        "64",
+        "--batch-size",
+        "16",
+        "--evaluate",
+        "false",
+    )
+    train(
+        "toy2d_spiral_ffjord", *tiny, "--sample-every", "0", "--validate-every", "0", "--name", "learned", out=tmp_path
+    )
+    runs = [Weights.named("learned", tmp_path)]
+    for given, said in (
+        (
+            {"sampling": Sampling(sampler="deis", nfe=10)},
+            "deis:nfe=10 on learned: sampler=deis needs a linear diffusion",
+        ),
+        (
+            {"sampling": Sampling(sampler="auto", grid="fitted")},
+            "auto:grid=fitted on learned: grid=fitted needs a linear",
+        ),
+        ({"nll_solver": "exponential"}, "the SDE of learned is learned; give --nll-solver rk45"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(said)):
+            check(runs, Settings(**given), tmp_path)
+    check(runs, Settings(samples=0, sampling=Sampling(sampler="deis", nfe=10)), tmp_path)
+
+
+def test_a_model_that_does_not_fit_the_data_is_refused_before_workers_are_started(tmp_path, capsys, monkeypatch):
+    def no_machine(*_: object) -> None:
+        raise AssertionError("workers are started")
+
+    monkeypatch.setattr("pipelines.train.check_machine", no_machine)
+    words = ("--source", "toy2d:moons", "--rows", "64", "--batch-size", "16", "--out", str(tmp_path))
+    assert main_of("train")(["toy2d_linear", *words, "--model.sde", "BDM"]) == 2
+    one_line(capsys.readouterr().err, "BDM blurs images (c, h, w); BDM is for images")
+    assert not (tmp_path / "toy2d_linear").exists()
+    assert main_of("train")(["toy2d_linear", *words, "--ema-decay", "1"]) == 2
+    one_line(capsys.readouterr().err, "ema_decay=1.0 must lie in [0, 1)")
+    assert main_of("train")(["toy2d_linear", *words, "--train.seed", str(2**63)]) == 2
+    one_line(capsys.readouterr().err, "seed=9223372036854775808 must lie below 2^63")

@@ -187,6 +187,17 @@ def test_a_drawing_that_ended_anywhere_is_drawn_again(whole, mine, tmp_path, mon
         assert (run / file).read_bytes() == (whole / file).read_bytes()
 
 
+@pytest.mark.parametrize("damage", [lambda b: b[:-7], lambda b: b[:99] + b"\1" + b[100:], lambda b: b""])
+def test_samples_that_are_not_those_of_the_figures_are_named_and_drawn_again(damage, whole, mine, tmp_path, capsys):
+    run = shutil.copytree(whole, tmp_path / "Gauss")
+    samples = run / "samples.parquet"
+    samples.write_bytes(damage(samples.read_bytes()))
+    assert samples.read_bytes() != (whole / "samples.parquet").read_bytes()
+    sample(f"{mine}:Gauss", *TINY, "--repetitions", "2", out=tmp_path)
+    assert f"{samples}: not the file that log_z.json is of" in capsys.readouterr().out
+    assert samples.read_bytes() == (whole / "samples.parquet").read_bytes()
+
+
 REFUSALS = {
     "nan": (["Nan"], ["Nan: log_prob is nan at x="]),
     "a wrong shape": (["Shape"], ["Shape: log_prob gave the shape (64, 1)", "it gives (64,)"]),

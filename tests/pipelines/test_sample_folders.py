@@ -176,6 +176,53 @@ def test_a_grid_is_fitted_once_and_kept(root: Path, sample, fits, tmp_path) -> N
     assert fits == [2, 2, 2]  # of another sampler, and of a damaged file
 
 
+@pytest.mark.parametrize(
+    "times", [[1.0, 1e-5], [1.0, 0.5, 0.25, 1e-5], [1e-5, 0.5, 1.0], [1.0, 2.0, 1e-5], [0.9, 0.5, 1e-5]]
+)
+def test_a_kept_grid_that_cannot_be_taken_is_fitted_again(times, root: Path, sample, fits, tmp_path) -> None:
+    words = ("--sampler", "deis", "--order", "0", "--nfe", "3", "--grid", "fitted", "--out", str(tmp_path))
+    assert sample("points", *words)[0] == 0
+    kept = max((root / "points" / "grids").iterdir(), key=lambda file: file.stat().st_mtime_ns)
+    text = kept.read_text()
+    kept.write_text(json.dumps(json.loads(text) | {"times": times}))
+    before = len(fits)
+    assert sample("points", *words)[0] == 0
+    assert len(fits) == before + 1
+    assert json.loads(kept.read_text())["times"] == json.loads(text)["times"]
+
+
+def test_a_grid_that_cannot_be_kept_is_taken_all_the_same(sample, fits, tmp_path, monkeypatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("pipelines.evaluation.sampling.settled.write_text", refuse)
+    words = ("--sampler", "auto", "--nfe", "4", "--grid", "fitted", "--out", str(tmp_path))
+    status, said = sample("points", *words)
+    assert status == 0
+    assert fits == [3]
+    assert "points: the grid is not kept, and will be fitted again: [Errno 13] Permission denied" in said
+    assert (tmp_path / "samples.npy").is_file()
+
+
+def test_samples_on_other_times_are_others(sample, tmp_path) -> None:
+    words = ("--sampler", "deis", "--order", "0", "--nfe", "3", "--grid", "fitted", "--out", str(tmp_path))
+    assert sample("points", *words, "--times", "1,0.5,1e-5")[0] == 0
+    drawn = files(tmp_path)
+    status, said = sample("points", *words, "--times", "1,0.4,1e-5")
+    assert status == 2
+    one_line(said, "holds", "drawn on another fitted grid", "--overwrite true")
+    assert files(tmp_path) == drawn
+
+
+def test_a_folder_of_others_is_refused_before_a_grid_is_fitted(sample, fits, tmp_path) -> None:
+    assert sample("points", "--out", str(tmp_path))[0] == 0
+    words = ("--sampler", "deis", "--order", "1", "--nfe", "5", "--grid", "fitted", "--out", str(tmp_path))
+    status, said = sample("points", *words)
+    assert status == 2
+    one_line(said, "drawn with sampling=em", "--overwrite true")
+    assert fits == []
+
+
 @pytest.mark.slow
 def test_a_fit_of_a_run_is_no_worse_than_the_usual_grids(root: Path, sample, tmp_path) -> None:
     assert sample("points", "--sampler", "auto", "--nfe", "3", "--grid", "fitted", "--out", str(tmp_path))[0] == 0

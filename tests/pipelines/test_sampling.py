@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from problems import ExactModel, Gaussian, SmallBackbone, ids
 from ray_session import one_line
 
+from indm_core.draw import check_sampling
 from indm_core.model import DiffFlow
 from indm_core.sampling import Sampling
 from indm_core.sde import BDM, CLD, VE, VP, SubVP
@@ -71,6 +74,39 @@ def test_the_power_of_a_grid_is_an_option(given, grid):
 )
 def test_an_option_that_is_not_read_is_refused_in_plain_words(given, parts):
     refused(given, *parts)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize(
+    ("sampler", "name"),
+    [("ode", "rtol"), ("ode", "atol"), ("em", "lam"), ("em", "power"), ("pc", "snr"), ("collage", "langevin_step")]
+    + [("deis", name) for name in ("lam", "churn", "power", "temperature", "start_temperature", "stop")],
+)
+def test_numbers_that_are_not_finite_are_refused(sampler, name, value):
+    with pytest.raises(ValueError, match=f"{name}="):
+        Sampling(sampler=sampler, **{name: value})
+
+
+@pytest.mark.parametrize("name", ["steps", "nfe", "corrector_steps", "langevin_steps", "repeats"])
+def test_more_steps_than_the_memory_holds_are_refused_at_once(name):
+    refused({"sampler": "deis", name: "1e9"}, f"{name}=1000000000 must be at most 1,000,000")
+    with pytest.raises(ValueError, match="num_steps=1000000000 must be at most 1,000,000"):
+        power_times(VP(), 10**9, 2.0)
+
+
+def test_steps_of_many_evaluations_are_found_at_once():
+    assert Sampling(sampler="deis", nfe=1_000_000, order=2, warmup="exact").num_steps == 1_000_000 - 1 - 3 * 2
+
+
+def test_a_rho_that_does_not_grow_is_refused_before_any_work():
+    model = exact(CLD(gamma=0.4))
+    for options, said in (
+        ({"method": "log-rho-AB"}, "method='log-rho-AB'"),
+        ({"method": "t-RK", "churn": 1.0}, "churn=1.0"),
+    ):
+        with pytest.raises(ValueError, match=f"{said} needs a rho that grows with t"):
+            check_sampling(model, Sampling(sampler="deis", nfe=12, order=1, **options))
+    check_sampling(model, Sampling(sampler="deis", nfe=12, order=0, method="log-rho-AB"))  # no polynomial
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,7 @@ import torch
 from ray_session import ROOT, TINY_2D, command, environment, later_wins, main_of, one_line, processes, train
 from safetensors.torch import load_file
 
+from pipelines.config.terminal.command import run_command
 from pipelines.runs.job import read_metrics
 from pipelines.storage import checkpoint, signals
 from pipelines.storage.signals import Stop, until_signal
@@ -409,3 +410,14 @@ def test_a_preparation_that_is_stopped_is_none_and_begins_again(tmp_path, monkey
     assert not list(tmp_path.rglob("*.partial"))
     monkeypatch.undo()
     assert main_of("prepare")(words) == 0
+
+
+def test_a_reader_that_goes_ends_a_command_quietly(monkeypatch, capsys):
+    """As `| head -1` does."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run_command(["--help"], lambda *_: "a line\n" * 100_000, lambda *_: 0, "nothing is lost") == 141
+        print("nowhere", flush=True)
+    assert capsys.readouterr().err == ""

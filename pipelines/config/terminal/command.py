@@ -6,6 +6,9 @@ is refused of a command line are there at once.
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Collection, Sequence
@@ -79,16 +82,34 @@ def carry_out(
         asked = given.pop("help", None) or "-h" in words
         words = [word for word in words if word != "-h"]
         if asked or (words_needed and not words):
-            print(page(words, given))
+            print(page(words, given), flush=True)
             return 0 if asked else 2
-        return action(words, given) or 0
+        status = action(words, given) or 0
+        print(end="", flush=True)  # here, where it is known what to do when nobody reads it
+        return status
     except (ValueError, ConvergenceError, FailedError, OSError, ModuleNotFoundError) as error:
         if stop.requested:  # it is what the signal has led to
             raise
+        if isinstance(error, BrokenPipeError) and _nobody_reads():
+            return 128 + signal.SIGPIPE
         if given.get("traceback"):
             traceback.print_exc()
         print(f"error: {_said(error)}", file=sys.stderr)
         return 1 if isinstance(error, FailedError) else 2
+
+
+def _nobody_reads() -> bool:
+    """Whether the reader of stdout has gone, as `| head` does; what is still to be written there goes nowhere."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (AttributeError, OSError, ValueError):  # closed, or no file
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)
+    gone = any(event & select.POLLERR for _, event in poll.poll(0))
+    if gone:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+    return gone
 
 
 def _said(error: Exception) -> str:

@@ -22,7 +22,7 @@ from pipelines.storage.reading import read_json
 __all__ = ["CANVASES", "SAMPLES", "TRANSLATIONS", "Folder", "folder_of", "named"]
 
 RECORD = "drawn.json"
-LATER = {"label": "", "guidance": 0.0, "strength": 1.0, "layout": "", "conditions": ""}
+LATER = {"times": "", "label": "", "guidance": 0.0, "strength": 1.0, "layout": "", "conditions": ""}
 """What the record of an earlier version does not say."""
 MOST_SHOWN = 12
 """Classes in a folder's name."""
@@ -41,6 +41,7 @@ class Drawing:
     Args:
         model: Identity of the run's weights.
         sampling: The sampler and its settings.
+        times: Of a fitted grid; '' of others.
         start: Where sampling starts.
         path: On which images are carried forward.
         seed: Of the first sample.
@@ -58,6 +59,7 @@ class Drawing:
     path: str
     seed: int
     num_samples: int
+    times: str = ""
     label: str = ""
     guidance: float = 0.0
     strength: float = 1.0
@@ -126,6 +128,7 @@ def folder_of(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[
     drawing = Drawing(
         model=identity(run),
         sampling=str(wanted.sampling),
+        times=",".join(f"{t:.9g}" for t in wanted.sampling.times),
         start=wanted.start,
         path=wanted.path,
         seed=wanted.seed,
@@ -137,15 +140,16 @@ def folder_of(run: Weights, wanted: SampleOptions, head: str, files: re.Pattern[
         conditions=conditions,
     )
     there = [file for file in out.iterdir() if files.fullmatch(file.name)]
-    if there and not wanted.overwrite and (differs := _difference(out, drawing)):
+    if there and not wanted.overwrite and (differs := _difference(out, drawing, wanted.sampling.unfitted)):
         raise ValueError(
             f"{out}: holds {there[0].name} and others, {differs}; give another --out, or --overwrite true, which removes them"
         )
     return Folder(out=out, drawing=drawing, files=files, overwrite=wanted.overwrite)
 
 
-def _difference(out: Path, drawing: Drawing) -> str:
-    """What tells the drawing that is in a folder from another; '' where the other holds all of it."""
+def _difference(out: Path, drawing: Drawing, unfitted: bool) -> str:
+    """What tells the drawing that is in a folder from another, whose grid may have yet to be fitted; '' where the other holds
+    all of it."""
     try:
         earlier = read_json(out / RECORD)
     except (OSError, ValueError):
@@ -156,6 +160,7 @@ def _difference(out: Path, drawing: Drawing) -> str:
         before = earlier.get(name, LATER.get(name))
         if name == "num_samples" and isinstance(before, int) and before <= value:
             continue
-        if before != value:
-            return "drawn of other weights" if name == "model" else f"drawn with {name}={before}, not {value}"
+        if before != value and not (name == "times" and unfitted):
+            words = {"model": "drawn of other weights", "times": "drawn on another fitted grid"}
+            return words.get(name, f"drawn with {name}={before}, not {value}")
     return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from indm_core.ranges import check_not_negative
 from pipelines.config.terminal.device import check_device_of_workers
 from pipelines.evaluation.results.estimates import FEWEST, FEWEST_OF_SCORE
 from pipelines.evaluation.sampling.rows import parse_rows
@@ -35,6 +36,7 @@ class CompareOptions:
 
     def __post_init__(self) -> None:
         check_device_of_workers(self.device)
+        check_not_negative(actors=self.actors)
         fewest = FEWEST_OF_SCORE if self.inception_weights else FEWEST
         if self.num_samples < fewest:
             what = "an Inception Score" if self.inception_weights else "a Frechet distance"

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from indm_core.automatic import settled
 from indm_core.draw import Drawn, check_sampling, draw_by
 from indm_core.model import GenerativeModel
 from indm_core.model.labels import labels_of
@@ -84,6 +85,8 @@ def draw_run(run: Weights, wanted: SampleOptions) -> Written:
     model = load(run)
     check_sampling(model, wanted.sampling, wanted.strength)
     labels = labels_wanted(run, model, wanted)
+    begun = replace(wanted, sampling=settled(model.sde, wanted.sampling))
+    folder_of(run, begun, "samples", SAMPLES)  # refused before a grid is fitted
     wanted = replace(wanted, sampling=sampling_for(run, model, wanted.sampling, wanted.label, wanted.guidance))
     out = folder_of(run, wanted, "samples", SAMPLES).claim()
     rank, kept = len(spec.shape), {}

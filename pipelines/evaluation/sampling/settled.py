@@ -17,10 +17,11 @@ from pathlib import Path
 import torch
 
 from indm_core.automatic import settled
-from indm_core.draw import check_sampling, fit_times
+from indm_core.draw import check_sampling, fit_times, times_of
 from indm_core.model import GenerativeModel
 from indm_core.model.labels import labels_of
 from indm_core.sampling import Sampling
+from indm_core.times import check_times
 from pipelines.config.codec import from_json, to_json
 from pipelines.config.store import identity
 from pipelines.config.weights import Weights
@@ -90,7 +91,9 @@ def _grid(
     key = hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
     file = run / FOLDER / f"{sampling.sampler}-{key}.json"
     try:
-        return from_json(KeptGrid, read_json(file), str(file)), file
+        kept = from_json(KeptGrid, read_json(file), str(file))
+        check_times(model.sde, times_of(model, replace(sampling, times=kept.times)))
+        return kept, file
     except (OSError, ValueError):
         pass  # absent, or damaged: it is fitted again
     print(f"{run.name}: fitting the grid of {sampling}, once", flush=True)
@@ -107,6 +110,9 @@ def _grid(
         evaluations=fit.evaluations,
         seconds=time.monotonic() - began,
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_text(file, json.dumps(to_json(kept), indent=1) + "\n")
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(to_json(kept), indent=1) + "\n")
+    except OSError as error:  # a run of somebody else's may be sampled from
+        print(f"{run.name}: the grid is not kept, and will be fitted again: {error}", flush=True)
     return kept, file
