@@ -9,9 +9,9 @@ costs no evaluation and a power grid:
 
 The rule was chosen on the tables of docs/RESULTS.md. On trained networks (digits, VP, a linear diffusion and an INDM's latents)
 degree 1 is below all other degrees from 5 to 20 evaluations: a polynomial of higher degree extrapolates the network's own error
-as well. From 10 evaluations on the velocity is below the posterior mean there, and on exact scores of mixtures up to four times
-below it. The less a network is trained, the nearer to uniform is its best grid, which a fitted one finds. For CLD and BDM there
-are tables of exact scores alone.
+as well. From 10 evaluations on the velocity is nowhere above the posterior mean there, and on exact scores of mixtures up to
+three times below it. The less a network is trained, the nearer to uniform is its best grid, which a fitted one finds. For CLD
+and BDM there are tables of exact scores alone.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -83,30 +83,23 @@ def local_rows(job: Job, first_row: int) -> Iterator[Rows]:
 def read_rows(directory: Path, share: Share) -> Iterator[Rows]:
     """A worker's batches, without Ray; a thread reads ahead."""
     order = share.order
-    parts = _read_ahead(partial(read_groups, directory, order.card, order.split), tasks(share))
-    return ahead(share.batches(parts), share)
+    read = partial(read_groups, directory, order.card, order.split)
+    return ahead(share.batches(_made_ahead(map(read, tasks(share)), TASKS_AHEAD)), share)
 
 
 def ahead(batches: Iterator[Rows], share: Share) -> Iterator[Rows]:
     """A worker's batches, made in a thread while it trains on those before."""
-    num = max(1, min(AHEAD_BATCHES, AHEAD_BYTES // (share.size * share.order.card.row_bytes)))
+    fitting = AHEAD_BYTES // (share.size * share.order.card.row_bytes)
+    return _made_ahead(batches, max(1, min(AHEAD_BATCHES, fitting)))
+
+
+def _made_ahead(parts: Iterator[Rows], num: int) -> Iterator[Rows]:
+    """The same in the same order, `num` of them being made in a thread or waiting."""
     maker = ThreadPoolExecutor(1)
     try:
-        made = deque(maker.submit(next, batches, None) for _ in range(num))
-        while (batch := made.popleft().result()) is not None:
-            made.append(maker.submit(next, batches, None))
-            yield batch
+        made = deque(maker.submit(next, parts, None) for _ in range(num))
+        while (part := made.popleft().result()) is not None:
+            made.append(maker.submit(next, parts, None))
+            yield part
     finally:
         maker.shutdown(cancel_futures=True)
-
-
-def _read_ahead(read: Callable[[tuple[int, ...]], Rows], wanted: Iterator[tuple[int, ...]]) -> Iterator[Rows]:
-    """What the tasks bring, `TASKS_AHEAD` of them being read or waiting."""
-    with ThreadPoolExecutor(1) as reader:
-        ahead: deque[Future[Rows]] = deque()
-        for task in wanted:
-            ahead.append(reader.submit(read, task))
-            if len(ahead) > TASKS_AHEAD:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()

@@ -352,7 +352,10 @@ def test_batches_are_made_ahead_as_far_as_their_bytes_allow_and_a_fault_comes_in
 
     batches = stream.ahead(noted(), share)
     first = next(batches)
-    time.sleep(0.2)
+    deadline = time.monotonic() + 30
+    while len(made) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.05)
     assert len(made) == 4
     assert np.array_equal(np.array([batch["row"] for batch in (first, *batches)]), trained_on(share))
 
